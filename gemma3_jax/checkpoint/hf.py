@@ -1,0 +1,185 @@
+"""Hugging Face directories: config.json and safetensors, in one file or in shards with an index."""
+
+import contextlib
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.typing import DTypeLike
+
+from gemma3_jax.checkpoint import hf_config, names
+from gemma3_jax.checkpoint.source import Source, Tensor, check_names
+from gemma3_jax.model import config
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
+SHARD_BYTES = 1 << 30  # host memory while writing is one shard, or the largest tensor if that is more
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+# What stands before "layers.0..." in a text model, and in the text part of an image model, older and newer.
+PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+TIED_HEADS = {"lm_head.weight", "language_model.lm_head.weight"}  # the table once more, in files that repeat it
+
+
+def is_hf(path: pathlib.Path) -> bool:
+    """Whether `path` is meant to be a Hugging Face directory."""
+    return (path / CONFIG).exists() or (path / WEIGHTS).exists() or (path / INDEX).exists()
+
+
+def open_source(path: pathlib.Path) -> Source:
+    """The text model in a directory, with every name, shape and dtype checked; no tensor is read yet.
+
+    Raises: ValueError naming the file and the tensor: missing, extra, of another shape or dtype, in a file that is cut
+    short or not safetensors, or in a shard that is not there.
+    """
+    model, architecture = hf_config.read(_existing(path / CONFIG))
+    files = _tensor_files(path)
+    skipped = {name for name in files if name.startswith(VISION_PREFIXES)}
+    notes = ()
+    if architecture == "Gemma3ForConditionalGeneration":
+        notes = (f"{path}: text part only; {len(skipped)} vision tensors left out",) if skipped else ()
+    else:
+        skipped = set()
+    prefix = next((p for p in reversed(PREFIXES) if any(name.startswith(f"{p}layers.") for name in files)), PREFIXES[0])
+    slots = {_hf_name(prefix, slot): slot for slot in names.slots(model)}
+    weights = path / (INDEX if (path / INDEX).exists() else WEIGHTS)
+    heads = TIED_HEADS & set(files)
+    check_names(str(weights), set(slots), set(files) - skipped - heads)
+
+    padded = names.dim_sizes(model, padded=True)
+    table_shape = names.shape_of("V D", padded)
+    for head in heads:
+        _check(files[head], head, table_shape)
+    tensors = {}
+    for name, slot in slots.items():
+        dtype = _check(files[name], name, names.shape_of(slot.row.hf_layout, padded))
+        tensors[slot] = Tensor(dtype, _reader(files[name], name, slot, model))
+    return Source(model, tensors, notes)
+
+
+def write(
+    directory: pathlib.Path,
+    model: config.Config,
+    params: dict,
+    dtype: DTypeLike | None = None,
+    progress: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Writes `params` into an existing, empty directory as Gemma3ForCausalLM; `dtype` None keeps each array's own.
+
+    Equal parameters give equal bytes. Raises: OSError where the disk refuses.
+    """
+    table_dtype = np.dtype(dtype or names.get(params, ("embedder", "table")).dtype)
+    (directory / CONFIG).write_text(hf_config.write(model, table_dtype.name))
+    shards = _plan_shards(model, params, dtype)
+    index = {}
+    for number, slots in enumerate(shards, start=1):
+        file = WEIGHTS if len(shards) == 1 else SHARD.format(number, len(shards))
+        tensors = {_hf_name(PREFIXES[0], slot): _export(slot, model, params, dtype) for slot in slots}
+        try:
+            safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # what the library makes of a full disk
+            raise OSError(f"{directory / file}: {error}") from error
+        shutil.copymode(directory / CONFIG, directory / file)  # the library makes files nobody else may read
+        index |= dict.fromkeys(tensors, file)
+        progress(sum(x.nbytes for x in tensors.values()))
+    if len(shards) > 1:
+        total = sum(_num_bytes(slot, model, params, dtype) for slot in names.slots(model))
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        (directory / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _hf_name(prefix: str, slot: names.Slot) -> str:
+    return prefix + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a Hugging Face directory holds {CONFIG} and {WEIGHTS} or {INDEX}")
+    return path
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path):
+    try:
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            yield handle
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is cut short, or not a safetensors file: {error}") from error
+
+
+def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Which file holds each tensor."""
+    if not (path / INDEX).exists():
+        with _opened(_existing(path / WEIGHTS)) as handle:
+            return dict.fromkeys(handle.keys(), path / WEIGHTS)
+    try:
+        weight_map = json.loads((path / INDEX).read_text())["weight_map"]
+        files = {name: path / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / INDEX} is not a safetensors index: {error!r}") from error
+    for file in sorted(set(files.values())):
+        named = {name for name, place in files.items() if place == file}
+        if not file.is_file():
+            raise ValueError(f"{path / INDEX} names {file.name} (tensor {min(named)}), which does not exist")
+        with _opened(file) as handle:
+            check_names(str(file), named, set(handle.keys()))
+    return files
+
+
+def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
+    """The tensor's dtype, once its shape is what config.json asks for."""
+    with _opened(file) as handle:
+        header = handle.get_slice(name)
+        found, dtype = tuple(header.get_shape()), header.get_dtype()
+    if found != shape:
+        raise ValueError(f"{file}: tensor {name} has shape {found}; {CONFIG} asks for {shape}")
+    if dtype not in DTYPES:
+        raise ValueError(f"{file}: tensor {name} is {dtype}; it must be one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Config) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with _opened(file) as handle:
+            # Only the table has V, and only its rows can be padding.
+            x = handle.get_slice(name)[: model.vocab_size] if "V" in slot.row.layout else handle.get_tensor(name)
+        return names.relayout(x, slot.row.hf_layout, slot.row.layout, names.dim_sizes(model))
+
+    return read
+
+
+def _export(slot: names.Slot, model: config.Config, params: dict, dtype: DTypeLike | None) -> np.ndarray:
+    x = np.asarray(names.get(params, slot.path)[slot.index], dtype)
+    x = names.relayout(x, slot.row.layout, slot.row.hf_layout, names.dim_sizes(model))
+    if "V" in slot.row.layout:
+        x = np.pad(x, ((0, model.vocab_padding), (0, 0)))
+    return np.ascontiguousarray(x)
+
+
+def _num_bytes(slot: names.Slot, model: config.Config, params: dict, dtype: DTypeLike | None) -> int:
+    shape = names.shape_of(slot.row.hf_layout, names.dim_sizes(model, padded=True))
+    return int(np.prod(shape)) * np.dtype(dtype or names.get(params, slot.path).dtype).itemsize
+
+
+def _plan_shards(model: config.Config, params: dict, dtype: DTypeLike | None) -> list[list[names.Slot]]:
+    """The slots of each file, in order, with at most SHARD_BYTES in a file unless one tensor is larger."""
+    shards, room = [[]], SHARD_BYTES
+    for slot in names.slots(model):
+        size = _num_bytes(slot, model, params, dtype)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = SHARD_BYTES
+        shards[-1].append(slot)
+        room -= size
+    return shards
+
+
+def num_bytes(model: config.Config, params: dict, dtype: DTypeLike | None = None) -> int:
+    """Bytes of the tensors that `write` would write."""
+    return jax.tree.reduce(int.__add__, [_num_bytes(slot, model, params, dtype) for slot in names.slots(model)])

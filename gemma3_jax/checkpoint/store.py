@@ -1,0 +1,81 @@
+"""Our own checkpoints: an Orbax directory of parameters, with the model's shape in its metadata."""
+
+import dataclasses
+import pathlib
+
+import jax
+from jax.typing import DTypeLike
+from orbax.checkpoint import v1 as ocp
+
+from gemma3_jax.checkpoint import names
+from gemma3_jax.model import config, parameters
+
+PARAMS = "params"
+METADATA_KEY = "gemma3_jax"  # its presence tells our checkpoints from others
+FORMAT = 1
+
+
+def is_orbax(path: pathlib.Path) -> bool:
+    """Whether `path` looks like an Orbax checkpoint, ours or not (Orbax's own test takes any directory for one)."""
+    return any((path / name).exists() for name in ("_CHECKPOINT_METADATA", "_METADATA"))
+
+
+def is_ours(path: pathlib.Path) -> bool:
+    """Whether `path` is a checkpoint that `save` wrote."""
+    return (path / PARAMS).is_dir() and is_orbax(path) and METADATA_KEY in (_metadata(path).custom_metadata or {})
+
+
+def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
+    """Writes a checkpoint at `path`, which must not exist; appears there whole or not at all."""
+    meta = {METADATA_KEY: {"format": FORMAT, "model": dataclasses.asdict(model)}}
+    ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
+
+
+def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
+    """The model's shape, and the shapes and dtypes of the parameters as stored.
+
+    Raises: ValueError naming the checkpoint and the parameter, if what is stored does not fit the model's shape.
+    """
+    meta = _metadata(path).custom_metadata[METADATA_KEY]
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
+    try:
+        model = config.Config(**meta["model"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    shapes = parameters.shapes(model)
+    stored = dict(names.flatten(_metadata(path).metadata[PARAMS]))
+    for param, expected in list(names.flatten(shapes)):
+        name = "/".join(param)
+        if param not in stored:
+            raise ValueError(f"{path} lacks parameter {name}")
+        found = stored.pop(param)
+        if tuple(found.shape) != expected.shape:
+            raise ValueError(
+                f"{path}: parameter {name} has shape {tuple(found.shape)}; its model asks for {expected.shape}"
+            )
+        names.get(shapes, param[:-1])[param[-1]] = jax.ShapeDtypeStruct(expected.shape, found.dtype)
+    if stored:
+        raise ValueError(f"{path} has an unknown parameter {'/'.join(min(stored))}")
+    return model, shapes
+
+
+def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = None) -> dict:
+    """The parameters, each read straight to where it rests on the mesh; `dtype` None keeps what is stored.
+
+    Raises: ValueError naming the checkpoint if its files are damaged.
+    """
+    model, stored = read_model(path)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
+        stored,
+        parameters.shardings(model, mesh),
+    )
+    try:
+        return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
+    except Exception as error:  # tensorstore has no exception of its own for damaged files
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _metadata(path: pathlib.Path) -> ocp.CheckpointMetadata:
+    return ocp.checkpointables_metadata(path.absolute())  # of a relative path Orbax returns empty metadata

@@ -1,0 +1,39 @@
+"""A directory that appears whole or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+
+def check_new(target: pathlib.Path, num_bytes: int) -> None:
+    """Refuses a target that could not be written, before anything large is read.
+
+    Raises: ValueError if it exists, has no parent directory, or needs more room than its disk has.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists; choose another --target, or remove it first")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is not a directory; --target needs an existing parent")
+    free = shutil.disk_usage(target.parent).free
+    if num_bytes > free:
+        raise ValueError(
+            f"{target} needs {num_bytes / 2**20:.1f} MiB, but its disk has {free / 2**20:.1f} MiB free; "
+            "choose another --target"
+        )
+
+
+@contextlib.contextmanager
+def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write a directory at: it becomes `target` if the block ends well, and is removed if not."""
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        if target.exists():
+            raise ValueError(f"{target} was made by someone else meanwhile; nothing was written there")
+        partial.rename(target)
+    finally:
+        # Orbax writes to a sibling of its own first.
+        for leftover in partial.parent.glob(f"{partial.name}*"):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""The log-probability a model gives each token after the first: the score other programs can be held against."""
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gemma3_jax.model import config, execution, masks, parameters
+
+TOKENS_PER_BATCH = 8192
+LOGITS_PER_CHUNK = 1 << 26  # 256 MiB of float32: a row of 262,144 logits for every token at once would be 8 GiB
+
+
+def check(token_lists: object, vocab_size: int, place: str) -> None:
+    """Raises: ValueError naming `place` and the list, unless it is a list of non-empty lists of ids below V."""
+    if not isinstance(token_lists, list) or not all(isinstance(tokens, list) for tokens in token_lists):
+        raise ValueError(f"{place} must hold a JSON list of lists of token ids, as [[2, 9259], [2, 106]]")
+    for number, tokens in enumerate(token_lists):
+        if not tokens:
+            raise ValueError(f"{place}: list {number} is empty; it must have at least one token id")
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < vocab_size:
+                raise ValueError(
+                    f"{place}: list {number} has token id {token!r}; it must be a whole number below {vocab_size}"
+                )
+
+
+def next_token_logprobs(
+    model: config.Config,
+    execute: execution.Execution,
+    params: dict,
+    tokens: Int[Array, "B T"],
+    segments: Int[Array, "B T"],
+) -> Float[Array, "B T"]:
+    """Natural log of the probability of tokens[:, t + 1] after tokens[:, :t + 1]; the last column means nothing.
+
+    Logits are made for a chunk of tokens at a time and never kept.
+    """
+    transformer = parameters.bind(model, params)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = transformer(tokens, masks.Places(segments, positions), execute=execute)
+    targets = jnp.roll(tokens, -1, axis=1)
+
+    def score(chunk):
+        hidden, targets = chunk
+        logits = transformer.logits(hidden)
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return target_logits - jax.nn.logsumexp(logits, axis=-1)
+
+    num_rows, num_tokens = tokens.shape
+    size = max(1, LOGITS_PER_CHUNK // (num_rows * model.vocab_size))
+    size = math.gcd(num_tokens, 1 << (size.bit_length() - 1))
+    chunks = [x.reshape(num_rows, -1, size, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets)]
+    return jax.lax.map(score, tuple(chunks)).swapaxes(0, 1).reshape(num_rows, num_tokens)
+
+
+def score(
+    model: config.Config,
+    params: dict,
+    token_lists: Sequence[Sequence[int]],
+    *,
+    mesh: jax.sharding.Mesh,
+    execute: execution.Execution,
+    progress: Callable[[int], None] = lambda num_tokens: None,
+) -> list[list[float]]:
+    """For every list, the log-probability (nats) of each token after its first, in order.
+
+    Lists of like length share a batch, filled up to a power of two, so few shapes are compiled.
+    """
+    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute))
+    by_length = collections.defaultdict(list)
+    for number, tokens in enumerate(token_lists):
+        by_length[_padded_length(len(tokens), mesh.shape["seq"])].append(number)
+    results: list[list[float]] = [[]] * len(token_lists)
+    row_multiple = mesh.shape["replica"] * mesh.shape["data"]
+    for num_tokens, numbers in sorted(by_length.items()):
+        wanted = min(len(numbers), max(1, TOKENS_PER_BATCH // num_tokens))
+        num_rows = -(-(1 << (wanted - 1).bit_length()) // row_multiple) * row_multiple
+        for start in range(0, len(numbers), num_rows):
+            batch = numbers[start : start + num_rows]
+            tokens = np.zeros((num_rows, num_tokens), np.int32)
+            segments = np.zeros_like(tokens)
+            for row, number in enumerate(batch):
+                tokens[row, : len(token_lists[number])] = token_lists[number]
+                segments[row, : len(token_lists[number])] = 1
+            with jax.set_mesh(mesh):
+                logprobs = np.asarray(compiled(params, tokens, segments))
+            for row, number in enumerate(batch):
+                results[number] = logprobs[row, : len(token_lists[number]) - 1].tolist()
+                progress(len(token_lists[number]))
+    return results
+
+
+def _padded_length(num_tokens: int, multiple: int) -> int:
+    """The next power of two, at least 16, then up to a multiple of the `seq` axis."""
+    length = max(16, 1 << (num_tokens - 1).bit_length())
+    return -(-length // multiple) * multiple

@@ -1,0 +1,73 @@
+"""Gemma 3 attention: grouped heads, norms on query and key, RoPE, and the choice of how to compute it."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from gemma3_jax import sharding
+from gemma3_jax.model import banded, config, dense, layers, masks, rope
+
+
+def choose_path(attention: str, num_tokens: int, window: int | None, *, both_ways: bool) -> str:
+    """'dense' or 'banded'. A global layer has only dense; 'auto' takes banded where it scores at most half the keys."""
+    if attention == "dense" or window is None:
+        return "dense"
+    if attention == "banded":
+        return "banded"
+    keys = banded.keys_per_query(window, num_tokens, both_ways=both_ways)
+    return "banded" if 2 * keys <= num_tokens else "dense"
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    places: masks.Places,
+    window: int | None,
+    attention: str,
+) -> Float[Array, "B T N H"]:
+    """Softmax-weighted values by the path that fits; exactly 0 at padding, whichever path it was."""
+    path = choose_path(attention, query.shape[1], window, both_ways=places.images is not None)
+    if path == "dense":
+        out = dense.attend(query, key, value, places, window)
+    else:
+        out = banded.attend(query, key, value, places, window)
+    return jnp.where((places.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
+
+
+class Attention(nnx.Module):
+    """Self-attention of one layer; `window` is None on a global layer."""
+
+    def __init__(self, model: config.Config, window: int | None, rngs: nnx.Rngs):
+        width, num_heads, num_key_heads, head_width = (
+            model.width,
+            model.num_heads,
+            model.num_key_heads,
+            model.head_width,
+        )
+        self.window = window
+        self.query_scale = model.query_scale
+        self.query = layers.parameter(rngs, "D N H", (width, num_heads, head_width), fan_in="D")
+        self.key = layers.parameter(rngs, "D K H", (width, num_key_heads, head_width), fan_in="D")
+        self.value = layers.parameter(rngs, "D K H", (width, num_key_heads, head_width), fan_in="D")
+        self.output = layers.parameter(rngs, "N H D", (num_heads, head_width, width), fan_in="N H")
+        self.query_norm = layers.RMSNorm("H", head_width, model.norm_epsilon, rngs)
+        self.key_norm = layers.RMSNorm("H", head_width, model.norm_epsilon, rngs)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], attention: str
+    ) -> Float[Array, "B T D"]:
+        query = jnp.einsum("BTD,DNH->BTNH", x, layers.in_use(self.query, "D N H", x.dtype))
+        key = jnp.einsum("BTD,DKH->BTKH", x, layers.in_use(self.key, "D K H", x.dtype))
+        value = jnp.einsum("BTD,DKH->BTKH", x, layers.in_use(self.value, "D K H", x.dtype))
+        # Norm, rotation and scale in float32, then one rounding to the activations' dtype.
+        query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
+        key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
+        query = checkpoint_name(sharding.constrain(query.astype(x.dtype), "B T N H"), "query")
+        key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "B S K H"), "key")
+        value = checkpoint_name(sharding.constrain(value, "B S K H"), "value")
+        attended = attend(query, key, value, places, self.window, attention)
+        attended = checkpoint_name(sharding.constrain(attended, "B T N H"), "attended")
+        out = jnp.einsum("BTNH,NHD->BTD", attended, layers.in_use(self.output, "N H D", x.dtype))
+        return sharding.constrain(out, "B T D")

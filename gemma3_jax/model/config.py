@@ -1,0 +1,95 @@
+"""One row per Gemma 3 size: every number that makes one model differ from another."""
+
+import dataclasses
+import types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """The shape of a text transformer. Nothing below compares a model's name: what differs is a column here.
+
+    Source: Gemma 3 report, Table 1 and section 2; google-deepmind/gemma gm/nn/_gemma.py.
+    """
+
+    num_layers: int
+    width: int  # D
+    mlp_width: int  # F, of each of the two branches
+    num_heads: int  # N
+    num_key_heads: int  # K
+    head_width: int  # H
+    window: int  # tokens a local layer sees, the query's own included
+    query_scale: float  # multiplies the query before the dot product
+    rope_scale: float  # global layers only: angles are divided by it
+    vocab_size: int = 262_144  # V
+    vocab_padding: int = 0  # rows that a Hugging Face table has beyond V: never looked up, never predicted
+    num_local_per_global: int = 5  # the pattern is that many local layers, then one global; truncated at the end
+    rope_base_local: float = 1e4
+    rope_base_global: float = 1e6
+    norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("vocab_padding", "num_local_per_global") else 1
+            if field.type is int and value < least:
+                raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least}")
+            if field.type is float and not value > 0:
+                raise ValueError(f"model.{field.name} is {value!r}; it must be a number > 0")
+        if self.num_heads % self.num_key_heads:
+            raise ValueError(
+                f"model.num_heads is {self.num_heads}, model.num_key_heads {self.num_key_heads}; "
+                "the first must be a multiple of the second"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"model.head_width is {self.head_width}; it must be even, as RoPE turns halves")
+
+    @property
+    def period(self) -> int:
+        """Layers in one turn of the pattern."""
+        return self.num_local_per_global + 1
+
+    @property
+    def num_periods(self) -> int:
+        """Whole turns of the pattern."""
+        return self.num_layers // self.period
+
+    @property
+    def num_remaining(self) -> int:
+        """Local layers after the last whole turn."""
+        return self.num_layers % self.period
+
+    def is_global(self, layer: int) -> bool:
+        """Whether layer number `layer`, from 0, sees the whole document."""
+        return layer % self.period == self.num_local_per_global
+
+
+def _gemma3(**columns) -> Config:
+    columns.setdefault("query_scale", columns["head_width"] ** -0.5)
+    return Config(**columns)
+
+
+# 27B scales queries by (width / num_heads) ** -0.5, all others by head_width ** -0.5.
+SIZES = types.MappingProxyType(
+    {
+        "270m": _gemma3(
+            num_layers=18, width=640, mlp_width=2048, num_heads=4, num_key_heads=1, head_width=256,
+            window=512, rope_scale=1.0,
+        ),
+        "1b": _gemma3(
+            num_layers=26, width=1152, mlp_width=6912, num_heads=4, num_key_heads=1, head_width=256,
+            window=512, rope_scale=1.0,
+        ),
+        "4b": _gemma3(
+            num_layers=34, width=2560, mlp_width=10240, num_heads=8, num_key_heads=4, head_width=256,
+            window=1024, rope_scale=8.0, vocab_padding=64,
+        ),
+        "12b": _gemma3(
+            num_layers=48, width=3840, mlp_width=15360, num_heads=16, num_key_heads=8, head_width=256,
+            window=1024, rope_scale=8.0, vocab_padding=64,
+        ),
+        "27b": _gemma3(
+            num_layers=62, width=5376, mlp_width=21504, num_heads=32, num_key_heads=16, head_width=128,
+            window=1024, rope_scale=8.0, vocab_padding=64, query_scale=168**-0.5,
+        ),
+    }
+)  # fmt: skip

@@ -1,0 +1,31 @@
+"""Attention with the whole score matrix written out: the reference that every other path must equal."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gemma3_jax.model import masks
+
+MASKED = -2.3819763e38  # finite: a row with no key left would turn -inf into NaN
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    places: masks.Places,
+    window: int | None,
+) -> Float[Array, "B T N H"]:
+    """Softmax-weighted values; `query` comes scaled, query head n reads key head n // (N / K).
+
+    Costs O(T * S) time and memory.
+    """
+    q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, key, preferred_element_type=jnp.float32)
+    probs = masked_softmax(scores, masks.visible(places, places, window)[:, None, None])
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
+
+
+def masked_softmax(scores: Float[Array, "*dims T S"], mask: Bool[Array, "*#dims T S"]) -> Float[Array, "*dims T S"]:
+    """Softmax over the keys that `mask` allows, in float32."""
+    return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)

@@ -1,0 +1,93 @@
+"""The parts of a block that are not attention: norm, embedding table, gated MLP."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from gemma3_jax import sharding
+
+
+def annotated(value) -> nnx.Param:
+    """A parameter whose dims annotate and no more: sharding.parameter_shardings decides for all of them at once."""
+    return nnx.Param(value, eager_sharding=False)
+
+
+def parameter(rngs: nnx.Rngs, dims: str, shape: tuple[int, ...], *, fan_in: str) -> nnx.Param:
+    """A normal draw with variance 1 / (product of the dims in `fan_in`), annotated with its dims.
+
+    The report does not publish initial values: this choice keeps activations near unit variance at the first step.
+    """
+    letters = tuple(dims.split())
+    scale = math.prod(size for letter, size in zip(letters, shape, strict=True) if letter in fan_in.split()) ** -0.5
+    init = nnx.with_partitioning(nnx.initializers.normal(scale), letters)
+    return annotated(init(rngs.params(), shape, jnp.float32))
+
+
+def in_use(param: nnx.Param, dims: str, dtype: DTypeLike) -> jax.Array:
+    """The parameter as a layer computes with it: in the activations' dtype, gathered from its ZeRO-3 shards."""
+    return sharding.constrain(param[...].astype(dtype), dims)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (1 + scale), in float32 whatever the dtype of x; scale starts at 0."""
+
+    def __init__(self, dim: str, width: int, epsilon: float, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        init = nnx.with_partitioning(nnx.initializers.zeros_init(), (dim,))
+        self.scale = annotated(init(rngs.params(), (width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+        x_f32 = x.astype(jnp.float32)  # bf16 keeps 8 bits: a mean of thousands of squares drifts
+        inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.epsilon)
+        scale = jnp.expand_dims(1.0 + self.scale[...].astype(jnp.float32), range(x.ndim - 1))
+        return (x_f32 * inverse_rms * scale).astype(x.dtype)
+
+
+class Embedder(nnx.Module):
+    """The vocabulary table, used at both ends: looked up going in, multiplied with coming out."""
+
+    def __init__(self, vocab_size: int, width: int, rngs: nnx.Rngs):
+        self.table = parameter(rngs, "V D", (vocab_size, width), fan_in="D")
+
+    def encode(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
+        """Table rows times sqrt(D), the factor rounded to `dtype` first (33.94 becomes 34 in bfloat16)."""
+        rows = in_use(self.table, "V D", dtype)[tokens]
+        return sharding.constrain(rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype), "B T D")
+
+    def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Float32 logits over the whole vocabulary, from the same table without the factor."""
+        table = in_use(self.table, "V D", x.dtype)
+        logits = jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
+        return sharding.constrain(logits, "B T V")
+
+
+def place_soft_tokens(
+    x: Float[Array, "B T D"], soft_tokens: Float[Array, "B I Q D"], images: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """`x` with its n-th image place (images > 0) of every row overwritten by the row's n-th soft token, unscaled.
+
+    Source: Gemma 3 report, section 2.1; google-deepmind/gemma gm/nn/_transformer.py.
+    """
+    is_image = images > 0
+    flat = soft_tokens.reshape(soft_tokens.shape[0], -1, soft_tokens.shape[-1]).astype(x.dtype)
+    order = jnp.maximum(jnp.cumsum(is_image, axis=1) - 1, 0)
+    return jnp.where(is_image[..., None], jnp.take_along_axis(flat, order[..., None], axis=1), x)
+
+
+class GatedMLP(nnx.Module):
+    """down(gelu(gate(x)) * up(x)), with the tanh form of GELU (GeGLU)."""
+
+    def __init__(self, width: int, mlp_width: int, rngs: nnx.Rngs):
+        self.gate = parameter(rngs, "D F", (width, mlp_width), fan_in="D")
+        self.up = parameter(rngs, "D F", (width, mlp_width), fan_in="D")
+        self.down = parameter(rngs, "F D", (mlp_width, width), fan_in="F")
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate = jnp.einsum("BTD,DF->BTF", x, in_use(self.gate, "D F", x.dtype))
+        up = jnp.einsum("BTD,DF->BTF", x, in_use(self.up, "D F", x.dtype))
+        hidden = sharding.constrain(jax.nn.gelu(gate, approximate=True) * up, "B T F")
+        return sharding.constrain(jnp.einsum("BTF,FD->BTD", hidden, in_use(self.down, "F D", x.dtype)), "B T D")

@@ -1,0 +1,42 @@
+"""Who may look at whom: the one place that says it."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+class Places(NamedTuple):
+    """Where every token of a packed row stands; all that attention may ask about it.
+
+    A document's tokens are consecutive in the row, and its positions count up by one: the banded path relies on it.
+    """
+
+    segments: Int[Array, "B T"]  # which document of the row; 0 is padding
+    positions: Int[Array, "B T"]  # place within the document, from 0
+    images: Int[Array, "B T"] | None = None  # which image of the row a soft token belongs to; 0 is text
+
+
+def whole_rows(tokens: Int[Array, "B T"]) -> Places:
+    """Places of rows that hold one document each and no padding."""
+    return Places(segments=jnp.ones_like(tokens), positions=jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
+
+
+def visible(query: Places, key: Places, window: int | None) -> Bool[Array, "... T S"]:
+    """True where a query may read a key: same document, and either not ahead of it or in the same image.
+
+    With a `window`, also fewer than `window` tokens away: the query's own token counts, so a window of W holds W keys.
+    Padding is a document of its own, so no query is left without any key. Leading dims of `query` and `key` agree.
+    Raises: ValueError if window < 1.
+    Source: Gemma 3 report, section 2; window and image rule as in google-deepmind/gemma gm/nn/_modules.py.
+    """
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window} tokens; it must be >= 1 (config.model.window)")
+    lag = query.positions[..., :, None] - key.positions[..., None, :]
+    allowed = lag >= 0
+    if query.images is not None:
+        image = query.images[..., :, None]
+        allowed |= (image > 0) & (image == key.images[..., None, :])
+    if window is not None:
+        allowed &= jnp.abs(lag) < window
+    return allowed & (query.segments[..., :, None] == key.segments[..., None, :])

@@ -1,0 +1,108 @@
+"""Gemma 3, the text transformer: section 2 of the report, in code."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gemma3_jax.model import attention, config, execution, layers, masks, rope
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each between two norms and added to the residual stream."""
+
+    def __init__(self, model: config.Config, window: int | None, rngs: nnx.Rngs):
+        norm = functools.partial(layers.RMSNorm, "D", model.width, model.norm_epsilon, rngs)
+        self.pre_attention_norm = norm()
+        self.attention = attention.Attention(model, window, rngs)
+        self.post_attention_norm = norm()
+        self.pre_mlp_norm = norm()
+        self.mlp = layers.GatedMLP(model.width, model.mlp_width, rngs)
+        self.post_mlp_norm = norm()
+
+    def __call__(
+        self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], path: str
+    ) -> Float[Array, "B T D"]:
+        x += self.post_attention_norm(self.attention(self.pre_attention_norm(x), places, angles, path))
+        x += self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x)))
+        return x
+
+
+class Period(nnx.Module):
+    """One turn of the pattern: the local layers, stacked, then the global one."""
+
+    def __init__(self, model: config.Config, rngs: nnx.Rngs):
+        self.local_layers = _local_stack(model, model.num_local_per_global, rngs)
+        self.global_layer = Block(model, None, rngs)
+
+
+class Transformer(nnx.Module):
+    """Packed rows of tokens in, final hidden states out; `logits` turns those into scores over the vocabulary.
+
+    The layers stand as a scan over periods, in each a scan over local layers and one global layer, and a scan over the
+    local layers left at the end: three layer bodies in the program, whatever the depth.
+    """
+
+    def __init__(self, model: config.Config, rngs: nnx.Rngs):
+        self.model = model
+        self.embedder = layers.Embedder(model.vocab_size, model.width, rngs)
+        self.periods = _stack(model.num_periods, lambda rngs: Period(model, rngs), rngs)
+        self.remaining_layers = _local_stack(model, model.num_remaining, rngs)
+        self.final_norm = layers.RMSNorm("D", model.width, model.norm_epsilon, rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        places: masks.Places,
+        soft_tokens: Float[Array, "B I Q D"] | None = None,
+        *,
+        execute: execution.Execution = execution.REFERENCE,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the final norm. Image places take `soft_tokens` in order; their ids are not looked up."""
+        if soft_tokens is not None:
+            tokens = jnp.where(places.images > 0, 0, tokens)  # the placeholder's id may lie outside the table
+        x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
+        if soft_tokens is not None:
+            x = layers.place_soft_tokens(x, soft_tokens, places.images)
+
+        angles = functools.partial(rope.angles, places.positions, self.model.head_width)
+        local_angles = angles(base=self.model.rope_base_local, scale=1.0)
+        global_angles = angles(base=self.model.rope_base_global, scale=self.model.rope_scale)
+
+        def layer(x, block, angles):
+            return block(x, places, angles, execute.attention)
+
+        if execute.remat != "none":
+            # Inside a scan nothing can merge the two computations, so the barrier against it would only cost.
+            layer = jax.checkpoint(layer, policy=execution.REMAT_POLICIES[execute.remat], prevent_cse=False)
+
+        def local_layer(x, block):
+            return layer(x, block, local_angles), None
+
+        def period(x, layers_of):
+            if layers_of.local_layers is not None:
+                x, _ = jax.lax.scan(local_layer, x, layers_of.local_layers)
+            return layer(x, layers_of.global_layer, global_angles), None
+
+        if self.periods is not None:
+            x, _ = jax.lax.scan(period, x, self.periods)
+        if self.remaining_layers is not None:
+            x, _ = jax.lax.scan(local_layer, x, self.remaining_layers)
+        return self.final_norm(x)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Float32 scores over the vocabulary: no bias, no soft cap. Ask for few tokens at a time: V is 262,144."""
+        return self.embedder.decode(hidden)
+
+
+def _stack(num: int, make, rngs: nnx.Rngs):
+    """`num` modules with their parameters stacked along a new first dim "L", or None for none."""
+    if num == 0:
+        return None
+    return nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: "L"})(rngs.split(num))
+
+
+def _local_stack(model: config.Config, num: int, rngs: nnx.Rngs):
+    return _stack(num, lambda rngs: Block(model, model.window, rngs), rngs)

@@ -1,0 +1,167 @@
+"""Dims, mesh axes, and the one table between them.
+
+A *dim* belongs to an array, an *axis* to the mesh. Every dim of this package is one of these letters, in shape
+annotations, in einsum strings and in sharding annotations alike:
+
+    B batch             N query heads       A samples per prompt    P patches
+    T query tokens      K key heads         M teacher samples       Q soft tokens
+    S key tokens        G = N / K           I images                W vision width
+    D width             H head width        L layers                R blocks
+    F MLP width         V vocabulary                                Z tokens in a block
+
+The mesh axes are those of the report's Table 2, and one more: `replica` (whole copies of the parameters, across pods),
+`data` (ZeRO-3), `seq` (context), and `model` (tensor parallel; 1 unless asked for).
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("replica", "data", "seq", "model")
+
+# Where activations, and parameters in use, are split. A dim that is not listed is whole on every device.
+ACTIVATION_AXES = {
+    "B": ("replica", "data"),
+    "T": ("seq",),
+    "N": ("model",),
+    "K": ("model",),
+    "F": ("model",),
+    "V": ("model",),
+}
+# Where parameters at rest (and their gradients and moments) are split: `model` on its own dim as above, and the ZeRO-3
+# axes wherever the shape allows.
+ZERO_AXES = ("data", "seq")
+LANES = 128  # a TPU pads the last dim of a shard to this many elements
+BIG_ELEMENTS = 1 << 20  # a parameter of this size that is not split over every ZeRO-3 shard is worth a warning
+
+
+def make_mesh(*, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1) -> Mesh:
+    """A mesh of the first replica*data*seq*model devices, with Auto axis types.
+
+    Raises: ValueError if there are fewer devices than that, or if an axis is smaller than 1.
+    """
+    sizes = {"replica": replica, "data": data, "seq": seq, "model": model}
+    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if min(sizes.values()) < 1:
+        raise ValueError(f"mesh is {asked}; every axis must be >= 1")
+    num_devices = math.prod(sizes.values())
+    if num_devices > jax.device_count():
+        raise ValueError(
+            f"mesh is {asked} = {num_devices} devices, but there are {jax.device_count()}; "
+            "make the axes multiply to at most that"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),  # Explicit, JAX's default, refuses Flax annotations
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """Refuses a mesh that this package's annotations cannot drive.
+
+    Raises: ValueError if an axis has another name, or is not of type Auto.
+    """
+    if tuple(mesh.axis_names) != AXES:
+        raise ValueError(f"mesh axes are {tuple(mesh.axis_names)}; they must be {AXES} (sharding.make_mesh)")
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            f"mesh axis types are {mesh.axis_types}; all must be Auto (sharding.make_mesh builds such a mesh)"
+        )
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+    """`x`, laid out over the current mesh as ACTIVATION_AXES says; `x` itself where no mesh is set.
+
+    `dims` names every dim of `x` by its letter. An axis that does not divide a dim is left out of it (one key head on a
+    `model` axis of 2, say): correct, and whole on that axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    letters = dims.split()
+    assert len(letters) == x.ndim, f"{dims!r} names {len(letters)} dims of an array of {x.ndim}"
+    spec = []
+    for letter, size in zip(letters, x.shape, strict=True):
+        axes = ACTIVATION_AXES.get(letter, ())
+        spec.append(axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
+    """The best legal layout of one parameter at rest.
+
+    Best is, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding of the last
+    dim to TPU lanes; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as the scan walks
+    them, and vectors (norm scales) stay whole, as gathering them would cost more than they weigh. Every choice of a dim
+    (or none) for each axis is weighed: at most 4**3 of them.
+    """
+    if sum(letter != "L" for letter in dims) < 2:
+        return PartitionSpec()
+    axes = [axis for axis in (*ZERO_AXES, "model") if axis_sizes[axis] > 1]
+    choices = [None, *(i for i, letter in enumerate(dims) if letter != "L")]
+    best_cost, best = None, None
+    for places in itertools.product(choices, repeat=len(axes)):
+        split = [1] * len(shape)
+        for axis, place in zip(axes, places, strict=True):
+            if place is not None:
+                split[place] *= axis_sizes[axis]
+        if any(size % parts for size, parts in zip(shape, split, strict=True)):
+            continue
+        at_home = all(
+            place is not None and axis in ACTIVATION_AXES.get(dims[place], ())
+            for axis, place in zip(axes, places, strict=True)
+            if axis == "model"
+        )
+        shard = [size // parts for size, parts in zip(shape, split, strict=True)]
+        padded_elements = math.prod(shard[:-1]) * -(-shard[-1] // LANES)
+        used = sorted({place for place in places if place is not None})
+        cost = (-math.prod(split), not at_home, padded_elements, len(used), used)
+        if best_cost is None or cost < best_cost:
+            best_cost, best = cost, places
+    spec = [tuple(a for a, place in zip(axes, best, strict=True) if place == i) or None for i in range(len(dims))]
+    return PartitionSpec(*spec)
+
+
+def parameter_shardings(dims: Mapping, shapes: Mapping, mesh: Mesh) -> dict:
+    """A NamedSharding for every parameter. `dims` and `shapes` are nested dicts of the same keys."""
+    check_mesh(mesh)
+    sizes = dict(mesh.shape)
+    return {
+        key: (
+            parameter_shardings(dims[key], shape, mesh)
+            if isinstance(shape, Mapping)
+            else NamedSharding(mesh, parameter_spec(dims[key], shape.shape, sizes))
+        )
+        for key, shape in shapes.items()
+    }
+
+
+def describe(shapes: Mapping, shardings: Mapping) -> str:
+    """A table of what was chosen for every parameter, and a warning for each big one that is not fully split."""
+    rows, warnings = [], []
+    bytes_total = bytes_per_device = 0
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for (path, leaf), place in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        name = "/".join(key.key for key in path)
+        split = [(axes,) if isinstance(axes, str) else axes or () for axes in place.spec]
+        num_shards = math.prod(place.mesh.shape[axis] for axes in split for axis in axes)
+        wanted = math.prod(size for axis, size in place.mesh.shape.items() if axis != "replica")
+        num_bytes = math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        bytes_per_device += num_bytes
+        bytes_total += num_bytes * num_shards
+        layout = " ".join("+".join(axes) or "-" for axes in split) or "whole"
+        rows.append(f"{name:<52} {leaf.shape!s:<26} {layout:<24} {num_shards} of {wanted}")
+        if num_shards < wanted and leaf.size >= BIG_ELEMENTS:
+            warnings.append(
+                f"warning: {name} {leaf.shape} divides into {num_shards} shards, not {wanted}: "
+                f"{num_bytes / 2**20:.1f} MiB on every device"
+            )
+    head = f"{'parameter':<52} {'shape':<26} {'mesh axes by dim':<24} shards"
+    foot = f"parameters: {bytes_total / 2**20:.1f} MiB, {bytes_per_device / 2**20:.1f} MiB per device"
+    return "\n".join([head, *rows, *warnings, foot])

@@ -1,0 +1,101 @@
+"""Dense is the reference: its value by hand, and every other path equal to it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma3_jax.model import attention, banded, dense, masks
+from tests import toys
+
+NUM_HEADS, HEAD_WIDTH = 4, 8
+
+
+def inputs(num_tokens, num_key_heads, num_rows=2):
+    shape = lambda heads: (num_rows, num_tokens, heads, HEAD_WIDTH)  # noqa: E731
+    query, key, value = (
+        jnp.asarray(toys.noise(name, shape(heads)) * 2)
+        for name, heads in (("query", NUM_HEADS), ("key", num_key_heads), ("value", num_key_heads))
+    )
+    return query, key, value
+
+
+def packed_places(lengths, num_tokens, images=False):
+    segments, positions = (jnp.tile(x, (2, 1)) for x in toys.packed(lengths, num_tokens))
+    if not images:
+        return masks.Places(segments, positions)
+    index = jnp.arange(num_tokens)
+    image = jnp.where((index % 9 > 3)[None] & (segments > 0), 1 + index[None] // 9, 0)
+    return masks.Places(segments, positions, image.astype(jnp.int32))
+
+
+def test_dense_by_hand():
+    query = jnp.asarray([0.0, np.log(3.0)]).reshape(1, 2, 1, 1)
+    key = jnp.asarray([0.0, 1.0]).reshape(1, 2, 1, 1)
+    value = jnp.asarray([4.0, 8.0]).reshape(1, 2, 1, 1)
+    out = dense.attend(query, key, value, masks.whole_rows(jnp.zeros((1, 2), jnp.int32)), None)
+    np.testing.assert_allclose(out.ravel(), [4.0, 4.0 / 4 + 8.0 * 3 / 4], rtol=1e-6)
+
+
+def test_query_heads_share_key_heads_in_order():
+    query, key, value = inputs(6, num_key_heads=2)
+    places = masks.whole_rows(jnp.zeros((2, 6), jnp.int32))
+    repeated = dense.attend(query, jnp.repeat(key, 2, axis=2), jnp.repeat(value, 2, axis=2), places, None)
+    np.testing.assert_allclose(dense.attend(query, key, value, places, None), repeated, atol=1e-6)
+
+
+# Row lengths below, at and beyond the block; windows of one token, odd, larger than a block, larger than the row.
+@pytest.mark.parametrize(
+    "num_tokens, window", [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128)]
+)
+@pytest.mark.parametrize("num_key_heads, images", [(1, False), (2, True), (4, False)])
+def test_banded_equals_dense_forward_and_backward(num_tokens, window, num_key_heads, images):
+    places = packed_places([num_tokens // 3, num_tokens // 2], num_tokens, images)
+    weight = jnp.asarray(toys.noise("weight", (2, num_tokens, NUM_HEADS, HEAD_WIDTH)))
+
+    def loss(arrays, path):
+        return jnp.sum(attention.attend(*arrays, places, window, path) * weight)
+
+    arrays = inputs(num_tokens, num_key_heads)
+    outs = [attention.attend(*arrays, places, window, path) for path in ("dense", "banded")]
+    np.testing.assert_allclose(*outs, atol=2e-6)  # sums of `window` products, taken in another order
+    grads = [jax.jit(jax.grad(loss), static_argnums=1)(arrays, path) for path in ("dense", "banded")]
+    for of_dense, of_banded in zip(*grads, strict=True):
+        np.testing.assert_allclose(of_banded, of_dense, atol=1e-5)
+    assert np.abs(grads[0][2]).max() > 0.1
+
+
+@pytest.mark.parametrize("path", ["dense", "banded"])
+def test_padding_attends_to_zero_and_sends_no_gradient(path):
+    places = packed_places([10, 5], 40)
+    arrays = inputs(40, 2)
+    out = attention.attend(*arrays, places, 4, path)
+    assert not np.isnan(out).any() and (out[:, 15:] == 0).all() and (out[:, :15] != 0).all()
+    for grad in jax.grad(lambda arrays: jnp.sum(attention.attend(*arrays, places, 4, path)))(arrays):
+        assert not np.isnan(grad).any() and (grad[:, 15:] == 0).all()
+
+
+def test_banded_scores_grow_with_the_window_not_with_the_row():
+    def largest(num_tokens):
+        arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs(num_tokens, 1, num_rows=1)]
+        places = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))
+        jaxpr = jax.make_jaxpr(lambda *a: banded.attend(*a, places, 128))(*arrays)
+        return max(var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars)
+
+    assert largest(4096) == 8 * largest(512) == NUM_HEADS * 4096 * banded.keys_per_query(128, 4096, both_ways=False)
+
+
+def test_the_path_is_chosen_by_cost_and_can_be_forced():
+    choose = lambda *a: attention.choose_path(*a, both_ways=False)  # noqa: E731
+    assert choose("auto", 4096, 512) == "banded" and choose("auto", 1024, 512) == "dense"
+    assert choose("auto", 4096, None) == choose("banded", 4096, None) == "dense"
+    assert choose("dense", 4096, 512) == "dense" and choose("banded", 16, 512) == "banded"
+
+
+def test_block_covers_window_reach_for_every_row_and_window():
+    for num_tokens, window in itertools.product((1, 5, 127, 128, 129, 1000), (1, 2, 127, 128, 129, 999, 5000)):
+        block = banded.block_size(window, num_tokens)
+        assert banded.keys_per_query(window, num_tokens, both_ways=False) >= min(window, num_tokens)
+        assert 1 <= block <= num_tokens

@@ -1,0 +1,62 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma3_jax.model import masks
+from tests import toys
+
+
+def places(segments, positions=None, images=None):
+    as_row = lambda x: jnp.asarray([x], jnp.int32)  # noqa: E731
+    positions = range(len(segments)) if positions is None else positions
+    return masks.Places(as_row(segments), as_row(list(positions)), None if images is None else as_row(images))
+
+
+def test_a_global_layer_sees_everything_before_it():
+    row = places([1] * 4)
+    np.testing.assert_array_equal(masks.visible(row, row, None)[0], np.tri(4, dtype=bool))
+
+
+def test_window_of_one_token_reads_only_itself():
+    row = places([1] * 4)
+    np.testing.assert_array_equal(masks.visible(row, row, 1)[0], np.eye(4, dtype=bool))
+
+
+def test_window_of_three_holds_three_keys_the_querys_own_among_them():
+    row = places([1] * 6)
+    assert masks.visible(row, row, 3)[0].sum(axis=1).tolist() == [1, 2, 3, 3, 3, 3]
+
+
+def test_documents_and_padding_do_not_see_each_other():
+    row = places([1, 1, 2, 2, 0], [0, 1, 0, 1, 0])
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(masks.visible(row, row, None)[0], np.array(expected, bool))
+
+
+def test_soft_tokens_see_their_own_image_ahead_but_no_other():
+    row = places([1] * 6, images=[0, 1, 1, 2, 2, 0])
+    expected = np.tri(6, dtype=bool)
+    expected[1, 2] = expected[3, 4] = True
+    np.testing.assert_array_equal(masks.visible(row, row, None)[0], expected)
+
+
+def test_an_image_does_not_reach_beyond_the_window():
+    row = places([1] * 5, images=[1] * 5)
+    lag = np.abs(np.arange(5)[:, None] - np.arange(5))
+    np.testing.assert_array_equal(masks.visible(row, row, 2)[0], lag < 2)
+
+
+def test_images_of_two_documents_are_apart_even_with_the_same_number():
+    row = places([1, 1, 2, 2], [0, 1, 0, 1], images=[1, 1, 1, 1])
+    assert not masks.visible(row, row, None)[0, :2, 2:].any()
+
+
+def test_whole_rows_are_one_document_each():
+    row = masks.whole_rows(jnp.asarray(toys.tokens(toys.TOY, 2, 3)))
+    assert row.segments.tolist() == [[1, 1, 1]] * 2 and row.positions.tolist() == [[0, 1, 2]] * 2
+
+
+def test_window_below_one_says_what_it_got_and_where_to_set_it():
+    row = places([1] * 4)
+    with pytest.raises(ValueError, match=r"window is 0 tokens; .*config\.model\.window"):
+        masks.visible(row, row, 0)

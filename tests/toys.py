@@ -1,0 +1,107 @@
+"""Toy models that between them switch on every trap of the architecture, and weights that any program can make."""
+
+import dataclasses
+import itertools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma3_jax.checkpoint import names
+from gemma3_jax.model import config, parameters
+
+# 8 layers: one turn of the pattern and two layers left over; W < T; GQA 2; N*H != D; a query scale of its own.
+TOY = config.Config(
+    num_layers=8,
+    width=24,
+    mlp_width=40,
+    num_heads=4,
+    num_key_heads=2,
+    head_width=8,
+    window=5,
+    query_scale=12**-0.5,
+    rope_scale=8.0,
+    vocab_size=96,
+)
+
+# (name, changes to TOY): the traps of issue and report, one by one and together.
+VARIANTS = {
+    "toy": {},
+    "head_width_scale": {"query_scale": 8**-0.5},
+    "window_1": {"window": 1},
+    "window_odd_2_layers": {"window": 7, "num_layers": 2},
+    "window_beyond_row": {"window": 64, "num_layers": 6},
+    "heads_alike": {"num_key_heads": 4, "num_layers": 3},
+    "one_key_head": {"num_key_heads": 1, "num_layers": 4},
+    "rope_scale_1": {"rope_scale": 1.0, "num_layers": 7},
+    "one_layer": {"num_layers": 1},
+    "five_layers": {"num_layers": 5},
+    "nine_layers": {"num_layers": 9, "window": 3},
+    "eleven_layers": {"num_layers": 11, "window": 9},
+    "twelve_layers": {"num_layers": 12, "rope_scale": 4.0},
+    "thirteen_layers": {"num_layers": 13, "norm_epsilon": 1e-3},
+    "every_layer_global": {"num_local_per_global": 0, "num_layers": 3},
+    "other_pattern_and_bases": {
+        "num_local_per_global": 2,
+        "num_layers": 7,
+        "rope_base_local": 500.0,
+        "rope_base_global": 9e4,
+    },
+    "wide_heads": {"num_heads": 2, "num_key_heads": 1, "head_width": 32},
+    "padded_table": {"vocab_size": 262_144, "vocab_padding": 64, "width": 8, "mlp_width": 16, "num_layers": 2},
+}
+
+
+def variant(name: str) -> config.Config:
+    return dataclasses.replace(TOY, **VARIANTS[name])
+
+
+def noise(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Numbers in (-1, 1) from the splitmix64 hash of (name, seed, index): the same on any machine and version."""
+    index = np.arange(int(np.prod(shape)), dtype=np.uint64) + (
+        np.uint64(zlib.crc32(name.encode()) + (seed << 33)) << 20
+    )
+    with np.errstate(over="ignore"):
+        z = index * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (2.0 * (z >> np.uint64(11)).astype(np.float64) / 2**53 - 1.0).reshape(shape).astype(np.float32)
+
+
+def hf_weights(model: config.Config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights for a Hugging Face checkpoint of `model`, with norms away from 0 so that no scale hides."""
+    sizes, weights = names.dim_sizes(model, padded=True), {}
+    for slot in names.slots(model):
+        name = "model." + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
+        shape = names.shape_of(slot.row.hf_layout, sizes)
+        spread = 0.5 if len(shape) == 1 else (3 / shape[-1]) ** 0.5
+        weights[name] = noise(name, shape, seed) * np.float32(spread)
+    return weights
+
+
+def params(model: config.Config, seed: int = 0) -> dict:
+    """The same weights as our parameter tree."""
+    weights, sizes = hf_weights(model, seed), names.dim_sizes(model)
+    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters.shapes(model))
+    for slot, x in zip(names.slots(model), weights.values(), strict=True):
+        x = x[: model.vocab_size] if "V" in slot.row.layout else x
+        names.get(tree, slot.path)[slot.index] = names.relayout(x, slot.row.hf_layout, slot.row.layout, sizes)
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def tokens(model: config.Config, num_rows: int, num_tokens: int, seed: int = 0) -> np.ndarray:
+    """Random ids below V."""
+    draw = (noise("tokens", (num_rows, num_tokens), seed).astype(np.float64) + 1) / 2
+    return (draw * model.vocab_size).astype(np.int32)
+
+
+def packed(lengths: list[int], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segments and positions of one row that holds documents of these lengths, then padding."""
+    segments, positions = np.zeros((2, 1, num_tokens), np.int32)
+    ends = list(itertools.accumulate(lengths))
+    for number, (end, length) in enumerate(zip(ends, lengths, strict=True), start=1):
+        segments[0, end - length : end] = number
+        positions[0, end - length : end] = np.arange(length)
+    return segments, positions
