@@ -38,9 +38,9 @@ def _convert_parser() -> _Parser:
     parser = _Parser(
         prog=f"{PROGRAM} convert",
         description="Writes a checkpoint as another kind. The kind of the source is recognised: an Orbax checkpoint\n"
-        "of this program, a Hugging Face directory, or an Orbax tree of the gemma library (nested or flat, per layer or\n"
-        "stacked). The target appears whole or not at all. Parameters and the model's shape are carried; tokenizer\n"
-        "files are not.",
+        "of this program, a Hugging Face directory, or an Orbax tree of the gemma library (nested or flat, per\n"
+        "layer or stacked). The target appears whole or not at all. Parameters and the model's shape are carried;\n"
+        "tokenizer files are not.",
         epilog=f"example:\n  python -m {PROGRAM} convert --source=gemma-3-1b-pt --target=1b.orbax --format=orbax",
     )
     parser.add_argument("--source", required=True, metavar="DIR", help="the checkpoint to read")
@@ -194,7 +194,7 @@ def _overview() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one verb; returns the exit status. Errors of the user are one line on stderr, never a traceback."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every handler it tries
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())

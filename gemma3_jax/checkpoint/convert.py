@@ -91,4 +91,5 @@ def write(
             hf.write(partial, model, params, dtype, progress)
         else:
             assert kind == "orbax", kind
-            store.save(partial, model, params)
+            with target.uninterrupted(partial):
+                store.save(partial, model, params)

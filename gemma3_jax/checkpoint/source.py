@@ -32,5 +32,5 @@ def check_names(place: str, expected: set[str], found: set[str]) -> None:
         if some:
             more = f" (and {len(some) - 1} more)" if len(some) > 1 else ""
             raise ValueError(
-                f"{place} {problem} tensor {min(some)}{more}; config.json and the tensors must describe one model"
+                f"{place} {problem} tensor {min(some)}{more}; the files of a checkpoint must describe one model"
             )

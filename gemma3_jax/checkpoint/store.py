@@ -26,9 +26,15 @@ def is_ours(path: pathlib.Path) -> bool:
 
 
 def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
-    """Writes a checkpoint at `path`, which must not exist; appears there whole or not at all."""
+    """Writes a checkpoint at `path`, which must not exist; appears there whole or not at all.
+
+    Raises: OSError where the disk refuses.
+    """
     meta = {METADATA_KEY: {"format": FORMAT, "model": dataclasses.asdict(model)}}
-    ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
+    try:
+        ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
+    except ValueError as error:  # what tensorstore makes of a full disk
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
@@ -44,7 +50,10 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     shapes = parameters.shapes(model)
-    stored = dict(names.flatten(_metadata(path).metadata[PARAMS]))
+    tree = _metadata(path).metadata[PARAMS]
+    if tree is None:  # Orbax logs the reason and goes on
+        raise ValueError(f"{path} cannot be read: the list of its arrays is damaged")
+    stored = dict(names.flatten(tree))
     for param, expected in list(names.flatten(shapes)):
         name = "/".join(param)
         if param not in stored:

@@ -48,7 +48,7 @@ def test_query_heads_share_key_heads_in_order():
 
 # Row lengths below, at and beyond the block; windows of one token, odd, larger than a block, larger than the row.
 @pytest.mark.parametrize(
-    "num_tokens, window", [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128)]
+    "num_tokens, window", [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128), (1100, 700)]
 )
 @pytest.mark.parametrize("num_key_heads, images", [(1, False), (2, True), (4, False)])
 def test_banded_equals_dense_forward_and_backward(num_tokens, window, num_key_heads, images):
@@ -60,7 +60,7 @@ def test_banded_equals_dense_forward_and_backward(num_tokens, window, num_key_he
 
     arrays = inputs(num_tokens, num_key_heads)
     outs = [attention.attend(*arrays, places, window, path) for path in ("dense", "banded")]
-    np.testing.assert_allclose(*outs, atol=2e-6)  # sums of `window` products, taken in another order
+    np.testing.assert_allclose(*outs, atol=1e-5)  # float32 sums of up to 700 products of size 2, in another order
     grads = [jax.jit(jax.grad(loss), static_argnums=1)(arrays, path) for path in ("dense", "banded")]
     for of_dense, of_banded in zip(*grads, strict=True):
         np.testing.assert_allclose(of_banded, of_dense, atol=1e-5)

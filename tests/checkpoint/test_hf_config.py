@@ -1,0 +1,121 @@
+import dataclasses
+import json
+
+import pytest
+
+from gemma3_jax.checkpoint import hf_config
+from gemma3_jax.model import config
+from tests import toys
+
+
+def written(model=toys.TOY, **changes):
+    return json.loads(hf_config.write(model, "float32")) | changes
+
+
+def read(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return hf_config.read(path)[0]
+
+
+@pytest.mark.parametrize("name", toys.VARIANTS)
+def test_reading_what_was_written_gives_the_model_back(name, tmp_path):
+    assert read(tmp_path, written(toys.variant(name))) == toys.variant(name)
+
+
+@pytest.mark.parametrize("size", config.SIZES)
+def test_published_sizes_go_out_and_come_back(size, tmp_path):
+    content = written(config.SIZES[size])
+    assert read(tmp_path, content) == config.SIZES[size]
+    assert content["query_pre_attn_scalar"] == (168 if size == "27b" else 256)
+    assert content["vocab_size"] == (262_144 if size in ("270m", "1b") else 262_208)
+    assert content["max_position_embeddings"] == (32_768 if size in ("270m", "1b") else 131_072)
+
+
+def test_the_files_transformers_4_wrote_are_read_too(tmp_path):
+    """The text part of the published 4B config.json: few keys, old RoPE keys, everything else at its default."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    content = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    assert read(tmp_path, content) == config.SIZES["4b"]
+
+
+def test_old_rope_keys_and_pattern_are_read_when_there_are_no_new_ones(tmp_path):
+    content = written(rope_theta=5e5, rope_local_base_freq=2e3, sliding_window_pattern=3)
+    del content["rope_parameters"], content["layer_types"]
+    model = read(tmp_path, content)
+    assert (model.rope_base_global, model.rope_base_local, model.rope_scale) == (5e5, 2e3, 8.0)
+    assert model.num_local_per_global == 2
+
+
+def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise(tmp_path):
+    content = written(vocab_size=262_208)
+    del content["vocab_padding"]
+    model = read(tmp_path, content)
+    assert (model.vocab_size, model.vocab_padding) == (262_144, 64)
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ("{", r"config\.json is not JSON: "),
+        ("[]", r"config\.json holds a list; it must hold one JSON object"),
+        (
+            written(architectures=["LlamaForCausalLM"]),
+            r"config\.json: architecture is LlamaForCausalLM; it must be Gemma3",
+        ),
+        (written(architectures=None), r"architecture is none; it must be Gemma3"),
+        (written(text_config=3), r"config\.json: .*int"),
+        (written(attn_logit_softcapping=50.0), r"attn_logit_softcapping is 50\.0; Gemma 3 has null"),
+        (written(final_logit_softcapping=30.0), r"final_logit_softcapping is 30\.0; Gemma 3 has null"),
+        (written(attention_bias=True), r"attention_bias is True; Gemma 3 has false"),
+        (written(hidden_activation="silu"), r"hidden_activation is 'silu'; Gemma 3 has \"gelu_pytorch_tanh\""),
+        (written(use_bidirectional_attention=True), r"use_bidirectional_attention is True; Gemma 3 has false"),
+        (written(tie_word_embeddings=False), r"tie_word_embeddings is False; Gemma 3 has true"),
+        (written(hidden_size="24"), r"hidden_size is '24'; it must be a whole number >= 1"),
+        (written(sliding_window=None), r"sliding_window is None; it must be a whole number >= 1"),
+        (written(num_key_value_heads=3), r"num_heads is 4, model\.num_key_heads 3"),
+        (written(query_pre_attn_scalar=0), r"query_pre_attn_scalar is 0; it must be a number > 0"),
+        (written(rms_norm_eps="small"), r"rms_norm_eps is 'small'; it must be a number > 0"),
+        (
+            written(rope_scaling={"rope_type": "yarn", "factor": 8}),
+            r"rope type of full_attention is 'yarn'; it must be defa",
+        ),
+        (
+            written(rope_scaling={"rope_type": "linear", "factor": -1}),
+            r"rope scaling factor is -1; it must be a number > 0",
+        ),
+        (
+            written(rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
+            r"rope type of sliding_attention is 'linear'; it must be default",
+        ),
+        (
+            written(layer_types=["sliding_attention"]),
+            r"layer_types lists 1 layers of sliding_attention; it must list 8",
+        ),
+        (
+            written(layer_types=["full_attention"] + ["sliding_attention"] * 7),
+            r"layer_types\[1\] is sliding_attention; after 0 local layers the first global one came",
+        ),
+    ],
+)
+def test_a_config_of_another_model_is_refused_with_the_key_and_its_value(content, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        read(tmp_path, content)
+
+
+def test_a_query_scale_that_config_json_cannot_hold_is_refused():
+    with pytest.raises(
+        ValueError, match=r"model\.query_scale is 0\.3, that is 11\.1111\^-1/2; config\.json can only hold"
+    ):
+        hf_config.write(dataclasses.replace(toys.TOY, query_scale=0.3), "float32")
+
+
+def test_a_width_that_transformers_refuses_is_refused_before_it():
+    with pytest.raises(ValueError, match=r"model\.width is 26 with 4 heads; Transformers refuses a hidden_size"):
+        hf_config.write(dataclasses.replace(toys.TOY, width=26), "float32")

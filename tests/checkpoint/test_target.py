@@ -1,0 +1,94 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gemma3_jax.checkpoint import convert, target
+from tests import toys
+
+
+def test_a_directory_appears_whole(tmp_path):
+    with target.new_directory(tmp_path / "out") as partial:
+        partial.mkdir()
+        (partial / "file").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt(), SystemExit(143)])
+def test_nothing_is_left_when_writing_stops_early(error, tmp_path):
+    with pytest.raises(type(error)), target.new_directory(tmp_path / "out") as partial:
+        partial.mkdir()
+        (partial / "file").write_text("x")
+        partial.with_name(f"{partial.name}.orbax-checkpoint-tmp").mkdir()  # where Orbax writes first
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_made_meanwhile_is_not_overwritten(tmp_path):
+    with pytest.raises(ValueError, match=r"out was made by someone else meanwhile"):
+        with target.new_directory(tmp_path / "out") as partial:
+            partial.mkdir()
+            (tmp_path / "out").mkdir()
+    assert list((tmp_path / "out").iterdir()) == [] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_target_that_exists_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path} exists; choose another --target"):
+        target.check_new(tmp_path, 0)
+
+
+def test_a_target_without_a_parent_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is not a directory; --target needs an existing parent"):
+        target.check_new(tmp_path / "nowhere" / "out", 0)
+
+
+def test_a_target_larger_than_its_disk_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"out needs \d+\.0 MiB, but its disk has \d+\.\d MiB free"):
+        target.check_new(tmp_path / "out", 1 << 60)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 128 KiB; needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kind", convert.FORMATS)
+def test_a_disk_that_fills_up_half_way_leaves_nothing(kind, small_disk):
+    model = toys.TOY
+    with pytest.raises(OSError, match=r"(?i)no space left"):
+        convert.write(small_disk / "out", kind, model, toys.params(model))
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_waits_for_the_write_in_hand(number, error, tmp_path, monkeypatch):
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    reached = []
+    try:
+        with pytest.raises(error), target.uninterrupted(tmp_path):
+            signal.raise_signal(number)
+            reached.append("end of the block")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert reached == ["end of the block"]
+
+
+def test_a_second_signal_does_not_wait(tmp_path):
+    code = (
+        "import pathlib, signal\nfrom gemma3_jax.checkpoint import target\n"
+        "with target.uninterrupted(pathlib.Path('part')):\n"
+        "    signal.raise_signal(signal.SIGINT)\n    print('one', flush=True)\n    signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stdout == "one\n" and "stops now and leaves part" in done.stderr

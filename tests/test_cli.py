@@ -1,0 +1,227 @@
+"""The command line as its users see it: what is printed where, and the exit status."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gemma3_jax import cli
+from gemma3_jax.checkpoint import store
+from tests import toys
+from tests.checkpoint.test_hf import make_directory, same_files
+
+
+@pytest.fixture
+def hf_directory(tmp_path):
+    return make_directory(tmp_path / "hf")
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def fails(capsys, *arguments):
+    """The one line of an error of the user."""
+    status, out, err = run(capsys, *arguments)
+    assert status == 1 and out == "" and "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("gemma3_jax: error: ")]
+    assert len(lines) == 1 and err.endswith(lines[0] + "\n")
+    return lines[0]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
+def test_help_lists_the_verbs_there_are(capsys, arguments):
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0 and all(verb in out for verb in cli.VERBS)
+    assert "train" not in out  # not built yet, so not listed
+
+
+def test_no_verb_prints_the_overview_and_fails(capsys):
+    status, out, _ = run(capsys)
+    assert status == 1 and "verbs:" in out
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_of_a_verb_has_its_flags_and_an_example_and_loads_nothing_heavy(verb):
+    code = f"import sys\nfrom gemma3_jax import cli\ntry: cli.main(['{verb}', '--help'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"example:\n  python -m gemma3_jax {verb} --" in done.stdout.replace(
+        "echo '[[2, 9259, 1902]]' > ids.json\n  ", ""
+    )
+
+
+def test_convert_goes_round_bit_for_bit(capsys, hf_directory, tmp_path):
+    steps = [
+        ("hf", "a.orbax", "orbax"),
+        ("a.orbax", "b.hf", "hf"),
+        ("b.hf", "c.orbax", "orbax"),
+        ("c.orbax", "d.hf", "hf"),
+    ]
+    for source, target, kind in steps:
+        status, out, err = run(
+            capsys, "convert", f"--source={tmp_path / source}", f"--target={tmp_path / target}", f"--format={kind}"
+        )
+        assert status == 0 and out == "", err
+        assert f"wrote {tmp_path / target} ({kind})" in err
+    assert same_files(tmp_path / "b.hf", tmp_path / "d.hf")
+
+
+def test_convert_writes_the_dtype_it_is_asked_for(capsys, hf_directory, tmp_path):
+    run(
+        capsys,
+        "convert",
+        f"--source={hf_directory}",
+        f"--target={tmp_path / 'out'}",
+        "--format=orbax",
+        "--dtype=bfloat16",
+    )
+    assert store.read_model(tmp_path / "out")[1]["embedder"]["table"].dtype.name == "bfloat16"
+
+
+def test_paths_may_be_relative(capsys, hf_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "convert", "--source=hf", "--target=out", "--format=orbax")[0] == 0
+    assert run(capsys, "convert", "--source=out", "--target=back", "--format=hf")[0] == 0
+    assert (tmp_path / "back" / "model.safetensors").is_file()
+
+
+def test_evaluate_prints_the_same_for_every_kind(capsys, hf_directory, tmp_path):
+    ids = tmp_path / "ids.json"
+    ids.write_text("[[2, 5, 77], [3], [10, 20, 30, 40]]")
+    run(capsys, "convert", f"--source={hf_directory}", f"--target={tmp_path / 'orbax'}", "--format=orbax")
+    results = []
+    for name, mesh in (("hf", "data=1"), ("orbax", ""), ("orbax", "replica=2,seq=2,model=2")):
+        status, out, err = run(
+            capsys,
+            "evaluate",
+            f"--checkpoint={tmp_path / name}",
+            "--task=logprobs",
+            f"--input={ids}",
+            "--json",
+            f"--mesh={mesh}",
+        )
+        assert status == 0, err
+        assert ("embedder/table" in err) == (mesh != "data=1")  # the layout is told where there is one to tell
+        results.append(json.loads(out)["logprobs"])
+    assert [len(row) for row in results[0]] == [2, 0, 3]
+    for row in results[1:]:
+        np.testing.assert_allclose(sum(row, []), sum(results[0], []), atol=2e-5)
+    _, out, _ = run(capsys, "evaluate", f"--checkpoint={hf_directory}", "--task=logprobs", f"--input={ids}")
+    assert [len(line.split()) for line in out.splitlines()] == [2, 0, 3]
+    np.testing.assert_allclose([float(value) for value in out.split()], sum(results[0], []), atol=2e-5)
+
+
+def test_evaluate_in_bfloat16_is_near(capsys, hf_directory, tmp_path):
+    (tmp_path / "ids.json").write_text("[[2, 5, 77, 6, 50]]")
+    flags = [
+        "evaluate",
+        f"--checkpoint={hf_directory}",
+        "--task=logprobs",
+        f"--input={tmp_path / 'ids.json'}",
+        "--json",
+    ]
+    exact, rounded = (json.loads(run(capsys, *flags, *more)[1])["logprobs"][0] for more in ([], ["--dtype=bfloat16"]))
+    assert exact != rounded and np.abs(np.subtract(exact, rounded)).max() < 0.5
+
+
+def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_path):
+    convert = ["convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}"]
+    assert "no verb evalute; did you mean evaluate? (there are: convert, evaluate)" in fails(capsys, "evalute")
+    assert "convert has no flag --formt; did you mean --format?" in fails(capsys, *convert, "--formt=hf")
+    assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")
+    assert "required: --format" in fails(capsys, *convert)
+    assert "invalid choice: 'tf'" in fails(capsys, *convert, "--format=tf")
+    assert f"{tmp_path / 'no'} does not exist; a checkpoint is a directory" in fails(
+        capsys, "convert", f"--source={tmp_path / 'no'}", f"--target={tmp_path / 'out'}", "--format=hf"
+    )
+    assert f"{tmp_path} is no known kind of checkpoint; it must be" in fails(
+        capsys, "convert", f"--source={tmp_path}", f"--target={tmp_path / 'out'}", "--format=hf"
+    )
+    assert "hf exists; choose another --target" in fails(
+        capsys, "convert", f"--source={hf_directory}", f"--target={hf_directory}", "--format=hf"
+    )
+    assert "--model is 2b; it must be one of 270m, 1b, 4b, 12b, 27b, or a config.json" in fails(
+        capsys, *convert, "--format=hf", "--model=2b"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsys, tmp_path):
+    model = dataclasses.replace(toys.TOY, query_scale=0.3)
+    store.save(tmp_path / "orbax", model, toys.params(model))
+    line = fails(capsys, "convert", f"--source={tmp_path / 'orbax'}", f"--target={tmp_path / 'out'}", "--format=hf")
+    assert "model.query_scale is 0.3" in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content, mesh, text",
+    [
+        ("[[2, 500]]", "", "list 0 has token id 500"),
+        ("[[2,", "", "is not JSON"),
+        (None, "", "ids.json does not exist; it must be a JSON file"),
+        ("[[2]]", "data=x", "--mesh is data=x; it must be AXIS=N,... with each axis once: replica, data, seq, model"),
+        ("[[2]]", "fsdp=2", "--mesh is fsdp=2"),
+        ("[[2]]", "data=2,data=2", "--mesh is data=2,data=2"),
+        ("[[2]]", "data=64", "= 64 devices, but there are 8"),
+    ],
+)
+def test_evaluate_says_what_is_wrong_with_its_input(capsys, hf_directory, tmp_path, content, mesh, text):
+    if content is not None:
+        (tmp_path / "ids.json").write_text(content)
+    flags = [f"--checkpoint={hf_directory}", "--task=logprobs", f"--input={tmp_path / 'ids.json'}", f"--mesh={mesh}"]
+    assert text in fails(capsys, "evaluate", *flags)
+
+
+def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
+    file = hf_directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    line = fails(capsys, "convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}", "--format=orbax")
+    assert "model.safetensors is cut short" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+@pytest.mark.parametrize("kill, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind", ["orbax", "hf"])
+def test_stopping_a_conversion_leaves_nothing(kill, status, kind, tmp_path):
+    """A real process, stopped while it reads and writes; a model large enough to take seconds."""
+    model = dataclasses.replace(toys.TOY, width=512, mlp_width=4096, num_layers=12)
+    weights = {name: np.zeros(x.shape, np.float32) for name, x in _shapes(model).items()}
+    make_directory(tmp_path / "hf", weights, model)
+    flags = [f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'out'}", f"--format={kind}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gemma3_jax", "convert", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr.readline().startswith("reading ")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(kill)
+    err = process.communicate()[1]
+    assert process.returncode == status, err
+    assert "Traceback" not in err and sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def _shapes(model):
+    from gemma3_jax.checkpoint import names
+
+    sizes = names.dim_sizes(model)
+    return {
+        f"model.{slot.row.hf if slot.layer is None else f'layers.{slot.layer}.{slot.row.hf}'}": np.broadcast_to(
+            np.float32(0), names.shape_of(slot.row.hf_layout, sizes)
+        )
+        for slot in names.slots(model)
+    }

@@ -1,0 +1,138 @@
+"""Legal layouts for real sizes on the published meshes, and the same numbers however the arrays are split."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from gemma3_jax import sharding
+from gemma3_jax.model import config, execution, masks, parameters
+from tests import toys
+
+# Gemma 3 report, Table 2.
+PUBLISHED_MESHES = {
+    "1b": {"replica": 2, "data": 16, "seq": 16, "model": 1},
+    "4b": {"replica": 8, "data": 16, "seq": 16, "model": 1},
+    "12b": {"replica": 24, "data": 16, "seq": 16, "model": 1},
+    "27b": {"replica": 32, "data": 24, "seq": 8, "model": 1},
+}
+
+
+def abstract_mesh(sizes):
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 4)
+
+
+def num_shards(spec, sizes):
+    return math.prod(sizes[axis] for axes in spec if axes for axis in ([axes] if isinstance(axes, str) else axes))
+
+
+@pytest.mark.parametrize("size", PUBLISHED_MESHES)
+def test_every_matrix_splits_over_all_zero_shards_on_the_published_mesh(size):
+    sizes, model = PUBLISHED_MESHES[size], config.SIZES[size]
+    dims, shapes = parameters.dims(model), parameters.shapes(model)
+    specs = jax.tree.map(
+        lambda shape, dims: sharding.parameter_spec(dims, shape.shape, sizes), shapes, dims,
+    )  # fmt: skip
+    for shape, spec in zip(jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True):
+        NamedSharding(abstract_mesh(sizes), spec).shard_shape(shape.shape)  # raises if a dim does not divide
+        if shape.size > sharding.BIG_ELEMENTS:
+            assert num_shards(spec, sizes) == sizes["data"] * sizes["seq"], (shape.shape, spec)
+
+
+def test_the_27b_table_splits_its_vocabulary_over_seq_and_its_width_over_data():
+    spec = sharding.parameter_spec(("V", "D"), (262_144, 5376), PUBLISHED_MESHES["27b"])
+    assert spec == PartitionSpec(
+        "seq", "data"
+    )  # 262,144 is no multiple of 192, and 5376 / 192 would waste 100 of 128 lanes
+
+
+def test_1b_width_takes_part_of_the_axes_and_heads_the_rest():
+    spec = sharding.parameter_spec(("L", "D", "N", "H"), (26, 1152, 4, 256), PUBLISHED_MESHES["1b"])
+    assert spec[0] is None and num_shards(spec, PUBLISHED_MESHES["1b"]) == 256  # 1152 is no multiple of 256
+
+
+def test_tensor_parallel_dims_take_the_model_axis_and_one_key_head_falls_back_to_storage():
+    sizes = {"replica": 1, "data": 2, "seq": 2, "model": 2}
+    assert sharding.parameter_spec(("D", "N", "H"), (64, 4, 8), sizes) == PartitionSpec(("data", "seq"), "model", None)
+    one_head = sharding.parameter_spec(("D", "K", "H"), (64, 1, 8), sizes)
+    assert one_head[1] is None and num_shards(one_head, sizes) == 8
+
+
+def test_vectors_and_indivisible_shapes_stay_whole_and_big_ones_say_so():
+    sizes = {"replica": 1, "data": 2, "seq": 2, "model": 2}
+    mesh = sharding.make_mesh(**sizes)
+    shapes = {"norm": jax.ShapeDtypeStruct((8,), jnp.float32), "odd": jax.ShapeDtypeStruct((1025, 1027), jnp.float32)}
+    shardings = sharding.parameter_shardings({"norm": ("D",), "odd": ("D", "F")}, shapes, mesh)
+    text = sharding.describe(shapes, shardings)
+    assert "warning: odd (1025, 1027) divides into 1 shards, not 8: 4.0 MiB on every device" in text
+    assert "warning: norm" not in text and "parameters: 4.0 MiB, 4.0 MiB per device" in text
+
+
+def loss(model, params, tokens, segments, positions, attention):
+    """Mean next-token loss inside documents."""
+    bound, places = parameters.bind(model, params), masks.Places(segments, positions)
+    execute = execution.Execution(attention=attention, remat="full")
+    logits = bound.logits(bound(tokens, places, execute=execute))
+    logprobs = jax.nn.log_softmax(logits)
+    targets = jnp.roll(tokens, -1, axis=1)
+    picked = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    inside = (segments > 0) & (segments == jnp.roll(segments, -1, axis=1))
+    return -jnp.sum(picked * inside) / jnp.sum(inside)
+
+
+@pytest.mark.parametrize(
+    "name, axes, attention",
+    [
+        ("toy", {"replica": 2, "data": 2, "seq": 2}, "dense"),
+        ("toy", {"replica": 2, "data": 2, "seq": 2}, "banded"),
+        ("toy", {"data": 2, "seq": 2, "model": 2}, "dense"),
+        ("toy", {"seq": 4, "model": 2}, "banded"),
+        ("toy", {"model": 2}, "dense"),
+        ("one_key_head", {"data": 2, "model": 2}, "banded"),
+    ],
+)
+def test_sharded_loss_and_gradients_equal_those_of_one_device(name, axes, attention):
+    model = toys.variant(name)
+    params = toys.params(model)
+    tokens = jnp.asarray(toys.tokens(model, 4, 32))
+    rows = [toys.packed(lengths, 32) for lengths in ([32], [20, 9], [3, 3, 26], [1, 30])]
+    segments, positions = (jnp.concatenate([row[part] for row in rows]) for part in (0, 1))
+    step = jax.jit(jax.value_and_grad(functools.partial(loss, model), argnums=0), static_argnums=4)
+    expected = step(params, tokens, segments, positions, attention)
+
+    mesh = sharding.make_mesh(**axes)
+    shardings = parameters.shardings(model, mesh)
+    spread = jax.device_put(params, shardings)
+    row_place = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
+    inputs = jax.device_put((tokens, segments, positions), row_place)
+    with jax.set_mesh(mesh):
+        value, grads = step(spread, *inputs, attention)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), grads, expected[1])
+    assert jax.tree.reduce(max, jax.tree.map(lambda g: float(jnp.abs(g).max()), grads)) > 0.01
+
+
+def test_mesh_too_large_says_what_was_asked_and_what_there_is():
+    with pytest.raises(ValueError, match=r"replica 1 x data 5 x seq 1 x model 2 = 10 devices, but there are 8"):
+        sharding.make_mesh(data=5, model=2)
+
+
+def test_mesh_axis_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"mesh is replica 0 x .*; every axis must be >= 1"):
+        sharding.make_mesh(replica=0)
+
+
+def test_an_explicit_mesh_is_refused():
+    explicit = jax.make_mesh((1, 1, 1, 1), sharding.AXES, axis_types=(AxisType.Explicit,) * 4)
+    with pytest.raises(ValueError, match=r"mesh axis types are .*Explicit.*; all must be Auto"):
+        parameters.shardings(toys.TOY, explicit)
+
+
+def test_a_mesh_with_other_axes_is_refused():
+    other = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=r"mesh axes are \('fsdp', 'tp'\); they must be \('replica', 'data'"):
+        parameters.shardings(toys.TOY, other)
