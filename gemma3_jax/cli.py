@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import logging
+import math
 import os
 import pathlib
 import signal
@@ -131,6 +132,9 @@ def _evaluate(flags: argparse.Namespace) -> None:
             execute=execution.Execution(dtype=flags.dtype),
             progress=bar.update,
         )
+    for number, row in enumerate(scores):
+        if not all(map(math.isfinite, row)):
+            raise ValueError(f"{flags.checkpoint} gives list {number} a log-probability that is not finite")
     if flags.json:
         print(json.dumps({"task": flags.task, "logprobs": scores}))
     else:
@@ -169,13 +173,20 @@ def _say(*lines: str) -> None:
 
 
 def _bar(label: str, total: int | None, unit: str = "B"):
-    """A progress bar with ETA on a terminal; nothing elsewhere."""
+    """A progress bar with ETA; where stderr is no terminal, a line every ten seconds of what takes longer."""
     import tqdm
 
+    seconds = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm.tqdm(
-        desc=label, total=total, unit=unit, unit_scale=True, unit_divisor=1024 if unit == "B" else 1000, disable=None,
+        desc=label,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        unit_divisor=1024 if unit == "B" else 1000,
+        mininterval=seconds,
+        delay=seconds,
         file=sys.stderr,
-    )  # fmt: skip
+    )
 
 
 VERBS = {

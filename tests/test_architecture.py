@@ -5,6 +5,8 @@ import graphlib
 import pathlib
 import re
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "gemma3_jax"
@@ -99,3 +101,11 @@ def test_the_legend_is_spelled_out():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_postponed_annotations(path):
     assert "from __future__ import annotations" not in path.read_text(), "it blinds the shape checker"
+
+
+def test_shapes_are_checked_at_trace_time():
+    """That is, pytest runs with the hook of setup.cfg: without it every shape annotation would be a comment."""
+    from gemma3_jax.model import rope
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        rope.rotate(jnp.zeros((1, 2, 3, 4)), jnp.zeros((1, 2, 3)))

@@ -52,7 +52,8 @@ def test_no_verb_prints_the_overview_and_fails(capsys):
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_of_a_verb_has_its_flags_and_an_example_and_loads_nothing_heavy(verb):
-    code = f"import sys\nfrom gemma3_jax import cli\ntry: cli.main(['{verb}', '--help'])\nfinally: assert 'jax' not in sys.modules"
+    code = f"import sys\nfrom gemma3_jax import cli\ntry: cli.main(['{verb}', '--help'])\n"
+    code += "finally: assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"example:\n  python -m gemma3_jax {verb} --" in done.stdout.replace(
@@ -119,6 +120,17 @@ def test_evaluate_prints_the_same_for_every_kind(capsys, hf_directory, tmp_path)
     _, out, _ = run(capsys, "evaluate", f"--checkpoint={hf_directory}", "--task=logprobs", f"--input={ids}")
     assert [len(line.split()) for line in out.splitlines()] == [2, 0, 3]
     np.testing.assert_allclose([float(value) for value in out.split()], sum(results[0], []), atol=2e-5)
+
+
+def test_a_model_gone_wrong_is_said_to_be_and_prints_no_numbers(capsys, tmp_path):
+    params = toys.params(toys.TOY)
+    params["final_norm"]["scale"] *= np.nan
+    store.save(tmp_path / "orbax", toys.TOY, params)
+    (tmp_path / "ids.json").write_text("[[2, 5]]")
+    line = fails(
+        capsys, "evaluate", f"--checkpoint={tmp_path / 'orbax'}", "--task=logprobs", f"--input={tmp_path / 'ids.json'}"
+    )
+    assert "orbax gives list 0 a log-probability that is not finite" in line
 
 
 def test_evaluate_in_bfloat16_is_near(capsys, hf_directory, tmp_path):

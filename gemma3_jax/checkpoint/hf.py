@@ -6,7 +6,6 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-import jax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -178,8 +177,3 @@ def _plan_shards(model: config.Config, params: dict, dtype: DTypeLike | None) ->
         shards[-1].append(slot)
         room -= size
     return shards
-
-
-def num_bytes(model: config.Config, params: dict, dtype: DTypeLike | None = None) -> int:
-    """Bytes of the tensors that `write` would write."""
-    return jax.tree.reduce(int.__add__, [_num_bytes(slot, model, params, dtype) for slot in names.slots(model)])

@@ -82,7 +82,7 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = 
     )
     try:
         return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
-    except Exception as error:  # tensorstore has no exception of its own for damaged files
+    except (ValueError, OSError) as error:  # what tensorstore makes of damaged files
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 

@@ -62,6 +62,7 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm. Image places take `soft_tokens` in order; their ids are not looked up."""
         if soft_tokens is not None:
+            assert places.images is not None, "soft tokens need places.images to say where they go"
             tokens = jnp.where(places.images > 0, 0, tokens)  # the placeholder's id may lie outside the table
         x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
         if soft_tokens is not None:

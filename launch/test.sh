@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Lint and the default tests: minutes on two cores, no accelerator, no other framework.
+#   bash launch/test.sh [pytest arguments]
+# Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+  [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+  source .venv/bin/activate
+fi
+python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[test]'
+
+ruff check .
+ruff format --check .
+python -m pytest --numprocesses=auto --maxprocesses=8 --durations=10 "$@"

@@ -1,0 +1,62 @@
+"""Peak host memory of reading and writing, measured on real processes: not twice the model."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gemma3_jax.checkpoint import hf_config, names
+from tests import toys
+
+pytestmark = pytest.mark.slow
+
+# 24 layers of 13 MiB and a table of 8 MiB: 330 MiB, of which one layer's largest tensor is 4 MiB.
+MODEL = dataclasses.replace(
+    toys.TOY, num_layers=24, width=512, mlp_width=2048, num_heads=4, num_key_heads=1, head_width=64, vocab_size=4096
+)
+
+MEASURE = """
+import pathlib, re, sys, json
+import jax
+from gemma3_jax import sharding
+from gemma3_jax.checkpoint import hf, placing, convert
+path, out = map(pathlib.Path, sys.argv[1:])
+status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) << 10
+hf.SHARD_BYTES = 16 << 20
+source = hf.open_source(path)
+mesh = sharding.make_mesh()
+jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(8))())
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+before = status("VmRSS")
+params = jax.block_until_ready(placing.load(source, mesh))
+load = status("VmHWM") - before
+convert.write(out, "hf", source.model, params)
+placed = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(json.dumps({"placed": placed, "load": load, "load_and_write": status("VmHWM") - before}))
+"""
+
+
+def test_reading_and_writing_take_the_model_and_little_more(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text(hf_config.write(MODEL, "float32"))
+    sizes = names.dim_sizes(MODEL)
+    weights = {
+        "model." + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}"): np.ones(
+            names.shape_of(slot.row.hf_layout, sizes), np.float32
+        )
+        for slot in names.slots(MODEL)
+    }
+    safetensors.numpy.save_file(weights, tmp_path / "hf" / "model.safetensors")
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "hf"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    print(measured)
+    assert measured["load"] > 0.9 * measured["placed"], "the model was not there when its memory was measured"
+    # Beside the model: a layer's tensor in three forms, compiled programs, one shard of 16 MiB when writing.
+    assert measured["load"] < measured["placed"] + (96 << 20), measured
+    assert measured["load_and_write"] < measured["placed"] + (160 << 20), measured

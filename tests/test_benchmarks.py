@@ -1,0 +1,27 @@
+"""The benchmarks run and print JSON lines; what must hold whatever the machine is asserted, times are not."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
+
+
+def lines(script, *flags):
+    command = [sys.executable, str(BENCHMARKS / script), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parents[1])
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_depth_does_not_grow_the_27b_program():
+    *_, ratios = lines("depth.py")
+    assert ratios["27b_over_27b_cut"] == 1.0
+    assert abs(ratios["27b_over_1b"] - 1) < 0.05  # 1B's only key head spares it some reshapes
+
+
+def test_banded_attention_needs_less_memory_than_dense():
+    dense, banded, ratios = lines("attention.py", "--tokens=2048", "--window=128", "--repeats=1")
+    assert dense["path"] == "dense" and banded["path"] == "banded"
+    assert ratios["banded_is_smaller_by"] > 3
