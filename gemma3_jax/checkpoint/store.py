@@ -34,7 +34,7 @@ def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
     try:
         ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
     except ValueError as error:  # what tensorstore makes of a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
 
 
 def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
@@ -82,9 +82,16 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = 
     )
     try:
         return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
-    except (ValueError, OSError) as error:  # what tensorstore makes of damaged files
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # Orbax wraps what tensorstore raises in exceptions of any class
+        raise ValueError(f"{path} cannot be read: {_first_cause(error)}") from error
 
 
 def _metadata(path: pathlib.Path) -> ocp.CheckpointMetadata:
     return ocp.checkpointables_metadata(path.absolute())  # of a relative path Orbax returns empty metadata
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the exception that started it all; what wraps it prints pages."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return (str(error).splitlines() or [repr(error)])[0]
