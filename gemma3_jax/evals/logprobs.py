@@ -35,15 +35,14 @@ def next_token_logprobs(
     execute: execution.Execution,
     params: dict,
     tokens: Int[Array, "B T"],
-    segments: Int[Array, "B T"],
 ) -> Float[Array, "B T"]:
     """Natural log of the probability of tokens[:, t + 1] after tokens[:, :t + 1]; the last column means nothing.
 
     Logits are made for a chunk of tokens at a time and never kept.
     """
     transformer = parameters.bind(model, params)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    hidden = transformer(tokens, masks.Places(segments, positions), execute=execute)
+    # Rows are filled up at their ends, where no earlier token looks: one document each will do.
+    hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
     targets = jnp.roll(tokens, -1, axis=1)
 
     def score(chunk):
@@ -84,12 +83,10 @@ def score(
         for start in range(0, len(numbers), num_rows):
             batch = numbers[start : start + num_rows]
             tokens = np.zeros((num_rows, num_tokens), np.int32)
-            segments = np.zeros_like(tokens)
             for row, number in enumerate(batch):
                 tokens[row, : len(token_lists[number])] = token_lists[number]
-                segments[row, : len(token_lists[number])] = 1
             with jax.set_mesh(mesh):
-                logprobs = np.asarray(compiled(params, tokens, segments))
+                logprobs = np.asarray(compiled(params, tokens))
             for row, number in enumerate(batch):
                 results[number] = logprobs[row, : len(token_lists[number]) - 1].tolist()
                 progress(len(token_lists[number]))

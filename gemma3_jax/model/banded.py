@@ -6,8 +6,6 @@ from jaxtyping import Array, Float
 
 from gemma3_jax.model import dense, masks
 
-OUTSIDE = -1  # segment of the places beyond either end of a row: no document, not even padding, has it
-
 
 def block_size(window: int, num_tokens: int) -> int:
     """Tokens per block: a quarter of the window, but at least 128 and at most the row.
@@ -32,23 +30,23 @@ def attend(
     places: masks.Places,
     window: int,
 ) -> Float[Array, "B T N H"]:
-    """What dense.attend returns, for a window: O(T * window) time and memory, any row length and window.
+    """What dense.attend returns for a window, padding aside: O(T * window) time and memory, any row length and window.
 
     Rows are cut into R blocks of Z tokens; a block of queries meets its own block of keys and the ones `window`
-    reaches: before it, and after it too when there are images, whose tokens see each other both ways.
+    reaches: before it, and after it too when there are images, whose tokens see each other both ways. What lies beyond
+    either end of a row is filled with zeros, and so is padding: segment 0.
     """
     num_tokens, num_key_heads = key.shape[1:3]
     block = block_size(window, num_tokens)
-    num_blocks = -(-num_tokens // block)
     reach = -(-(window - 1) // block)
     offsets = range(-reach, reach + 1 if places.images is not None else 1)
 
-    q_BRTNH, k_BRSKH, v_BRSKH = (_blocks(x, num_blocks, block) for x in (query, key, value))
-    query_places = jax.tree.map(lambda x: _blocks(x, num_blocks, block), _closed(places, num_blocks * block))
-    band = lambda x, fill=0: jnp.concatenate([_shifted(x, -offset, fill) for offset in offsets], axis=2)  # noqa: E731
-    key_places = jax.tree.map(band, query_places)
-    key_places = key_places._replace(segments=band(query_places.segments, OUTSIDE))
+    def band(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([_shifted(x, -offset) for offset in offsets], axis=2)
 
+    q_BRTNH, k_BRSKH, v_BRSKH = (_blocks(x, block) for x in (query, key, value))
+    query_places = jax.tree.map(lambda x: _blocks(x, block), places)
+    key_places = jax.tree.map(band, query_places)
     q_BRTKGH = q_BRTNH.reshape(*q_BRTNH.shape[:3], num_key_heads, -1, query.shape[3])
     scores = jnp.einsum("BRTKGH,BRSKH->BRKGTS", q_BRTKGH, band(k_BRSKH), preferred_element_type=jnp.float32)
     mask = masks.visible(query_places, key_places, window)
@@ -57,22 +55,16 @@ def attend(
     return out.reshape(out.shape[0], -1, *query.shape[2:])[:, :num_tokens]
 
 
-def _closed(places: masks.Places, length: int) -> masks.Places:
-    """`places` of rows filled up to `length` with tokens of no document."""
-    fill = lambda x, value: jnp.pad(x, ((0, 0), (0, length - x.shape[1])), constant_values=value)  # noqa: E731
-    return jax.tree.map(lambda x: fill(x, 0), places)._replace(segments=fill(places.segments, OUTSIDE))
-
-
-def _blocks(x: jax.Array, num_blocks: int, block: int) -> jax.Array:
+def _blocks(x: jax.Array, block: int) -> jax.Array:
     """[B, T, ...] -> [B, R, Z, ...], the last block filled up with zeros."""
-    fill = num_blocks * block - x.shape[1]
+    fill = -x.shape[1] % block
     x = jnp.pad(x, ((0, 0), (0, fill)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(x.shape[0], num_blocks, block, *x.shape[2:])
+    return x.reshape(x.shape[0], -1, block, *x.shape[2:])
 
 
-def _shifted(x: jax.Array, by: int, fill: int) -> jax.Array:
-    """[B, R, ...] with block r holding what block r - `by` held; `fill` where there was none."""
+def _shifted(x: jax.Array, by: int) -> jax.Array:
+    """[B, R, ...] with block r holding what block r - `by` held; zeros where there was none."""
     num_blocks = x.shape[1]
     by = max(-num_blocks, min(by, num_blocks))
-    x = jnp.pad(x, ((0, 0), (max(by, 0), max(-by, 0))) + ((0, 0),) * (x.ndim - 2), constant_values=fill)
+    x = jnp.pad(x, ((0, 0), (max(by, 0), max(-by, 0))) + ((0, 0),) * (x.ndim - 2))
     return x[:, max(-by, 0) :][:, :num_blocks]

@@ -49,9 +49,7 @@ def test_logits_are_never_whole():
     model = toys.variant("padded_table")
     shapes = parameters.shapes(model)
     tokens = jax.ShapeDtypeStruct((2, 4096), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, *a))(
-        shapes, tokens, tokens
-    )
+    jaxpr = jax.make_jaxpr(lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, *a))(shapes, tokens)
 
     def largest(jaxpr):
         inner = [sub for eqn in jaxpr.eqns for sub in jax.extend.core.jaxprs_in_params(eqn.params)]

@@ -27,7 +27,7 @@ def packed_places(lengths, num_tokens, images=False):
     if not images:
         return masks.Places(segments, positions)
     index = jnp.arange(num_tokens)
-    image = jnp.where((index % 9 > 3)[None] & (segments > 0), 1 + index[None] // 9, 0)
+    image = jnp.where((index % 10 > 3)[None] & (segments > 0), 1 + index[None] // 10, 0)  # across blocks of 128
     return masks.Places(segments, positions, image.astype(jnp.int32))
 
 

@@ -165,6 +165,8 @@ def test_fresh_parameters_are_finite_and_depend_on_the_key_alone():
     spread = parameters.init(model, jax.random.key(1), sharding.make_mesh(data=2, seq=2, model=2))
     other = parameters.init(model, jax.random.key(2), sharding.make_mesh())
     jax.tree.map(np.testing.assert_array_equal, single, spread)
+    table = spread["embedder"]["table"]
+    assert table.addressable_shards[0].data.size == table.size // 8
     assert not np.array_equal(single["embedder"]["table"], other["embedder"]["table"])
     layers = single["periods"]["local_layers"]["mlp"]["gate"]
     assert np.isfinite(layers).all() and not np.array_equal(layers[0, 0], layers[0, 1])
