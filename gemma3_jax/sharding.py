@@ -15,10 +15,11 @@ The mesh axes are those of the report's Table 2, and one more: `replica` (whole 
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "seq", "model")
@@ -35,7 +36,7 @@ ACTIVATION_AXES = {
 # Where parameters at rest (and their gradients and moments) are split: `model` on its own dim as above, and the ZeRO-3
 # axes wherever the shape allows.
 ZERO_AXES = ("data", "seq")
-LANES = 128  # a TPU pads the last dim of a shard to this many elements
+SUBLANES, LANES = 8, 128  # a TPU pads the last two dims of a shard to multiples of these
 BIG_ELEMENTS = 1 << 20  # a parameter of this size that is not split over every ZeRO-3 shard is worth a warning
 
 
@@ -54,11 +55,28 @@ def make_mesh(*, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1) 
             f"mesh is {asked} = {num_devices} devices, but there are {jax.device_count()}; "
             "make the axes multiply to at most that"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),  # Explicit, JAX's default, refuses Flax annotations
-        devices=jax.devices()[:num_devices],
+    # Axis type Explicit, the default of jax.make_mesh, refuses Flax annotations.
+    grid = arrange(jax.devices()[:num_devices], tuple(sizes.values()))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """The devices as a grid of this shape, neighbours in an axis near each other; slices of a pod along `replica`.
+
+    Raises: ValueError if `replica` is not a multiple of the number of slices.
+    """
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        # An axis of 24 may need parts of two axes of a 16x16x24 torus.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    replica, *rest = shape
+    if replica % num_slices:
+        raise ValueError(
+            f"mesh has replica {replica} over {num_slices} slices; make replica a multiple of the number of slices, "
+            "as only it may cross the network between them"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (replica // num_slices, *rest), (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True
     )
 
 
@@ -78,26 +96,36 @@ def check_mesh(mesh: Mesh) -> None:
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """`x`, laid out over the current mesh as ACTIVATION_AXES says; `x` itself where no mesh is set.
 
-    `dims` names every dim of `x` by its letter. An axis that does not divide a dim is left out of it (one key head on a
-    `model` axis of 2, say): correct, and whole on that axis.
+    `dims` names every dim of `x` by its letter, as an einsum does: "BTD". An axis that does not divide a dim is left
+    out of it (one key head on a `model` axis of 2, say): correct, and whole on that axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    letters = dims.split()
-    assert len(letters) == x.ndim, f"{dims!r} names {len(letters)} dims of an array of {x.ndim}"
     spec = []
-    for letter, size in zip(letters, x.shape, strict=True):
-        axes = ACTIVATION_AXES.get(letter, ())
-        spec.append(axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None)
+    for letter, size in zip(dims, x.shape, strict=True):
+        axes = []
+        for axis in ACTIVATION_AXES.get(letter, ()):
+            if size % mesh.shape[axis] == 0:
+                axes.append(axis)
+                size //= mesh.shape[axis]
+        spec.append(tuple(axes))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def constrain_at_rest(x: jax.Array, dims: str) -> jax.Array:
+    """`x`, a parameter or its gradient, laid out over the current mesh as parameters rest on it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, parameter_spec(tuple(dims), x.shape, mesh.shape))
 
 
 def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
     """The best legal layout of one parameter at rest.
 
-    Best is, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding of the last
-    dim to TPU lanes; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as the scan walks
+    Best is, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding to the
+    tiles of a TPU; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as the scan walks
     them, and vectors (norm scales) stay whole, as gathering them would cost more than they weigh. Every choice of a dim
     (or none) for each axis is weighed: at most 4**3 of them.
     """
@@ -118,8 +146,8 @@ def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Ma
             for axis, place in zip(axes, places, strict=True)
             if axis == "model"
         )
-        shard = [size // parts for size, parts in zip(shape, split, strict=True)]
-        padded_elements = math.prod(shard[:-1]) * -(-shard[-1] // LANES)
+        *rest, sublanes, lanes = (size // parts for size, parts in zip(shape, split, strict=True))
+        padded_elements = math.prod(rest) * -(-sublanes // SUBLANES) * -(-lanes // LANES)
         used = sorted({place for place in places if place is not None})
         cost = (-math.prod(split), not at_home, padded_elements, len(used), used)
         if best_cost is None or cost < best_cost:

@@ -1,7 +1,12 @@
 """Legal layouts for real sizes on the published meshes, and the same numbers however the arrays are split."""
 
+import dataclasses
 import functools
+import itertools
 import math
+import pathlib
+import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +119,95 @@ def test_sharded_loss_and_gradients_equal_those_of_one_device(name, axes, attent
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), grads, expected[1])
     assert jax.tree.reduce(max, jax.tree.map(lambda g: float(jnp.abs(g).max()), grads)) > 0.01
+
+
+def collectives(model, mesh, execute, num_rows, num_tokens):
+    """(kind, dtype, shape) of each collective in one gradient's partitioned program, before the CPU rewrites it."""
+    place = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
+    tokens = jax.ShapeDtypeStruct((num_rows, num_tokens), jnp.int32, sharding=place)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        parameters.shapes(model),
+        parameters.shardings(model, mesh),
+    )
+
+    def hidden(params, tokens):
+        return jnp.sum(parameters.bind(model, params)(tokens, masks.whole_rows(tokens), execute=execute))
+
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as dump:
+        options = {"xla_dump_to": dump, "xla_dump_hlo_pass_re": "spmd.*"}
+        jax.jit(jax.grad(hidden)).lower(shapes, tokens).compile(compiler_options=options)
+        (text,) = (path.read_text() for path in pathlib.Path(dump).glob("*after_spmd-partitioning*"))
+    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    return [(kind, dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape, kind in found]
+
+
+def test_zero3_gathers_weights_in_bfloat16_and_sums_their_gradients_in_float32():
+    model, mesh = toys.TOY, sharding.make_mesh(data=2, seq=2, model=2)
+    execute = execution.Execution(dtype="bfloat16", remat="full")
+    found = collectives(model, mesh, execute, 4, 64)
+    weights = {(24, 20), (20, 24), (24, 2, 8), (2, 8, 24), (24, 1, 8), (48, 24)}  # halved by `model` where it has a dim
+    gathers = [dtype for kind, dtype, shape in found if kind == "all-gather" and shape in weights]
+    sums = [dtype for kind, dtype, shape in found if kind == "all-reduce" and shape in weights]
+    assert len(gathers) > 10 and set(gathers) == {"bf16"}
+    assert len(sums) > 10 and set(sums) == {"f32"}
+
+
+def test_local_layers_fetch_a_halo_and_gather_no_row():
+    model = dataclasses.replace(toys.TOY, num_layers=3, window=100)
+    execute = execution.Execution(attention="banded", remat="full")
+    found = collectives(model, sharding.make_mesh(seq=4), execute, 2, 1024)
+    whole = [shape for kind, dtype, shape in found if kind != "collective-permute" and dtype == "f32" and 1024 in shape]
+    assert whole == []
+    assert ("collective-permute", "f32", (2, 1, 128, 2, 8)) in found  # one block of keys, or of values
+
+
+def test_gradients_rest_where_their_parameters_do():
+    model, mesh = toys.TOY, sharding.make_mesh(data=2, seq=2, model=2)
+    params = jax.device_put(toys.params(model), parameters.shardings(model, mesh))
+    arrays = [jnp.asarray(np.tile(x, (2, 1))) for x in (toys.tokens(model, 1, 32), *toys.packed([32], 32))]
+    with jax.set_mesh(mesh):
+        grads = jax.jit(jax.grad(functools.partial(loss, model)), static_argnums=4)(params, *arrays, "auto")
+    for grad, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True):
+        assert grad.sharding.is_equivalent_to(param.sharding, param.ndim), (param.shape, grad.sharding)
+
+
+@pytest.mark.parametrize("num_rows, expected", [(8, ("replica", "data")), (2, "replica"), (3, None)])
+def test_activations_split_over_the_axes_that_divide_them(num_rows, expected):
+    mesh = sharding.make_mesh(replica=2, data=4)
+    with jax.set_mesh(mesh):
+        x = jax.jit(lambda x: sharding.constrain(x, "BTD"))(jnp.zeros((num_rows, 4, 6)))
+    assert x.sharding.is_equivalent_to(NamedSharding(mesh, PartitionSpec(expected)), 3)
+
+
+class FakeChip:
+    """What mesh_utils asks of a TPU chip."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5p", 0
+
+    def __init__(self, number, coords, slice_index=0):
+        self.id, self.coords, self.slice_index, self.process_index = number, coords, slice_index, number // 4
+
+
+def torus(x, y, z, num_slices=1):
+    places = itertools.product(range(num_slices), range(z), range(y), range(x))
+    return [FakeChip(number, (x, y, z), part) for number, (part, z, y, x) in enumerate(places)]
+
+
+@pytest.mark.parametrize("topology, shape", [((16, 16, 24), (32, 24, 8, 1)), ((4, 4, 4), (1, 8, 8, 1))])
+def test_published_meshes_fit_on_their_torus(topology, shape):
+    grid = sharding.arrange(torus(*topology), shape)
+    assert grid.shape == shape and len({chip.id for chip in grid.flat}) == math.prod(shape)
+
+
+def test_slices_lie_along_replica():
+    grid = sharding.arrange(torus(4, 4, 4, num_slices=2), (4, 8, 4, 1))
+    assert [{chip.slice_index for chip in part.flat} for part in grid] == [{0}, {0}, {1}, {1}]
+
+
+def test_replica_must_hold_whole_slices():
+    with pytest.raises(ValueError, match=r"mesh has replica 3 over 2 slices; make replica a multiple"):
+        sharding.arrange(torus(4, 4, 6, num_slices=2), (3, 8, 8, 1))
 
 
 def test_mesh_too_large_says_what_was_asked_and_what_there_is():

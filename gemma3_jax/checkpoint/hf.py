@@ -6,20 +6,19 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
 from gemma3_jax.checkpoint import hf_config, names
-from gemma3_jax.checkpoint.source import Source, Tensor, check_names
+from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
 from gemma3_jax.model import config
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 SHARD_BYTES = 1 << 30  # host memory while writing is one shard, or the largest tensor if that is more
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+DTYPES = dict(zip(("F32", "BF16", "F16"), FLOATS, strict=True))
 # What stands before "layers.0..." in a text model, and in the text part of an image model, older and newer.
 PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")

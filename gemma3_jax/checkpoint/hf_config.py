@@ -55,90 +55,102 @@ def read(path: pathlib.Path) -> tuple[config.Config, str]:
     """
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must hold one JSON object")
-    architectures = content.get("architectures") or ["none"]
-    if architectures[0] not in ARCHITECTURES:
-        raise ValueError(
-            f"{path}: architecture is {', '.join(map(str, architectures))}; it must be {' or '.join(ARCHITECTURES)}"
-        )
-    text = content.get("text_config", content)
+    architecture = content.get("architectures")
+    if not (isinstance(architecture, list) and len(architecture) == 1 and architecture[0] in ARCHITECTURES):
+        raise ValueError(f"{path}: architectures is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}")
     try:
-        return _to_config(text), architectures[0]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if "text_config" in content:
+            _refuse_other_settings(content)
+            content = _object(content, "text_config")
+        return _to_config(content), architecture[0]
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _to_config(text: dict) -> config.Config:
-    for key, allowed in _FIXED.items():
-        if text.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{key} is {text[key]!r}; Gemma 3 has {json.dumps(allowed[0])}")
+    _refuse_other_settings(text)
     text = {**_DEFAULTS, **text}
-    text["sliding_window_pattern"] = text.get("_sliding_window_pattern", text["sliding_window_pattern"])
     for key in ("vocab_size", *_SAME):
-        if type(text[key]) is not int or text[key] < 1:
-            raise ValueError(f"{key} is {text[key]!r}; it must be a whole number >= 1")
-    for key in ("query_pre_attn_scalar", "rms_norm_eps"):
-        _positive(text[key], key)
+        _whole(text, key)
     rows = text["vocab_size"]
-    padding = text.get(PADDING_KEY, PADDING if rows == PADDED_ROWS else 0)
+    padding = PADDING if rows == PADDED_ROWS else 0
+    if PADDING_KEY in text:
+        padding = _whole(text, PADDING_KEY, least=0)
     base_local, base_global, scale = _rope(text)
     return config.Config(
         **{ours: text[key] for key, ours in _SAME.items()},
         vocab_size=rows - padding,
         vocab_padding=padding,
-        query_scale=text["query_pre_attn_scalar"] ** -0.5,
+        query_scale=_positive(text, "query_pre_attn_scalar") ** -0.5,
         rope_base_local=base_local,
         rope_base_global=base_global,
         rope_scale=scale,
-        norm_epsilon=text["rms_norm_eps"],
+        norm_epsilon=_positive(text, "rms_norm_eps"),
         num_local_per_global=_num_local_per_global(text),
     )
 
 
-def _positive(value: object, name: str) -> float:
-    if type(value) not in (int, float) or not value > 0:
-        raise ValueError(f"{name} is {value!r}; it must be a number > 0")
-    return float(value)
+def _refuse_other_settings(section: dict) -> None:
+    for key, allowed in _FIXED.items():
+        if section.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{key} is {section[key]!r}; Gemma 3 has {json.dumps(allowed[0])}")
+
+
+def _whole(section: dict, key: str, least: int = 1) -> int:
+    if type(section[key]) is not int or section[key] < least:
+        raise ValueError(f"{key} is {section[key]!r}; it must be a whole number >= {least}")
+    return section[key]
+
+
+def _positive(section: dict, key: str) -> float:
+    if type(section[key]) not in (int, float) or not 0 < section[key] < math.inf:
+        raise ValueError(f"{key} is {section[key]!r}; it must be a finite number > 0")
+    return float(section[key])
+
+
+def _object(section: dict, key: str) -> dict:
+    """The object at `key`, empty where it is null or left out; but a text_config must be there."""
+    value = section.get(key)
+    if not isinstance(value, dict) and (value is not None or key == "text_config"):
+        raise ValueError(f"{key} is {value!r}; it must be an object")
+    return value or {}
 
 
 def _rope(text: dict) -> tuple[float, float, float]:
     """Local base, global base, global scale: from `rope_parameters` (Transformers 5) or the older separate keys."""
-    parameters = text.get("rope_parameters") or {}
-    local = {"rope_theta": text.get("rope_local_base_freq", 1e4), **(parameters.get("sliding_attention") or {})}
-    whole = {"rope_theta": text.get("rope_theta", 1e6), **(parameters.get("full_attention") or {})}
-    whole |= text.get("rope_scaling") or {}
-    for layers, rope in (("sliding_attention", local), ("full_attention", whole)):
+    parameters = _object(text, "rope_parameters")
+    local = {"rope_theta": text.get("rope_local_base_freq", 1e4), **_object(parameters, "sliding_attention")}
+    whole = {"rope_theta": text.get("rope_theta", 1e6), "factor": 1.0, **_object(parameters, "full_attention")}
+    whole |= _object(text, "rope_scaling")
+    for layers, rope, allowed in (("sliding", local, ("default",)), ("full", whole, ("default", "linear"))):
         kind = rope.get("rope_type", rope.get("type", "default"))
-        allowed = ("default", "linear") if layers == "full_attention" else ("default",)
         if kind not in allowed:
-            raise ValueError(f"rope type of {layers} is {kind!r}; it must be {' or '.join(allowed)}")
-    scale = whole.get("factor", 1.0) if whole.get("rope_type", whole.get("type")) == "linear" else 1.0
+            raise ValueError(f"rope type of {layers} attention is {kind!r}; it must be {' or '.join(allowed)}")
+    is_scaled = whole.get("rope_type", whole.get("type")) == "linear"
     return (
-        _positive(local["rope_theta"], "rope_theta of sliding_attention"),
-        _positive(whole["rope_theta"], "rope_theta of full_attention"),
-        _positive(scale, "rope scaling factor"),
+        _positive(local, "rope_theta"),
+        _positive(whole, "rope_theta"),
+        _positive(whole, "factor") if is_scaled else 1.0,
     )
 
 
 def _num_local_per_global(text: dict) -> int:
     """The layer pattern: from `layer_types`, or the older `sliding_window_pattern`."""
-    types = text.get("layer_types")
+    key = "_sliding_window_pattern" if "_sliding_window_pattern" in text else "sliding_window_pattern"
+    types, num_layers = text.get("layer_types"), text["num_hidden_layers"]
     if types is None:
-        return text["sliding_window_pattern"] - 1
-    allowed = {"sliding_attention", "full_attention"}
-    if len(types) != text["num_hidden_layers"] or set(types) - allowed:
-        raise ValueError(
-            f"layer_types lists {len(types)} layers of {', '.join(sorted(set(types)))}; "
-            f"it must list {text['num_hidden_layers']}, each {' or '.join(sorted(allowed))}"
-        )
-    num_local = (
-        types.index("full_attention")
-        if "full_attention" in types
-        else max(len(types), text["sliding_window_pattern"] - 1)
-    )
+        return _whole(text, key) - 1
+    allowed = ("sliding_attention", "full_attention")
+    if not isinstance(types, list) or len(types) != num_layers or any(kind not in allowed for kind in types):
+        raise ValueError(f"layer_types is {types!r}; it must list {num_layers} layers, each {' or '.join(allowed)}")
+    if "full_attention" in types:
+        num_local = types.index("full_attention")
+    else:  # cut before the first global layer: any pattern at least this long says the same
+        num_local = max(len(types), _whole(text, key) - 1)
     expected = layer_types(len(types), num_local)
     if types != expected:
         wrong = next(i for i, (got, want) in enumerate(zip(types, expected, strict=True)) if got != want)

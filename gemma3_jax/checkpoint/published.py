@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gemma3_jax.checkpoint import hf_config, names
-from gemma3_jax.checkpoint.source import Source, Tensor, check_names
+from gemma3_jax.checkpoint import hf_config, names, store
+from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
 from gemma3_jax.model import config
 
 ROOTS = ("params/", "rlx_networks/policy_network/", "transformer/")  # each may stand before a key, in this order
@@ -23,7 +23,10 @@ def open_source(path: pathlib.Path, model: config.Config | None = None) -> Sourc
     Raises: ValueError naming the checkpoint and the tensor: missing, extra or of another shape; or when no published
     size fits and no `model` is given.
     """
-    tree = ocp.metadata(path.absolute()).metadata
+    with store.reading(path):
+        tree = ocp.metadata(path.absolute()).metadata
+        if not isinstance(tree, dict):
+            raise ValueError("the list of its arrays is damaged, or no nested dict")
     leaves, skipped = {}, 0
     for key_path, leaf in names.flatten(tree):
         name = _canonical(key_path)
@@ -53,7 +56,10 @@ def open_source(path: pathlib.Path, model: config.Config | None = None) -> Sourc
         if tuple(leaf.shape) != shape:
             raise ValueError(f"{path}: tensor {name} has shape {tuple(leaf.shape)}; the model asks for {shape}")
         read = functools.partial(_read_part, read_leaf, key_path, index, slot.row, sizes)
-        tensors[slot] = Tensor(np.dtype(leaf.dtype), read)
+        dtype = np.dtype(leaf.dtype)
+        if dtype not in FLOATS:
+            raise ValueError(f"{path}: tensor {name} is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
+        tensors[slot] = Tensor(dtype, read)
     notes = (f"{path}: text part only; {skipped} vision tensors left out",) if skipped else ()
     return Source(model, tensors, notes)
 
@@ -101,7 +107,8 @@ def _leaf_reader(path: pathlib.Path, tree: dict) -> Callable[[tuple], np.ndarray
                 return {key: abstract(child, (*key_path, key)) for key, child in node.items()}
             return np.empty(node.shape, node.dtype) if key_path == wanted else ocp.PLACEHOLDER
 
-        return names.get(ocp.load(path.absolute(), abstract(tree)), wanted)
+        with store.reading(path / "/".join(wanted)):
+            return names.get(ocp.load(path.absolute(), abstract(tree)), wanted)
 
     return read_leaf
 

@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import ml_dtypes
 import numpy as np
 
 from gemma3_jax.checkpoint import names
 from gemma3_jax.model import config
+
+# The dtypes a parameter may be stored in.
+FLOATS = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Our own checkpoints: an Orbax directory of parameters, with the model's shape in its metadata."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from jax.typing import DTypeLike
@@ -21,8 +23,17 @@ def is_orbax(path: pathlib.Path) -> bool:
 
 
 def is_ours(path: pathlib.Path) -> bool:
-    """Whether `path` is a checkpoint that `save` wrote."""
-    return (path / PARAMS).is_dir() and is_orbax(path) and METADATA_KEY in (_metadata(path).custom_metadata or {})
+    """Whether `path` looks like a checkpoint that `save` wrote, damaged or not."""
+    return is_orbax(path) and (path / PARAMS).is_dir()
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax raises over a damaged checkpoint into one ValueError that names it and the first cause."""
+    try:
+        yield
+    except Exception as error:  # Orbax wraps what tensorstore and json raise in exceptions of any class
+        raise ValueError(f"{path} cannot be read: {_first_cause(error)}") from error
 
 
 def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
@@ -42,17 +53,19 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
 
     Raises: ValueError naming the checkpoint and the parameter, if what is stored does not fit the model's shape.
     """
-    meta = _metadata(path).custom_metadata[METADATA_KEY]
+    with reading(path):
+        metadata = ocp.checkpointables_metadata(path.absolute())  # of a relative path Orbax returns empty metadata
+        meta, tree = (metadata.custom_metadata or {}).get(METADATA_KEY), metadata.metadata[PARAMS]
+    if not isinstance(meta, dict) or not isinstance(tree, dict):
+        # Of files it cannot parse Orbax returns nothing.
+        raise ValueError(f"{path} cannot be read: its metadata is damaged, or not written by this program")
     if meta.get("format") != FORMAT:
         raise ValueError(f"{path} has format {meta.get('format')}; this program reads format {FORMAT}")
     try:
         model = config.Config(**meta["model"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
     shapes = parameters.shapes(model)
-    tree = _metadata(path).metadata[PARAMS]
-    if tree is None:  # Orbax logs the reason and goes on
-        raise ValueError(f"{path} cannot be read: the list of its arrays is damaged")
     stored = dict(names.flatten(tree))
     for param, expected in list(names.flatten(shapes)):
         name = "/".join(param)
@@ -80,14 +93,8 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = 
         stored,
         parameters.shardings(model, mesh),
     )
-    try:
+    with reading(path):
         return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
-    except Exception as error:  # Orbax wraps what tensorstore raises in exceptions of any class
-        raise ValueError(f"{path} cannot be read: {_first_cause(error)}") from error
-
-
-def _metadata(path: pathlib.Path) -> ocp.CheckpointMetadata:
-    return ocp.checkpointables_metadata(path.absolute())  # of a relative path Orbax returns empty metadata
 
 
 def _first_cause(error: BaseException) -> str:

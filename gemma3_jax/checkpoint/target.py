@@ -19,6 +19,8 @@ def check_new(target: pathlib.Path, num_bytes: int) -> None:
         raise ValueError(f"{target} exists; choose another --target, or remove it first")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory; --target needs an existing parent")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{target.parent} may not be written to; choose another --target")
     free = shutil.disk_usage(target.parent).free
     if num_bytes > free:
         raise ValueError(
@@ -37,9 +39,10 @@ def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
             raise ValueError(f"{target} was made by someone else meanwhile; nothing was written there")
         partial.rename(target)
     finally:
-        # Orbax writes to a sibling of its own first.
-        for leftover in partial.parent.glob(f"{partial.name}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in partial.parent.iterdir():
+            # Orbax writes to a sibling of its own first, with a longer name.
+            if leftover.name == partial.name or leftover.name.startswith(f"{partial.name}."):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -58,16 +58,15 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], attention: str
     ) -> Float[Array, "B T D"]:
-        query = jnp.einsum("BTD,DNH->BTNH", x, layers.in_use(self.query, "D N H", x.dtype))
-        key = jnp.einsum("BTD,DKH->BTKH", x, layers.in_use(self.key, "D K H", x.dtype))
-        value = jnp.einsum("BTD,DKH->BTKH", x, layers.in_use(self.value, "D K H", x.dtype))
+        query = layers.project("BTD,DNH->BTNH", x, self.query[...])
+        key = layers.project("BTD,DKH->BTKH", x, self.key[...])
+        value = checkpoint_name(layers.project("BTD,DKH->BTKH", x, self.value[...]), "value")
         # Norm, rotation and scale in float32, then one rounding to the activations' dtype.
         query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
         key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
-        query = checkpoint_name(sharding.constrain(query.astype(x.dtype), "B T N H"), "query")
-        key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "B S K H"), "key")
-        value = checkpoint_name(sharding.constrain(value, "B S K H"), "value")
+        query = checkpoint_name(query.astype(x.dtype), "query")
+        # Laid out once more after the cast, so that a gather of keys moves the narrow dtype.
+        key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
         attended = attend(query, key, value, places, self.window, attention)
-        attended = checkpoint_name(sharding.constrain(attended, "B T N H"), "attended")
-        out = jnp.einsum("BTNH,NHD->BTD", attended, layers.in_use(self.output, "N H D", x.dtype))
-        return sharding.constrain(out, "B T D")
+        attended = checkpoint_name(sharding.constrain(attended, "BTNH"), "attended")
+        return layers.project("BTNH,NHD->BTD", attended, self.output[...])

@@ -16,11 +16,15 @@ def block_size(window: int, num_tokens: int) -> int:
     return min(max(window // 4, 128), num_tokens)
 
 
+def reach(window: int, num_tokens: int) -> int:
+    """Blocks before its own that a query of a block may see; never more than the row has."""
+    block = block_size(window, num_tokens)
+    return min(-(-(window - 1) // block), -(-num_tokens // block) - 1)
+
+
 def keys_per_query(window: int, num_tokens: int, *, both_ways: bool) -> int:
     """Keys whose score is computed for each query, allowed or not: the cost of this path, where dense pays S."""
-    block = block_size(window, num_tokens)
-    reach = -(-(window - 1) // block)
-    return block * (1 + reach * (2 if both_ways else 1))
+    return block_size(window, num_tokens) * (1 + reach(window, num_tokens) * (2 if both_ways else 1))
 
 
 def attend(
@@ -38,8 +42,8 @@ def attend(
     """
     num_tokens, num_key_heads = key.shape[1:3]
     block = block_size(window, num_tokens)
-    reach = -(-(window - 1) // block)
-    offsets = range(-reach, reach + 1 if places.images is not None else 1)
+    blocks_back = reach(window, num_tokens)
+    offsets = range(-blocks_back, blocks_back + 1 if places.images is not None else 1)
 
     def band(x: jax.Array) -> jax.Array:
         return jnp.concatenate([_shifted(x, -offset) for offset in offsets], axis=2)
@@ -65,6 +69,5 @@ def _blocks(x: jax.Array, block: int) -> jax.Array:
 def _shifted(x: jax.Array, by: int) -> jax.Array:
     """[B, R, ...] with block r holding what block r - `by` held; zeros where there was none."""
     num_blocks = x.shape[1]
-    by = max(-num_blocks, min(by, num_blocks))
     x = jnp.pad(x, ((0, 0), (max(by, 0), max(-by, 0))) + ((0, 0),) * (x.ndim - 2))
     return x[:, max(-by, 0) :][:, :num_blocks]

@@ -1,6 +1,7 @@
 """One row per Gemma 3 size: every number that makes one model differ from another."""
 
 import dataclasses
+import math
 import types
 
 
@@ -31,10 +32,10 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("vocab_padding", "num_local_per_global") else 1
-            if field.type is int and value < least:
+            if field.type is int and (type(value) is not int or value < least):
                 raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least}")
-            if field.type is float and not value > 0:
-                raise ValueError(f"model.{field.name} is {value!r}; it must be a number > 0")
+            if field.type is float and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ValueError(f"model.{field.name} is {value!r}; it must be a finite number > 0")
         if self.num_heads % self.num_key_heads:
             raise ValueError(
                 f"model.num_heads is {self.num_heads}, model.num_key_heads {self.num_key_heads}; "

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from gemma3_jax import sharding
 from gemma3_jax.model import masks
 
 MASKED = -2.3819763e38  # finite: a row with no key left would turn -inf into NaN
@@ -18,8 +19,9 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax-weighted values; `query` comes scaled, query head n reads key head n // (N / K).
 
-    Costs O(T * S) time and memory.
+    Costs O(T * S) time and memory. Where the row is split over `seq`, every device gathers all keys and values.
     """
+    key, value = (sharding.constrain(x, "BSKH") for x in (key, value))
     q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, key, preferred_element_type=jnp.float32)
     probs = masked_softmax(scores, masks.visible(places, places, window)[:, None, None])

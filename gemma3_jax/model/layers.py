@@ -1,6 +1,8 @@
 """The parts of a block that are not attention: norm, embedding table, gated MLP."""
 
+import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +29,59 @@ def parameter(rngs: nnx.Rngs, dims: str, shape: tuple[int, ...], *, fan_in: str)
     return annotated(init(rngs.params(), shape, jnp.float32))
 
 
-def in_use(param: nnx.Param, dims: str, dtype: DTypeLike) -> jax.Array:
-    """The parameter as a layer computes with it: in the activations' dtype, gathered from its ZeRO-3 shards."""
-    return sharding.constrain(param[...].astype(dtype), dims)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
+    """einsum(spec, x, weight) in the dtype of `x`, laid out over the mesh as the letters of `spec` say.
+
+    This is ZeRO-3, once for all layers. The weight is cast, then gathered, and only for the moment: the backward pass
+    gathers it again. Its gradient is summed in float32, over tokens and over devices, and scattered to where the weight
+    rests: thousands of devices would lose it in bfloat16.
+    """
+    return _project_forward(spec, x, weight)[0]
+
+
+def _project_forward(spec: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    _, weight_dims, out_dims = re.split(",|->", spec)
+    out = jnp.einsum(spec, x, gathered(weight, weight_dims, x.dtype))
+    return sharding.constrain(out, out_dims), (x, weight)
+
+
+def _project_backward(spec: str, saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_dims, weight_dims, out_dims = re.split(",|->", spec)
+    x, weight = saved
+    grad_x = jnp.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gathered(weight, weight_dims, x.dtype))
+    grad_weight = jnp.einsum(f"{x_dims},{out_dims}->{weight_dims}", x, grad, preferred_element_type=jnp.float32)
+    grad_weight = sharding.constrain_at_rest(grad_weight, weight_dims).astype(weight.dtype)
+    return sharding.constrain(grad_x, x_dims), grad_weight
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def gathered(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
+    """The weight in `dtype`, gathered from the shards it rests in: cast first, so that fewer bytes travel."""
+    return sharding.constrain(sharding.constrain_at_rest(weight.astype(dtype), dims), dims)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def look_up(dtype: jnp.dtype, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Rows of the table in `dtype`. The gradient is summed in float32 over every use of a token: bfloat16 stops adding
+    to a sum once it is a few hundred times the next term, and some tokens come thousands of times in a row.
+    """
+    return sharding.constrain(gathered(table, "VD", dtype)[tokens], "BTD")
+
+
+def _look_up_forward(dtype: jnp.dtype, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple]:
+    return look_up(dtype, table, tokens), (table, tokens)
+
+
+def _look_up_backward(dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = saved
+    summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(grad.astype(jnp.float32))
+    return sharding.constrain_at_rest(summed, "VD").astype(table.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 class RMSNorm(nnx.Module):
@@ -55,14 +107,17 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
         """Table rows times sqrt(D), the factor rounded to `dtype` first (33.94 becomes 34 in bfloat16)."""
-        rows = in_use(self.table, "V D", dtype)[tokens]
-        return sharding.constrain(rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype), "B T D")
+        rows = look_up(jnp.dtype(dtype), self.table[...], tokens)
+        return rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits over the whole vocabulary, from the same table without the factor."""
-        table = in_use(self.table, "V D", x.dtype)
-        logits = jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32)
-        return sharding.constrain(logits, "B T V")
+        return logits(x, gathered(self.table[...], "VD", x.dtype))
+
+
+def logits(x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
+    """Float32 products of hidden states with a gathered table; in a loop over tokens, gather it outside."""
+    return sharding.constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32), "BTV")
 
 
 def place_soft_tokens(
@@ -87,7 +142,5 @@ class GatedMLP(nnx.Module):
         self.down = parameter(rngs, "F D", (mlp_width, width), fan_in="F")
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = jnp.einsum("BTD,DF->BTF", x, in_use(self.gate, "D F", x.dtype))
-        up = jnp.einsum("BTD,DF->BTF", x, in_use(self.up, "D F", x.dtype))
-        hidden = sharding.constrain(jax.nn.gelu(gate, approximate=True) * up, "B T F")
-        return sharding.constrain(jnp.einsum("BTF,FD->BTD", hidden, in_use(self.down, "F D", x.dtype)), "B T D")
+        gate, up = (project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
+        return project("BTF,FD->BTD", jax.nn.gelu(gate, approximate=True) * up, self.down[...])

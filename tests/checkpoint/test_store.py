@@ -70,7 +70,7 @@ def rewrite(path, change):
             lambda meta: meta["model"].update(width=32),
             r"ckpt: parameter embedder/table has shape \(96, 24\); .*\(96, 32\)",
         ),
-        (lambda meta: meta["model"].update(num_layers=6), r"ckpt: |ckpt has an unknown parameter remaining_layers/"),
+        (lambda meta: meta["model"].update(num_layers=6), r"ckpt has an unknown parameter remaining_layers/"),
         (lambda meta: meta["model"].update(num_layers=5), r"ckpt: parameter remaining_layers/\S+ has shape"),
     ],
 )
@@ -82,7 +82,9 @@ def test_metadata_that_contradicts_the_arrays_is_refused(change, text, tmp_path)
         store.read_model(path)
 
 
-@pytest.mark.parametrize("pattern, text", [("d/*", "the list of its arrays is damaged"), ("ocdbt.process_0/d/*", ".+")])
+@pytest.mark.parametrize(
+    "pattern, text", [("d/*", "its metadata is damaged"), ("ocdbt.process_0/d/*", "OUT_OF_RANGE: .*periods")]
+)
 def test_a_damaged_checkpoint_is_named(pattern, text, tmp_path):
     path = tmp_path / "ckpt"
     store.save(path, MODEL, toys.params(MODEL))
