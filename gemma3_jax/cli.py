@@ -7,13 +7,14 @@ import logging
 import math
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 
 PROGRAM = "gemma3_jax"
-USER_ERROR, INTERRUPTED, TERMINATED = 1, 130, 143
+USER_ERROR = 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,7 +42,7 @@ def _convert_parser() -> _Parser:
         description="Writes a checkpoint as another kind. The kind of the source is recognised: an Orbax checkpoint\n"
         "of this program, a Hugging Face directory, or an Orbax tree of the gemma library (nested or flat, per\n"
         "layer or stacked). The target appears whole or not at all. Parameters and the model's shape are carried;\n"
-        "tokenizer files are not.",
+        "tokenizer and generation settings are not.",
         epilog=f"example:\n  python -m {PROGRAM} convert --source=gemma-3-1b-pt --target=1b.orbax --format=orbax",
     )
     parser.add_argument("--source", required=True, metavar="DIR", help="the checkpoint to read")
@@ -71,6 +72,8 @@ def _convert(flags: argparse.Namespace) -> None:
     dtype = np.dtype(execution.DTYPES[flags.dtype]) if flags.dtype else None
     source = convert.open_checkpoint(pathlib.Path(flags.source), convert.find_model(flags.model))
     path = pathlib.Path(os.path.abspath(flags.target))
+    if path.is_relative_to(os.path.abspath(flags.source)):
+        raise ValueError(f"--target {flags.target} is inside --source {flags.source}; choose a place outside of it")
     target.check_new(path, source.num_bytes(dtype))
     if flags.format == "hf":
         hf_config.write(source.model, "float32")  # refuses what config.json cannot say, before anything is read
@@ -79,7 +82,7 @@ def _convert(flags: argparse.Namespace) -> None:
     with _bar("read", source.num_bytes(dtype)) as bar:
         params = source.load(sharding.make_mesh(), dtype, bar.update)
     with _bar("write", source.num_bytes(dtype) if flags.format == "hf" else None) as bar:
-        convert.write(path, flags.format, source.model, params, dtype, bar.update)
+        convert.write(path, flags.format, source.model, params, bar.update)
     _say(f"wrote {flags.target} ({flags.format}) in {time.monotonic() - started:.1f} s")
 
 
@@ -88,7 +91,7 @@ def _evaluate_parser() -> _Parser:
         prog=f"{PROGRAM} evaluate",
         description="Scores a checkpoint. Task logprobs: for every list of token ids in --input, the natural-log\n"
         "probability of each token after the first; one line of numbers per list, or with --json\n"
-        '{"logprobs": [[...], ...]}.',
+        '{"task": "logprobs", "logprobs": [[...], ...]}.',
         epilog=f"example:\n  echo '[[2, 9259, 1902]]' > ids.json\n"
         f"  python -m {PROGRAM} evaluate --checkpoint=gemma-3-1b-pt --task=logprobs --input=ids.json --json",
     )
@@ -97,7 +100,10 @@ def _evaluate_parser() -> _Parser:
     parser.add_argument("--input", required=True, metavar="FILE", help="a JSON list of lists of token ids")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations (float32)")
     parser.add_argument(
-        "--mesh", default="", metavar="AXIS=N,...", help="axes replica, data, seq, model (default: data=every device)"
+        "--mesh",
+        default="",
+        metavar="AXIS=N,...",
+        help="axes replica, data, seq, model, on the first N * ... devices (default: data=every device)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     _add_model_flag(parser)
@@ -120,7 +126,7 @@ def _evaluate(flags: argparse.Namespace) -> None:
     logprobs.check(token_lists, checkpoint.model.vocab_size, flags.input)
     _say(f"reading {flags.checkpoint} ({checkpoint.kind}, {checkpoint.num_bytes() / 2**20:.1f} MiB)", *checkpoint.notes)
     if mesh.size > 1:
-        _say(sharding.describe(parameters.shapes(checkpoint.model), parameters.shardings(checkpoint.model, mesh)))
+        _say(sharding.describe(checkpoint.shapes, parameters.shardings(checkpoint.model, mesh)))
     with _bar("read", checkpoint.num_bytes()) as bar:
         params = checkpoint.load(mesh, None, bar.update)
     with _bar("score", sum(map(len, token_lists)), unit="tokens") as bar:
@@ -143,11 +149,12 @@ def _evaluate(flags: argparse.Namespace) -> None:
 
 
 def _read_json(path: pathlib.Path) -> object:
-    if not path.is_file():
-        raise ValueError(f"--input {path} does not exist; it must be a JSON file")
+    if not path.exists() or path.is_dir():
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise ValueError(f"--input {path} {problem}; it must be a JSON file")
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--input {path} is not JSON: {error}") from error
 
 
@@ -162,7 +169,7 @@ def _mesh(text: str):
     sizes = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis not in sharding.AXES or not size.isdecimal() or axis in sizes:
+        if axis not in sharding.AXES or not re.fullmatch("[0-9]+", size) or axis in sizes:
             raise ValueError(f"--mesh is {text}; it must be AXIS=N,... with each axis once: {', '.join(sharding.AXES)}")
         sizes[axis] = int(size)
     return sharding.make_mesh(**sizes)
@@ -205,7 +212,8 @@ def _overview() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one verb; returns the exit status. Errors of the user are one line on stderr, never a traceback."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -221,12 +229,34 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         _say(f"{PROGRAM}: error: {' '.join(str(error).split())}")
         return USER_ERROR
-    except KeyboardInterrupt:
-        _say(f"{PROGRAM}: interrupted; nothing was written")
-        return INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = str(error).partition("\n")[0] or "no host memory left"
+        _say(f"{PROGRAM}: error: out of memory: {reason}; spread over more devices, or score shorter lists")
+        return USER_ERROR
+
+
+def _stop(number: int, frame: object) -> None:
+    """Ends the process from a signal handler, whatever it is doing, with nothing half-written.
+
+    An exception would do the same where it lands in our code, but is lost where it lands in a callback of a library.
+    """
+    if target := sys.modules.get("gemma3_jax.checkpoint.target"):
+        target.remove_partials()
+    _say(f"{PROGRAM}: stopped by {signal.Signals(number).name}; what was being written is removed")
+    os._exit(128 + number)
+
+
+def _unraisable(args) -> None:
+    """Leaves out what Orbax's event loops say when they are closed over an error that is told already."""
+    if str(args.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(args)
 
 
 def run() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # an exception, so that half-written targets go
+    sys.unraisablehook = _unraisable
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main(sys.argv[1:]))

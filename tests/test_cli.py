@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -153,19 +154,53 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_pat
     assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")
     assert "required: --format" in fails(capsys, *convert)
     assert "invalid choice: 'tf'" in fails(capsys, *convert, "--format=tf")
-    assert f"{tmp_path / 'no'} does not exist; a checkpoint is a directory" in fails(
+    assert f"{tmp_path / 'no'} is no directory; a checkpoint is one" in fails(
         capsys, "convert", f"--source={tmp_path / 'no'}", f"--target={tmp_path / 'out'}", "--format=hf"
     )
     assert f"{tmp_path} is no known kind of checkpoint; it must be" in fails(
         capsys, "convert", f"--source={tmp_path}", f"--target={tmp_path / 'out'}", "--format=hf"
     )
-    assert "hf exists; choose another --target" in fails(
-        capsys, "convert", f"--source={hf_directory}", f"--target={hf_directory}", "--format=hf"
+    (tmp_path / "there").mkdir()
+    assert "there exists; choose another --target" in fails(
+        capsys, "convert", f"--source={hf_directory}", f"--target={tmp_path / 'there'}", "--format=hf"
+    )
+    assert "/hf/out is inside --source " in fails(
+        capsys, "convert", f"--source={hf_directory}", f"--target={hf_directory / 'out'}", "--format=hf"
     )
     assert "--model is 2b; it must be one of 270m, 1b, 4b, 12b, 27b, or a config.json" in fails(
         capsys, *convert, "--format=hf", "--model=2b"
     )
+    assert "--model is for Orbax trees of the gemma library; " in fails(capsys, *convert, "--format=hf", "--model=1b")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", ["params/ocdbt.process_0/d/*", "params/d/*", "params/manifest.ocdbt", "_CHECKPOINT_METADATA"]
+)
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_orbax_checkpoint_is_one_line_whatever_orbax_prints(damage, size, tmp_path):
+    store.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
+    file = max((tmp_path / "orbax").glob(damage), key=lambda file: file.stat().st_size)
+    file.write_bytes(file.read_bytes()[:size])
+    flags = [f"--source={tmp_path / 'orbax'}", f"--target={tmp_path / 'out'}", "--format=hf"]
+    command = [sys.executable, "-m", "gemma3_jax", "convert", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    *before, line = done.stderr.splitlines()
+    assert line.startswith(f"gemma3_jax: error: {tmp_path / 'orbax'} cannot be read: ")
+    assert [text.startswith("reading ") for text in before] == [True] * len(before)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_of_memory_is_one_line(capsys, hf_directory, tmp_path, monkeypatch):
+    from gemma3_jax.checkpoint import placing
+
+    def load(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
+
+    monkeypatch.setattr(placing, "load", load)
+    line = fails(capsys, "convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}", "--format=orbax")
+    assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; spread over more devices" in line
 
 
 def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsys, tmp_path):
@@ -181,6 +216,8 @@ def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsy
         ("[[2, 500]]", "", "list 0 has token id 500"),
         ("[[2,", "", "is not JSON"),
         (None, "", "ids.json does not exist; it must be a JSON file"),
+        ("[" * 100_000, "", "is not JSON"),
+        ('[["' + "x" * 1000 + '"]]', "", "token id 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; it must"),
         ("[[2]]", "data=x", "--mesh is data=x; it must be AXIS=N,... with each axis once: replica, data, seq, model"),
         ("[[2]]", "fsdp=2", "--mesh is fsdp=2"),
         ("[[2]]", "data=2,data=2", "--mesh is data=2,data=2"),
@@ -203,12 +240,13 @@ def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
 
 
 @pytest.mark.parametrize("kill, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("kind", ["orbax", "hf"])
-def test_stopping_a_conversion_leaves_nothing(kill, status, kind, tmp_path):
-    """A real process, stopped while it reads and writes; a model large enough to take seconds."""
+@pytest.mark.parametrize(
+    "kind, moment", [("orbax", "writing"), ("hf", "writing"), ("hf", "reading"), ("hf", "importing")]
+)
+def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_path):
+    """A real process, stopped at different moments; a model large enough to take seconds."""
     model = dataclasses.replace(toys.TOY, width=512, mlp_width=4096, num_layers=12)
-    weights = {name: np.zeros(x.shape, np.float32) for name, x in _shapes(model).items()}
-    make_directory(tmp_path / "hf", weights, model)
+    make_directory(tmp_path / "hf", toys.zero_weights(model), model)
     flags = [f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'out'}", f"--format={kind}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gemma3_jax", "convert", *flags],
@@ -217,23 +255,14 @@ def test_stopping_a_conversion_leaves_nothing(kill, status, kind, tmp_path):
         cwd=pathlib.Path(__file__).parents[1],
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    assert process.stderr.readline().startswith("reading ")
+    if moment == "importing":
+        time.sleep(0.5)
+    else:
+        assert process.stderr.readline().startswith("reading ")
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline and process.poll() is None:
+    while moment == "writing" and not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(kill)
     err = process.communicate()[1]
     assert process.returncode == status, err
     assert "Traceback" not in err and sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
-
-
-def _shapes(model):
-    from gemma3_jax.checkpoint import names
-
-    sizes = names.dim_sizes(model)
-    return {
-        f"model.{slot.row.hf if slot.layer is None else f'layers.{slot.layer}.{slot.row.hf}'}": np.broadcast_to(
-            np.float32(0), names.shape_of(slot.row.hf_layout, sizes)
-        )
-        for slot in names.slots(model)
-    }

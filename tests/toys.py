@@ -74,11 +74,20 @@ def hf_weights(model: config.Config, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights for a Hugging Face checkpoint of `model`, with norms away from 0 so that no scale hides."""
     sizes, weights = names.dim_sizes(model, padded=True), {}
     for slot in names.slots(model):
-        name = "model." + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
+        name = names.hf_name(slot)
         shape = names.shape_of(slot.row.hf_layout, sizes)
         spread = 0.5 if len(shape) == 1 else (3 / shape[-1]) ** 0.5
         weights[name] = noise(name, shape, seed) * np.float32(spread)
     return weights
+
+
+def zero_weights(model: config.Config) -> dict[str, np.ndarray]:
+    """The same tensors, all zero: for models too large to fill with noise."""
+    sizes = names.dim_sizes(model, padded=True)
+    return {
+        names.hf_name(slot): np.zeros(names.shape_of(slot.row.hf_layout, sizes), np.float32)
+        for slot in names.slots(model)
+    }
 
 
 def params(model: config.Config, seed: int = 0) -> dict:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import hf, hf_config, names, placing, published, store, target
+from gemma3_jax.checkpoint import hf, hf_config, placing, published, store, target
 from gemma3_jax.model import config
 
 FORMATS = ("orbax", "hf")
@@ -22,17 +21,13 @@ class Checkpoint:
 
     kind: str
     model: config.Config
-    dtypes: dict[tuple[str, ...], np.dtype]  # as stored, by parameter path
+    shapes: dict  # shape and stored dtype of every parameter
     notes: tuple[str, ...]
     load: Callable[..., dict]
 
     def num_bytes(self, dtype: DTypeLike | None = None) -> int:
         """Bytes of the parameters as `dtype`, or as stored."""
-        sizes = names.dim_sizes(self.model)
-        return sum(
-            math.prod(names.shape_of(slot.row.layout, sizes)) * np.dtype(dtype or self.dtypes[slot.path]).itemsize
-            for slot in names.slots(self.model)
-        )
+        return sum(leaf.size * np.dtype(dtype or leaf.dtype).itemsize for leaf in jax.tree.leaves(self.shapes))
 
 
 def find_model(name: str | None) -> config.Config | None:
@@ -47,33 +42,36 @@ def find_model(name: str | None) -> config.Config | None:
 
 
 def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> Checkpoint:
-    """Recognises the kind of checkpoint at `path`. `model` is for published Orbax trees of unpublished sizes.
+    """Recognises the kind of checkpoint at `path`. `model` is for Orbax trees of the gemma library alone.
 
-    Raises: ValueError if nothing is there, if it is of no known kind, or if it is damaged.
+    Raises: ValueError if nothing is there, if it is of no known kind, if it is damaged, or if it says itself what model
+    it is and `model` is given too.
     """
-    if not path.exists():
-        raise ValueError(f"{path} does not exist; a checkpoint is a directory")
+    if not path.is_dir():
+        raise ValueError(f"{path} is no directory; a checkpoint is one")
+    is_published = store.is_orbax(path) and not store.is_ours(path)
+    if model is not None and not is_published:
+        raise ValueError(f"--model is for Orbax trees of the gemma library; {path} says itself what model it is")
     if store.is_ours(path):
-        model, stored = store.read_model(path)
-        dtypes = {slot.path: names.get(stored, slot.path).dtype for slot in names.slots(model)}
+        model, shapes = store.read_model(path)
 
         def load(mesh, dtype=None, progress=lambda num_bytes: None):
             params = store.load(path, mesh, dtype)
-            progress(jax.tree.reduce(lambda total, leaf: total + leaf.nbytes, params, 0))
+            progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             return params
 
-        return Checkpoint("orbax", model, dtypes, (), load)
-    if store.is_orbax(path):
+        return Checkpoint("orbax", model, shapes, (), load)
+    if is_published:
         kind, source = "published", published.open_source(path, model)
-    elif path.is_dir() and hf.is_hf(path):
+    elif hf.is_hf(path):
         kind, source = "hf", hf.open_source(path)
     else:
         raise ValueError(
             f"{path} is no known kind of checkpoint; it must be an Orbax checkpoint of this program, a Hugging Face "
             f"directory ({hf.CONFIG}, {hf.WEIGHTS}), or an Orbax tree of the gemma library"
         )
-    dtypes = {slot.path: tensor.dtype for slot, tensor in source.tensors.items()}
-    return Checkpoint(kind, source.model, dtypes, source.notes, functools.partial(placing.load, source))
+    shapes = placing.stored_shapes(source)
+    return Checkpoint(kind, source.model, shapes, source.notes, functools.partial(placing.load, source))
 
 
 def write(
@@ -81,14 +79,13 @@ def write(
     kind: str,
     model: config.Config,
     params: dict,
-    dtype: DTypeLike | None = None,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Writes `params` as a new checkpoint of `kind` at `path`: whole, or not at all."""
+    """Writes `params`, each in its dtype, as a new checkpoint of `kind` at `path`: whole, or not at all."""
     with target.new_directory(path) as partial:
         if kind == "hf":
             partial.mkdir()
-            hf.write(partial, model, params, dtype, progress)
+            hf.write(partial, model, params, progress)
         else:
             assert kind == "orbax", kind
             with target.uninterrupted(partial):

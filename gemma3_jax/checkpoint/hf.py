@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from collections.abc import Callable
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jax.typing import DTypeLike
 
 from gemma3_jax.checkpoint import hf_config, names
 from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
@@ -38,6 +38,10 @@ def open_source(path: pathlib.Path) -> Source:
     """
     model, architecture = hf_config.read(_existing(path / CONFIG))
     files = _tensor_files(path)
+    if model.num_layers > len(files):  # before a list of all their tensors is made
+        raise ValueError(
+            f"{path / CONFIG}: num_hidden_layers is {model.num_layers}, but there are {len(files)} tensors"
+        )
     skipped = {name for name in files if name.startswith(VISION_PREFIXES)}
     notes = ()
     if architecture == "Gemma3ForConditionalGeneration":
@@ -45,19 +49,19 @@ def open_source(path: pathlib.Path) -> Source:
     else:
         skipped = set()
     prefix = next((p for p in reversed(PREFIXES) if any(name.startswith(f"{p}layers.") for name in files)), PREFIXES[0])
-    slots = {_hf_name(prefix, slot): slot for slot in names.slots(model)}
-    weights = path / (INDEX if (path / INDEX).exists() else WEIGHTS)
+    slots = {names.hf_name(slot, prefix): slot for slot in names.slots(model)}
+    weights = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
     heads = TIED_HEADS & set(files)
     check_names(str(weights), set(slots), set(files) - skipped - heads)
 
     padded = names.dim_sizes(model, padded=True)
-    table_shape = names.shape_of("V D", padded)
-    for head in heads:
-        _check(files[head], head, table_shape)
     tensors = {}
     for name, slot in slots.items():
         dtype = _check(files[name], name, names.shape_of(slot.row.hf_layout, padded))
         tensors[slot] = Tensor(dtype, _reader(files[name], name, slot, model))
+    for head in heads:
+        _check(files[head], head, names.shape_of("V D", padded))
+        _check_tied(files, head, f"{prefix}{names.ROOT[0].hf}")
     return Source(model, tensors, notes)
 
 
@@ -65,20 +69,18 @@ def write(
     directory: pathlib.Path,
     model: config.Config,
     params: dict,
-    dtype: DTypeLike | None = None,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
-    """Writes `params` into an existing, empty directory as Gemma3ForCausalLM; `dtype` None keeps each array's own.
+    """Writes `params` into an existing, empty directory as Gemma3ForCausalLM, each in its dtype.
 
     Equal parameters give equal bytes. Raises: OSError where the disk refuses.
     """
-    table_dtype = np.dtype(dtype or names.get(params, ("embedder", "table")).dtype)
-    (directory / CONFIG).write_text(hf_config.write(model, table_dtype.name))
-    shards = _plan_shards(model, params, dtype)
+    (directory / CONFIG).write_text(hf_config.write(model, params["embedder"]["table"].dtype.name))
+    shards = _plan_shards(model, params)
     index = {}
     for number, slots in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else SHARD.format(number, len(shards))
-        tensors = {_hf_name(PREFIXES[0], slot): _export(slot, model, params, dtype) for slot in slots}
+        tensors = {names.hf_name(slot): _export(slot, model, params) for slot in slots}
         try:
             safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # what the library makes of a full disk
@@ -87,13 +89,9 @@ def write(
         index |= dict.fromkeys(tensors, file)
         progress(sum(x.nbytes for x in tensors.values()))
     if len(shards) > 1:
-        total = sum(_num_bytes(slot, model, params, dtype) for slot in names.slots(model))
+        total = sum(_num_bytes(slot, model, params) for slot in names.slots(model))
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (directory / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _hf_name(prefix: str, slot: names.Slot) -> str:
-    return prefix + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
@@ -104,6 +102,8 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _opened(file: pathlib.Path):
+    if not os.access(file, os.R_OK):
+        raise ValueError(f"{file} may not be read")
     try:
         with safetensors.safe_open(file, framework="numpy") as handle:
             yield handle
@@ -113,14 +113,22 @@ def _opened(file: pathlib.Path):
 
 def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """Which file holds each tensor."""
-    if not (path / INDEX).exists():
+    if (path / WEIGHTS).exists() or not (path / INDEX).exists():  # the order in which Transformers looks
         with _opened(_existing(path / WEIGHTS)) as handle:
             return dict.fromkeys(handle.keys(), path / WEIGHTS)
     try:
-        weight_map = json.loads((path / INDEX).read_text())["weight_map"]
-        files = {name: path / file for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path / INDEX} is not a safetensors index: {error!r}") from error
+        content = json.loads((path / INDEX).read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path / INDEX} is not JSON: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path / INDEX} is no safetensors index; it must hold a weight_map of tensor and file names")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or pathlib.Path(file).name != file:
+            raise ValueError(
+                f"{path / INDEX} says tensor {name} is in {file!r}; it must be the name of a file beside it"
+            )
+    files = {name: path / file for name, file in weight_map.items()}
     for file in sorted(set(files.values())):
         named = {name for name, place in files.items() if place == file}
         if not file.is_file():
@@ -142,6 +150,19 @@ def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
     return DTYPES[dtype]
 
 
+def _check_tied(files: dict[str, pathlib.Path], head: str, table: str) -> None:
+    """Raises: ValueError if a repeated head is not the table, bit for bit; a few rows at a time."""
+    with _opened(files[head]) as of_head, _opened(files[table]) as of_table:
+        head_rows, table_rows = of_head.get_slice(head), of_table.get_slice(table)
+        num_rows = head_rows.get_shape()[0]
+        for start in range(0, num_rows, 8192):
+            end = min(start + 8192, num_rows)
+            if head_rows[start:end].tobytes() != table_rows[start:end].tobytes():
+                raise ValueError(
+                    f"{files[head]}: tensor {head} differs from {table}; the head of a Gemma 3 model is its table"
+                )
+
+
 def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Config) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         with _opened(file) as handle:
@@ -152,24 +173,24 @@ def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Confi
     return read
 
 
-def _export(slot: names.Slot, model: config.Config, params: dict, dtype: DTypeLike | None) -> np.ndarray:
-    x = np.asarray(names.get(params, slot.path)[slot.index], dtype)
+def _export(slot: names.Slot, model: config.Config, params: dict) -> np.ndarray:
+    x = np.asarray(names.get(params, slot.path)[slot.index])
     x = names.relayout(x, slot.row.layout, slot.row.hf_layout, names.dim_sizes(model))
     if "V" in slot.row.layout:
         x = np.pad(x, ((0, model.vocab_padding), (0, 0)))
     return np.ascontiguousarray(x)
 
 
-def _num_bytes(slot: names.Slot, model: config.Config, params: dict, dtype: DTypeLike | None) -> int:
+def _num_bytes(slot: names.Slot, model: config.Config, params: dict) -> int:
     shape = names.shape_of(slot.row.hf_layout, names.dim_sizes(model, padded=True))
-    return int(np.prod(shape)) * np.dtype(dtype or names.get(params, slot.path).dtype).itemsize
+    return int(np.prod(shape)) * names.get(params, slot.path).dtype.itemsize
 
 
-def _plan_shards(model: config.Config, params: dict, dtype: DTypeLike | None) -> list[list[names.Slot]]:
+def _plan_shards(model: config.Config, params: dict) -> list[list[names.Slot]]:
     """The slots of each file, in order, with at most SHARD_BYTES in a file unless one tensor is larger."""
     shards, room = [[]], SHARD_BYTES
     for slot in names.slots(model):
-        size = _num_bytes(slot, model, params, dtype)
+        size = _num_bytes(slot, model, params)
         if size > room and shards[-1]:
             shards.append([])
             room = SHARD_BYTES

@@ -43,6 +43,7 @@ _FIXED = {
     "use_bidirectional_attention": (False, None),
     "tie_word_embeddings": (True,),
 }
+LARGEST = 1e30  # of any number in a config.json: float32 ends at 3e38
 ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
 
@@ -101,15 +102,16 @@ def _refuse_other_settings(section: dict) -> None:
 
 
 def _whole(section: dict, key: str, least: int = 1) -> int:
-    if type(section[key]) is not int or section[key] < least:
-        raise ValueError(f"{key} is {section[key]!r}; it must be a whole number >= {least}")
+    if type(section[key]) is not int or not least <= section[key] < 2**31:
+        raise ValueError(f"{key} is {section[key]!r:.40}; it must be a whole number >= {least} and below 2^31")
     return section[key]
 
 
 def _positive(section: dict, key: str) -> float:
-    if type(section[key]) not in (int, float) or not 0 < section[key] < math.inf:
-        raise ValueError(f"{key} is {section[key]!r}; it must be a finite number > 0")
-    return float(section[key])
+    value = section.get(key)
+    if type(value) not in (int, float) or not 0 < value < LARGEST:
+        raise ValueError(f"{key} is {value!r:.40}; it must be a number > 0 and below {LARGEST:g}")
+    return float(value)
 
 
 def _object(section: dict, key: str) -> dict:
@@ -124,12 +126,14 @@ def _rope(text: dict) -> tuple[float, float, float]:
     """Local base, global base, global scale: from `rope_parameters` (Transformers 5) or the older separate keys."""
     parameters = _object(text, "rope_parameters")
     local = {"rope_theta": text.get("rope_local_base_freq", 1e4), **_object(parameters, "sliding_attention")}
-    whole = {"rope_theta": text.get("rope_theta", 1e6), "factor": 1.0, **_object(parameters, "full_attention")}
+    whole = {"rope_theta": text.get("rope_theta", 1e6), **_object(parameters, "full_attention")}
     whole |= _object(text, "rope_scaling")
     for layers, rope, allowed in (("sliding", local, ("default",)), ("full", whole, ("default", "linear"))):
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in allowed:
             raise ValueError(f"rope type of {layers} attention is {kind!r}; it must be {' or '.join(allowed)}")
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']!r}; Gemma 3 has 1.0")
     is_scaled = whole.get("rope_type", whole.get("type")) == "linear"
     return (
         _positive(local, "rope_theta"),
@@ -155,8 +159,8 @@ def _num_local_per_global(text: dict) -> int:
     if types != expected:
         wrong = next(i for i, (got, want) in enumerate(zip(types, expected, strict=True)) if got != want)
         raise ValueError(
-            f"layer_types[{wrong}] is {types[wrong]}; after {num_local} local layers the first global one came, and "
-            "that pattern must repeat"
+            f"layer_types[{wrong}] is {types[wrong]}; the list starts with {num_local} sliding_attention and a "
+            "full_attention layer, and only a list that repeats its start is supported"
         )
     return num_local
 

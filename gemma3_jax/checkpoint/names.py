@@ -80,6 +80,11 @@ def slots(model: config.Config) -> Iterator[Slot]:
     yield Slot(tuple(ROOT[1].path.split("/")), (), ROOT[1], None)
 
 
+def hf_name(slot: Slot, prefix: str = "model.") -> str:
+    """The slot's tensor in a Hugging Face checkpoint whose text model stands under `prefix`."""
+    return prefix + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
+
+
 def dim_sizes(model: config.Config, *, padded: bool = False) -> dict[str, int]:
     """How many elements each letter stands for; `padded` counts a Hugging Face table's extra rows in V."""
     return {

@@ -24,7 +24,9 @@ def load(
     Host memory in use beside the placed parameters is about the largest tensor of one layer: stacked arrays are made on
     the devices and filled there, layer by layer.
     """
-    shapes = _with_dtypes(source, dtype)
+    shapes = stored_shapes(source)
+    if dtype is not None:
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
     shardings = parameters.shardings(source.model, mesh)
     tree = jax.tree.map(lambda _: None, shapes)
     for slot, tensor in source.tensors.items():
@@ -41,15 +43,15 @@ def load(
     return tree
 
 
-def _with_dtypes(source: Source, dtype: DTypeLike | None) -> dict:
-    """Our shapes, each with `dtype`, or with the widest dtype that any of its layers is stored in."""
+def stored_shapes(source: Source) -> dict:
+    """Our shapes, each with the widest dtype that any of its layers is stored in."""
     shapes = parameters.shapes(source.model)
     stored: dict[tuple[str, ...], list[np.dtype]] = {}
     for slot, tensor in source.tensors.items():
         stored.setdefault(slot.path, []).append(tensor.dtype)
     for path, dtypes in stored.items():
         parent = names.get(shapes, path[:-1])
-        parent[path[-1]] = jax.ShapeDtypeStruct(parent[path[-1]].shape, dtype or jnp.result_type(*dtypes))
+        parent[path[-1]] = jax.ShapeDtypeStruct(parent[path[-1]].shape, jnp.result_type(*dtypes))
     return shapes
 
 

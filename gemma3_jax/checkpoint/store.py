@@ -101,4 +101,5 @@ def _first_cause(error: BaseException) -> str:
     """The first line of the exception that started it all; what wraps it prints pages."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return (str(error).splitlines() or [repr(error)])[0]
+    first_line = str(error).partition("\n")[0]
+    return first_line if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {first_line}"

@@ -1,13 +1,16 @@
 """A directory that appears whole or not at all."""
 
 import contextlib
-import logging
 import os
 import pathlib
 import shutil
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
+
+_partials: set[pathlib.Path] = set()  # begun and not finished; what a stopped process still has to remove
 
 
 def check_new(target: pathlib.Path, num_bytes: int) -> None:
@@ -15,7 +18,7 @@ def check_new(target: pathlib.Path, num_bytes: int) -> None:
 
     Raises: ValueError if it exists, has no parent directory, or needs more room than its disk has.
     """
-    if target.exists():
+    if os.path.lexists(target):  # a dangling link too
         raise ValueError(f"{target} exists; choose another --target, or remove it first")
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent} is not a directory; --target needs an existing parent")
@@ -24,7 +27,7 @@ def check_new(target: pathlib.Path, num_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if num_bytes > free:
         raise ValueError(
-            f"{target} needs {num_bytes / 2**20:.1f} MiB, but its disk has {free / 2**20:.1f} MiB free; "
+            f"{target} needs {num_bytes / 1024:.0f} KiB, but its disk has {free / 1024:.0f} KiB free; "
             "choose another --target"
         )
 
@@ -33,16 +36,35 @@ def check_new(target: pathlib.Path, num_bytes: int) -> None:
 def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A path to write a directory at: it becomes `target` if the block ends well, and is removed if not."""
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    _partials.add(partial)
     try:
         yield partial
         if target.exists():
             raise ValueError(f"{target} was made by someone else meanwhile; nothing was written there")
         partial.rename(target)
     finally:
-        for leftover in partial.parent.iterdir():
-            # Orbax writes to a sibling of its own first, with a longer name.
-            if leftover.name == partial.name or leftover.name.startswith(f"{partial.name}."):
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_partials()
+
+
+def remove_partials() -> None:
+    """Removes every directory that was begun and not finished."""
+    while _partials:
+        partial = _partials.pop()
+        # Orbax writes to a sibling of its own first, with a longer name; after an error its threads may write on for a
+        # moment, so look until nothing has come back.
+        absent = 0
+        for _ in range(100):
+            leftovers = [
+                path
+                for path in partial.parent.iterdir()
+                if path.name == partial.name or path.name.startswith(f"{partial.name}.")
+            ]
+            absent = 0 if leftovers else absent + 1
+            if absent == 2:
+                break
+            for path in leftovers:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -61,7 +83,7 @@ def uninterrupted(path: pathlib.Path) -> Iterator[None]:
         if held:
             os._exit(128 + number)
         held.append(number)
-        logging.getLogger(__name__).warning("stopping once the write in hand ends; again stops now and leaves %s", path)
+        print(f"stopping once the write in hand ends; again stops now and leaves {path}*", file=sys.stderr, flush=True)
 
     handlers = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,18 +2,17 @@
 
 import collections
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.model import config, execution, masks, parameters
+from gemma3_jax.model import config, execution, layers, masks, parameters
 
 TOKENS_PER_BATCH = 8192
-LOGITS_PER_CHUNK = 1 << 26  # 256 MiB of float32: a row of 262,144 logits for every token at once would be 8 GiB
+LOGITS_PER_CHUNK = 1 << 26  # on one device: 256 MiB of float32; 8,192 tokens at once would be 8 GiB
 
 
 def check(token_lists: object, vocab_size: int, place: str) -> None:
@@ -26,13 +25,14 @@ def check(token_lists: object, vocab_size: int, place: str) -> None:
         for token in tokens:
             if type(token) is not int or not 0 <= token < vocab_size:
                 raise ValueError(
-                    f"{place}: list {number} has token id {token!r}; it must be a whole number below {vocab_size}"
+                    f"{place}: list {number} has token id {token!r:.40}; it must be a whole number below {vocab_size}"
                 )
 
 
 def next_token_logprobs(
     model: config.Config,
     execute: execution.Execution,
+    mesh_shape: Mapping[str, int],
     params: dict,
     tokens: Int[Array, "B T"],
 ) -> Float[Array, "B T"]:
@@ -43,19 +43,28 @@ def next_token_logprobs(
     transformer = parameters.bind(model, params)
     # Rows are filled up at their ends, where no earlier token looks: one document each will do.
     hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
-    targets = jnp.roll(tokens, -1, axis=1)
+    table = layers.gathered(params["embedder"]["table"], "VD", hidden.dtype)  # once, not for every chunk
+    num_rows, num_tokens = tokens.shape
+    size = _chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
 
     def score(chunk):
         hidden, targets = chunk
-        logits = transformer.logits(hidden)
+        logits = layers.logits(hidden, table)
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return target_logits - jax.nn.logsumexp(logits, axis=-1)
 
-    num_rows, num_tokens = tokens.shape
-    size = max(1, LOGITS_PER_CHUNK // (num_rows * model.vocab_size))
-    size = math.gcd(num_tokens, 1 << (size.bit_length() - 1))
-    chunks = [x.reshape(num_rows, -1, size, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets)]
-    return jax.lax.map(score, tuple(chunks)).swapaxes(0, 1).reshape(num_rows, num_tokens)
+    # Token t goes to chunk t % num_chunks, so that every chunk has tokens of every `seq` shard.
+    spread = [x.reshape(num_rows, size, -1, *x.shape[2:]) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
+    scores = jax.lax.map(score, tuple(jnp.moveaxis(x, 2, 0) for x in spread))
+    return jnp.moveaxis(scores, 0, 2).reshape(num_rows, num_tokens)
+
+
+def _chunk_size(num_rows: int, num_tokens: int, vocab_size: int, mesh_shape: Mapping[str, int]) -> int:
+    """Tokens of each row whose logits fit LOGITS_PER_CHUNK on a device: a divisor of T, and a multiple of `seq`."""
+    seq = mesh_shape["seq"]
+    rows_per_device = num_rows // (mesh_shape["replica"] * mesh_shape["data"])
+    fitting = max(1, LOGITS_PER_CHUNK // (rows_per_device * vocab_size)) * seq
+    return max(size for size in range(seq, num_tokens + 1, seq) if num_tokens % size == 0 and size <= fitting)
 
 
 def score(
@@ -71,7 +80,7 @@ def score(
 
     Lists of like length share a batch, filled up to a power of two, so few shapes are compiled.
     """
-    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute))
+    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute, mesh.shape))
     by_length = collections.defaultdict(list)
     for number, tokens in enumerate(token_lists):
         by_length[_padded_length(len(tokens), mesh.shape["seq"])].append(number)

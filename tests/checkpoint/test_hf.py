@@ -44,9 +44,9 @@ def load(path, dtype=None, mesh=None):
     return placing.load(hf.open_source(path), mesh or sharding.make_mesh(), dtype)
 
 
-def export(path, params, model=MODEL, dtype=None):
+def export(path, params, model=MODEL):
     path.mkdir()
-    hf.write(path, model, params, dtype)
+    hf.write(path, model, params)
     return path
 
 
@@ -82,7 +82,7 @@ def test_export_import_export_is_bit_identical(name, tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
 def test_every_dtype_comes_back_as_it_went(dtype, tmp_path):
-    first = export(tmp_path / "first", toys.params(MODEL), dtype=dtype)
+    first = export(tmp_path / "first", jax.tree.map(lambda x: x.astype(dtype), toys.params(MODEL)))
     params = load(first)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(dtype)}
     assert same_files(first, export(tmp_path / "second", params))
@@ -147,6 +147,20 @@ def test_a_repeated_head_is_allowed_beside_the_tied_table(tmp_path):
     weights = toys.hf_weights(MODEL)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     jax.tree.map(np.testing.assert_array_equal, load(make_directory(tmp_path / "hf", weights)), toys.params(MODEL))
+
+
+def test_an_untied_head_is_refused(tmp_path):
+    weights = toys.hf_weights(MODEL)
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["lm_head.weight"][95, 23] += 1e-6
+    with pytest.raises(ValueError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight; the head of"):
+        hf.open_source(make_directory(tmp_path / "hf", weights))
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(tmp_path):
+    path = make_directory(make_sharded(tmp_path / "hf"))
+    (path / "part-1.safetensors").unlink()
+    jax.tree.map(np.testing.assert_array_equal, load(path), toys.params(MODEL))
 
 
 def changed(**tensors):
@@ -219,10 +233,29 @@ def test_an_index_that_misplaces_a_tensor_is_refused(tmp_path):
         hf.open_source(path)
 
 
-def test_an_index_that_is_none_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ("[]", r"index\.json is no safetensors index; it must hold a weight_map"),
+        ("{}", r"index\.json is no safetensors index; it must hold a weight_map"),
+        ("[" * 100_000, r"index\.json is not JSON: "),
+        (
+            '{"weight_map": {"a": null}}',
+            r"index\.json says tensor a is in None; it must be the name of a file",
+        ),
+        ('{"weight_map": {"a": "../b"}}', r"index\.json says tensor a is in '\.\./b'; it must be the name of a file"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(content, text, tmp_path):
     path = make_sharded(tmp_path / "hf")
-    (path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"index\.json is not a safetensors index"):
+    (path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=text):
+        hf.open_source(path)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path):
+    path = make_directory(tmp_path / "hf", num_hidden_layers=10**9, layer_types=None)
+    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1000000000, but there are 106 tensors"):
         hf.open_source(path)
 
 

@@ -126,6 +126,10 @@ def test_an_unpublished_size_asks_for_the_model(tmp_path):
             {"layer_3/mlp/linear/w": np.zeros((24, 40))},
             r"tensor layer_3/mlp/linear/w has shape \(24, 40\); .* \(40, 24\)",
         ),
+        (
+            {"layer_3/mlp/linear/w": np.zeros((40, 24), np.int32)},
+            r"layer_3/mlp/linear/w is int32; it must be one of",
+        ),
         ({"embedder/input_embedding": None}, r"ckpt lacks tensor embedder/input_embedding; it is not a published"),
     ],
 )

@@ -83,7 +83,7 @@ def test_metadata_that_contradicts_the_arrays_is_refused(change, text, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "pattern, text", [("d/*", "its metadata is damaged"), ("ocdbt.process_0/d/*", "OUT_OF_RANGE: .*periods")]
+    "pattern, text", [("d/*", "its metadata is damaged"), ("ocdbt.process_0/d/*", "OUT_OF_RANGE: .*_layers")]
 )
 def test_a_damaged_checkpoint_is_named(pattern, text, tmp_path):
     path = tmp_path / "ckpt"

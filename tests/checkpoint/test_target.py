@@ -39,6 +39,9 @@ def test_a_target_made_meanwhile_is_not_overwritten(tmp_path):
 def test_a_target_that_exists_is_refused(tmp_path):
     with pytest.raises(ValueError, match=rf"{tmp_path} exists; choose another --target"):
         target.check_new(tmp_path, 0)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"dangling exists; choose another --target"):
+        target.check_new(tmp_path / "dangling", 0)
 
 
 def test_a_target_without_a_parent_is_refused(tmp_path):
@@ -47,7 +50,7 @@ def test_a_target_without_a_parent_is_refused(tmp_path):
 
 
 def test_a_target_larger_than_its_disk_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"out needs \d+\.0 MiB, but its disk has \d+\.\d MiB free"):
+    with pytest.raises(ValueError, match=r"out needs \d+ KiB, but its disk has \d+ KiB free"):
         target.check_new(tmp_path / "out", 1 << 60)
 
 

@@ -49,7 +49,9 @@ def test_logits_are_never_whole():
     model = toys.variant("padded_table")
     shapes = parameters.shapes(model)
     tokens = jax.ShapeDtypeStruct((2, 4096), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, *a))(shapes, tokens)
+    mesh_shape = sharding.make_mesh().shape
+    score = lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, mesh_shape, *a)  # noqa: E731
+    jaxpr = jax.make_jaxpr(score)(shapes, tokens)
 
     def largest(jaxpr):
         inner = [sub for eqn in jaxpr.eqns for sub in jax.extend.core.jaxprs_in_params(eqn.params)]

@@ -78,7 +78,7 @@ def test_transformers_loads_what_we_export(name, tmp_path):
 def test_sharded_exports_load_too(tmp_path, monkeypatch):
     monkeypatch.setattr(hf, "SHARD_BYTES", 20_000)
     (tmp_path / "hf").mkdir()
-    hf.write(tmp_path / "hf", toys.TOY, toys.params(toys.TOY), jnp.bfloat16)
+    hf.write(tmp_path / "hf", toys.TOY, jax.tree.map(lambda x: x.astype(jnp.bfloat16), toys.params(toys.TOY)))
     theirs, report = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.dtype == torch.bfloat16
