@@ -52,18 +52,15 @@ def remove_partials() -> None:
         partial = _partials.pop()
         # Orbax writes to a sibling of its own first, with a longer name; after an error its threads may write on for a
         # moment, so look until nothing has come back.
-        absent = 0
+        num_clean_looks = 0
         for _ in range(100):
-            leftovers = [
-                path
-                for path in partial.parent.iterdir()
-                if path.name == partial.name or path.name.startswith(f"{partial.name}.")
-            ]
-            absent = 0 if leftovers else absent + 1
-            if absent == 2:
-                break
+            siblings = partial.parent.iterdir() if partial.parent.is_dir() else ()
+            leftovers = [path for path in siblings if f"{path.name}.".startswith(f"{partial.name}.")]
             for path in leftovers:
                 shutil.rmtree(path, ignore_errors=True)
+            num_clean_looks = 0 if leftovers else num_clean_looks + 1
+            if num_clean_looks == 2:
+                break
             time.sleep(0.05)
 
 

@@ -40,20 +40,15 @@ class Attention(nnx.Module):
     """Self-attention of one layer; `window` is None on a global layer."""
 
     def __init__(self, model: config.Config, window: int | None, rngs: nnx.Rngs):
-        width, num_heads, num_key_heads, head_width = (
-            model.width,
-            model.num_heads,
-            model.num_key_heads,
-            model.head_width,
-        )
+        D, N, K, H = model.width, model.num_heads, model.num_key_heads, model.head_width
         self.window = window
         self.query_scale = model.query_scale
-        self.query = layers.parameter(rngs, "D N H", (width, num_heads, head_width), fan_in="D")
-        self.key = layers.parameter(rngs, "D K H", (width, num_key_heads, head_width), fan_in="D")
-        self.value = layers.parameter(rngs, "D K H", (width, num_key_heads, head_width), fan_in="D")
-        self.output = layers.parameter(rngs, "N H D", (num_heads, head_width, width), fan_in="N H")
-        self.query_norm = layers.RMSNorm("H", head_width, model.norm_epsilon, rngs)
-        self.key_norm = layers.RMSNorm("H", head_width, model.norm_epsilon, rngs)
+        self.query = layers.parameter(rngs, "D N H", (D, N, H), fan_in="D")
+        self.key = layers.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.value = layers.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.output = layers.parameter(rngs, "N H D", (N, H, D), fan_in="N H")
+        self.query_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
+        self.key_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], attention: str

@@ -74,17 +74,21 @@ def test_a_disk_that_fills_up_half_way_leaves_nothing(kind, small_disk):
     assert list(small_disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_waits_for_the_write_in_hand(number, error, tmp_path, monkeypatch):
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def test_a_signal_waits_for_the_write_in_hand(tmp_path, capsys):
+    def stop(number, frame):
+        raise SystemExit(128 + number)
+
     reached = []
-    try:
-        with pytest.raises(error), target.uninterrupted(tmp_path):
-            signal.raise_signal(number)
-            reached.append("end of the block")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    assert reached == ["end of the block"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous = signal.signal(number, stop)
+        try:
+            with pytest.raises(SystemExit, match=str(128 + number)), target.uninterrupted(tmp_path / "part"):
+                signal.raise_signal(number)
+                reached.append(number)
+        finally:
+            signal.signal(number, previous)
+    assert reached == [signal.SIGINT, signal.SIGTERM]
+    assert capsys.readouterr().err.count("stopping once the write in hand ends; again stops now and leaves") == 2
 
 
 def test_a_second_signal_does_not_wait(tmp_path):
