@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "sharding": "",
     "model": "sharding",
     "checkpoint": "model sharding",
-    "evals": "model",
+    "evals": "model sharding",
     "cli": "checkpoint evals model sharding",
     "__main__": "cli",
 }

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gemma3_jax import sharding
 from gemma3_jax.model import config, execution, layers, masks, parameters
 
 TOKENS_PER_BATCH = 8192
@@ -49,7 +50,8 @@ def next_token_logprobs(
 
     def score(chunk):
         hidden, targets = chunk
-        logits = layers.logits(hidden, table)
+        logits = jnp.einsum("BTD,VD->BTV", hidden, table, preferred_element_type=jnp.float32)
+        logits = sharding.constrain(logits, "BTV")
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return target_logits - jax.nn.logsumexp(logits, axis=-1)
 

@@ -29,33 +29,40 @@ def parameter(rngs: nnx.Rngs, dims: str, shape: tuple[int, ...], *, fan_in: str)
     return annotated(init(rngs.params(), shape, jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """einsum(spec, x, weight) in the dtype of `x`, laid out over the mesh as the letters of `spec` say.
+def project(
+    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."], dtype: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """einsum(spec, x, weight) in `dtype`, or that of `x`, laid out over the mesh as the letters of `spec` say.
 
-    This is ZeRO-3, once for all layers. The weight is cast, then gathered, and only for the moment: the backward pass
-    gathers it again. Its gradient is summed in float32, over tokens and over devices, and scattered to where the weight
-    rests: thousands of devices would lose it in bfloat16.
+    This is ZeRO-3, once for all layers. The weight is cast to the dtype of `x`, then gathered, and only for the moment:
+    the backward pass gathers it again. Its gradient is summed in float32, over tokens and over devices, and scattered
+    to where the weight rests: thousands of devices would lose it in bfloat16.
     """
-    return _project_forward(spec, x, weight)[0]
+    return _project(spec, jnp.dtype(dtype or x.dtype), x, weight)
 
 
-def _project_forward(spec: str, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _project(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Array) -> jax.Array:
     _, weight_dims, out_dims = re.split(",|->", spec)
-    out = jnp.einsum(spec, x, gathered(weight, weight_dims, x.dtype))
-    return sharding.constrain(out, out_dims), (x, weight)
+    out = jnp.einsum(spec, x, gathered(weight, weight_dims, x.dtype), preferred_element_type=dtype)
+    return sharding.constrain(out, out_dims)
 
 
-def _project_backward(spec: str, saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _project_forward(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
+    return _project(spec, dtype, x, weight), (x, weight)
+
+
+def _project_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_dims, weight_dims, out_dims = re.split(",|->", spec)
     x, weight = saved
+    grad = grad.astype(x.dtype)  # float32 logits, too: both products run at the speed of the activations' dtype
     grad_x = jnp.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gathered(weight, weight_dims, x.dtype))
     grad_weight = jnp.einsum(f"{x_dims},{out_dims}->{weight_dims}", x, grad, preferred_element_type=jnp.float32)
     grad_weight = sharding.constrain_at_rest(grad_weight, weight_dims).astype(weight.dtype)
     return sharding.constrain(grad_x, x_dims), grad_weight
 
 
-project.defvjp(_project_forward, _project_backward)
+_project.defvjp(_project_forward, _project_backward)
 
 
 def gathered(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
@@ -112,12 +119,7 @@ class Embedder(nnx.Module):
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits over the whole vocabulary, from the same table without the factor."""
-        return logits(x, gathered(self.table[...], "VD", x.dtype))
-
-
-def logits(x: Float[Array, "B T D"], table: Float[Array, "V D"]) -> Float[Array, "B T V"]:
-    """Float32 products of hidden states with a gathered table; in a loop over tokens, gather it outside."""
-    return sharding.constrain(jnp.einsum("BTD,VD->BTV", x, table, preferred_element_type=jnp.float32), "BTV")
+        return project("BTD,VD->BTV", x, self.table[...], jnp.float32)
 
 
 def place_soft_tokens(

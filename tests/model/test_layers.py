@@ -61,6 +61,12 @@ def test_weight_gradients_are_float32_sums_under_bfloat16_activations():
     assert grad.dtype == jnp.float32 and grad[0, 0] == 1000.0  # bfloat16 has 1000 and 1002, and would stop at 256
 
 
+def test_the_tied_head_too_sums_its_gradient_in_float32():
+    x, table = jnp.ones((1, 1000, 1), jnp.bfloat16), jnp.ones((2, 1))
+    grad = jax.grad(lambda table: jnp.sum(layers.project("BTD,VD->BTV", x, table, jnp.float32)))(table)
+    np.testing.assert_array_equal(grad, [[1000.0], [1000.0]])
+
+
 def test_the_mlp_is_gated_by_the_tanh_gelu():
     mlp = layers.GatedMLP(1, 1, nnx.Rngs(0))
     mlp.gate[...], mlp.up[...], mlp.down[...] = (jnp.full((1, 1), value) for value in (1.0, 3.0, 5.0))
