@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _convert_parser() -> _Parser:
     parser = _Parser(
-        prog=f"{PROGRAM} convert",
+        prog=f"python -m {PROGRAM} convert",
         description="Writes a checkpoint as another kind. The kind of the source is recognised: an Orbax checkpoint\n"
         "of this program, a Hugging Face directory, or an Orbax tree of the gemma library (nested or flat, per\n"
         "layer or stacked). The target appears whole or not at all. Parameters and the model's shape are carried;\n"
@@ -88,7 +88,7 @@ def _convert(flags: argparse.Namespace) -> None:
 
 def _evaluate_parser() -> _Parser:
     parser = _Parser(
-        prog=f"{PROGRAM} evaluate",
+        prog=f"python -m {PROGRAM} evaluate",
         description="Scores a checkpoint. Task logprobs: for every list of token ids in --input, the natural-log\n"
         "probability of each token after the first; one line of numbers per list, or with --json\n"
         '{"task": "logprobs", "logprobs": [[...], ...]}.',

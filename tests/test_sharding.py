@@ -117,7 +117,7 @@ def test_sharded_loss_and_gradients_equal_those_of_one_device(name, axes, attent
     with jax.set_mesh(mesh):
         value, grads = step(spread, *inputs, attention)
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-4), grads, expected[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=toys.ROUNDING, rtol=1e-4), grads, expected[1])
     assert jax.tree.reduce(max, jax.tree.map(lambda g: float(jnp.abs(g).max()), grads)) > 0.01
 
 

@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/depth.py
 
-Prints one JSON line per model and one with the ratios. Operations are counted in the lowered program, before a backend
-fuses them; nothing is allocated or run. 27B cut to the depth of 1B shows what depth alone does: nothing, a ratio of 1.
-1B itself differs by some reshapes and broadcasts that its single key head spares it.
+Prints one JSON line per model and one with the ratios; two seconds anywhere, as nothing is allocated or run. Operations
+are counted in the lowered program, before a backend fuses them. 27B cut to the depth of 1B shows what depth alone does:
+nothing, a ratio of 1. 1B itself differs by some reshapes and broadcasts that its single key head spares it.
 """
 
 import dataclasses

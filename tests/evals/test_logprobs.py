@@ -30,7 +30,7 @@ def test_batched_scores_equal_each_list_alone_on_any_mesh(axes):
     scores = logprobs.score(MODEL, spread, token_lists, mesh=mesh, execute=execution.REFERENCE, progress=done.append)
     assert [len(score) for score in scores] == [4, 0, 39, 16, 15, 2] and sum(done) == 82
     for tokens, score in zip(token_lists, scores, strict=True):
-        np.testing.assert_allclose(score, one_by_one(params, tokens), atol=2e-5)
+        np.testing.assert_allclose(score, one_by_one(params, tokens), atol=toys.ROUNDING)
 
 
 def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
@@ -42,7 +42,7 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
     monkeypatch.setattr(logprobs, "TOKENS_PER_BATCH", 32)
     monkeypatch.setattr(logprobs, "LOGITS_PER_CHUNK", 96 * 8)
     for a, b in zip(whole, score(), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, atol=toys.ROUNDING)
 
 
 def test_logits_are_never_whole():

@@ -24,7 +24,7 @@ def test_scanned_layers_equal_layers_called_one_by_one(name):
     model = toys.variant(name)
     tokens = jnp.asarray(toys.tokens(model, 2, NUM_TOKENS))
     scanned, unrolled = jax.jit(lambda params: both_ways(model, params, tokens))(toys.params(model))
-    np.testing.assert_allclose(scanned, unrolled, atol=2e-5)
+    np.testing.assert_allclose(scanned, unrolled, atol=toys.ROUNDING)
 
 
 def both_ways(model, params, tokens):
@@ -57,7 +57,7 @@ def test_packed_documents_equal_each_document_alone(path):
     start = 0
     for length in lengths:
         alone = logits(model, params, tokens[:, start : start + length], execute=execute)
-        np.testing.assert_allclose(row[:, start : start + length], alone, atol=2e-5)
+        np.testing.assert_allclose(row[:, start : start + length], alone, atol=toys.ROUNDING)
         start += length
     assert not np.isnan(row).any()
 
@@ -140,7 +140,7 @@ def test_paths_agree_through_the_whole_model_with_images():
         logits(model, params, tokens, places, execute=execution.Execution(attention=path))
         for path in ("dense", "banded")
     ]
-    np.testing.assert_allclose(*outs, atol=2e-5)
+    np.testing.assert_allclose(*outs, atol=toys.ROUNDING)
 
 
 def test_depth_does_not_grow_the_program():
