@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.model import config, execution, layers, masks, parameters
+from gemma3_jax.model import config, execution, masks, parameters, weights
 
 TOKENS_PER_BATCH = 8192
 LOGITS_PER_CHUNK = 1 << 26  # on one device: 256 MiB of float32; 8,192 tokens at once would be 8 GiB
@@ -44,7 +44,7 @@ def next_token_logprobs(
     transformer = parameters.bind(model, params)
     # Rows are filled up at their ends, where no earlier token looks: one document each will do.
     hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
-    table = layers.gathered(params["embedder"]["table"], "VD", hidden.dtype)  # once, not for every chunk
+    table = weights.gathered(params["embedder"]["table"], "VD", hidden.dtype)  # once, not for every chunk
     num_rows, num_tokens = tokens.shape
     size = _chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
 

@@ -6,7 +6,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gemma3_jax import sharding
-from gemma3_jax.model import banded, config, dense, layers, masks, rope
+from gemma3_jax.model import banded, config, dense, layers, masks, rope, weights
 
 
 def choose_path(attention: str, num_tokens: int, window: int | None, *, both_ways: bool) -> str:
@@ -43,19 +43,19 @@ class Attention(nnx.Module):
         D, N, K, H = model.width, model.num_heads, model.num_key_heads, model.head_width
         self.window = window
         self.query_scale = model.query_scale
-        self.query = layers.parameter(rngs, "D N H", (D, N, H), fan_in="D")
-        self.key = layers.parameter(rngs, "D K H", (D, K, H), fan_in="D")
-        self.value = layers.parameter(rngs, "D K H", (D, K, H), fan_in="D")
-        self.output = layers.parameter(rngs, "N H D", (N, H, D), fan_in="N H")
+        self.query = weights.parameter(rngs, "D N H", (D, N, H), fan_in="D")
+        self.key = weights.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.value = weights.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.output = weights.parameter(rngs, "N H D", (N, H, D), fan_in="N H")
         self.query_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
         self.key_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], attention: str
     ) -> Float[Array, "B T D"]:
-        query = layers.project("BTD,DNH->BTNH", x, self.query[...])
-        key = layers.project("BTD,DKH->BTKH", x, self.key[...])
-        value = checkpoint_name(layers.project("BTD,DKH->BTKH", x, self.value[...]), "value")
+        query = weights.project("BTD,DNH->BTNH", x, self.query[...])
+        key = weights.project("BTD,DKH->BTKH", x, self.key[...])
+        value = checkpoint_name(weights.project("BTD,DKH->BTKH", x, self.value[...]), "value")
         # Norm, rotation and scale in float32, then one rounding to the activations' dtype.
         query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
         key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
@@ -64,4 +64,4 @@ class Attention(nnx.Module):
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
         attended = attend(query, key, value, places, self.window, attention)
         attended = checkpoint_name(sharding.constrain(attended, "BTNH"), "attended")
-        return layers.project("BTNH,NHD->BTD", attended, self.output[...])
+        return weights.project("BTNH,NHD->BTD", attended, self.output[...])

@@ -37,36 +37,6 @@ def test_decode_uses_the_table_as_it_is():
     assert logits.dtype == jnp.float32 and logits[0, 0].tolist() == [3.0, 10.0, 8.0]
 
 
-def test_the_gradient_of_a_frequent_token_is_a_float32_sum_in_bfloat16_too():
-    embedder = layers.Embedder(2, 4, nnx.Rngs(0))
-    tokens = jnp.zeros((1, 4096), jnp.int32)
-    grad = jax.grad(lambda table: jnp.sum(layers.look_up(jnp.dtype("bfloat16"), table, tokens).astype(jnp.float32)))
-    np.testing.assert_array_equal(grad(embedder.table[...]), [[4096.0] * 4, [0.0] * 4])  # in bfloat16 it stops at 256
-
-
-@pytest.mark.parametrize(
-    "spec, shapes", [("BTD,DNH->BTNH", ((2, 3, 4), (4, 2, 5))), ("BTNH,NHD->BTD", ((2, 3, 2, 5), (2, 5, 4)))]
-)
-def test_project_is_einsum_forward_and_backward(spec, shapes):
-    x, weight = (jnp.asarray(toys.noise(str(shape), shape)) for shape in shapes)
-    loss = lambda einsum: lambda x, w: jnp.sum(jnp.sin(einsum(spec, x, w)))  # noqa: E731
-    expected = jax.value_and_grad(loss(jnp.einsum), argnums=(0, 1))(x, weight)
-    got = jax.value_and_grad(loss(layers.project), argnums=(0, 1))(x, weight)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
-
-
-def test_weight_gradients_are_float32_sums_under_bfloat16_activations():
-    x, weight = jnp.ones((1, 1000, 1), jnp.bfloat16), jnp.ones((1, 1))
-    grad = jax.grad(lambda w: jnp.sum(layers.project("BTD,DF->BTF", x, w).astype(jnp.float32)))(weight)
-    assert grad.dtype == jnp.float32 and grad[0, 0] == 1000.0  # bfloat16 has 1000 and 1002, and would stop at 256
-
-
-def test_the_tied_head_too_sums_its_gradient_in_float32():
-    x, table = jnp.ones((1, 1000, 1), jnp.bfloat16), jnp.ones((2, 1))
-    grad = jax.grad(lambda table: jnp.sum(layers.project("BTD,VD->BTV", x, table, jnp.float32)))(table)
-    np.testing.assert_array_equal(grad, [[1000.0], [1000.0]])
-
-
 def test_the_mlp_is_gated_by_the_tanh_gelu():
     mlp = layers.GatedMLP(1, 1, nnx.Rngs(0))
     mlp.gate[...], mlp.up[...], mlp.down[...] = (jnp.full((1, 1), value) for value in (1.0, 3.0, 5.0))
