@@ -172,7 +172,7 @@ def test_gradients_rest_where_their_parameters_do():
         assert grad.sharding.is_equivalent_to(param.sharding, param.ndim), (param.shape, grad.sharding)
 
 
-@pytest.mark.parametrize("num_rows, expected", [(8, ("replica", "data")), (2, "replica"), (3, None)])
+@pytest.mark.parametrize("num_rows, expected", [(8, ("replica", "data")), (4, "replica"), (2, "replica"), (3, None)])
 def test_activations_split_over_the_axes_that_divide_them(num_rows, expected):
     mesh = sharding.make_mesh(replica=2, data=4)
     with jax.set_mesh(mesh):
