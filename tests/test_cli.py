@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax import cli
-from gemma3_jax.checkpoint import store
+from gemma3_jax.checkpoint import placing, store
 from tests import toys
 from tests.checkpoint.test_hf import make_directory, same_files
 
@@ -192,14 +192,16 @@ def test_a_damaged_orbax_checkpoint_is_one_line_whatever_orbax_prints(damage, si
     assert not (tmp_path / "out").exists()
 
 
-def test_out_of_memory_is_one_line(capsys, hf_directory, tmp_path, monkeypatch):
-    from gemma3_jax.checkpoint import placing
+@pytest.mark.parametrize("kind", ["hf", "orbax"])
+def test_out_of_memory_is_one_line(kind, capsys, hf_directory, tmp_path, monkeypatch):
+    store.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
 
     def load(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
 
     monkeypatch.setattr(placing, "load", load)
-    line = fails(capsys, "convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}", "--format=orbax")
+    monkeypatch.setattr(store.ocp, "load_checkpointables", load)
+    line = fails(capsys, "convert", f"--source={tmp_path / kind}", f"--target={tmp_path / 'out'}", "--format=hf")
     assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; spread over more devices" in line
 
 

@@ -21,8 +21,8 @@ def load(
 ) -> dict:
     """The source's parameters as our tree, sharded over `mesh`; `dtype` None keeps what the source stores.
 
-    Host memory in use beside the placed parameters is about the largest tensor of one layer: stacked arrays are made on
-    the devices and filled there, layer by layer.
+    Host memory in use beside the placed parameters is about the largest tensor that the source stores (of a stacked
+    published tree, a parameter of all its layers): our stacked arrays are made on the devices and filled there.
     """
     shapes = stored_shapes(source)
     if dtype is not None:

@@ -32,8 +32,10 @@ def open_source(path: pathlib.Path, model: config.Config | None = None) -> Sourc
         name = _canonical(key_path)
         if name.startswith(VISION):
             skipped += 1
-        else:
+        elif hasattr(leaf, "shape"):
             leaves[name] = (key_path, leaf)
+        else:
+            raise ValueError(f"{path}: {name} is no array; it is not a published Gemma checkpoint")
     _, table = leaves.get("embedder/input_embedding", (None, None))
     if table is None:
         raise ValueError(f"{path} lacks tensor embedder/input_embedding; it is not a published Gemma checkpoint")

@@ -33,7 +33,10 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax wraps what tensorstore and json raise in exceptions of any class
-        raise ValueError(f"{path} cannot be read: {_first_cause(error)}") from error
+        cause = _first_cause(error)
+        if isinstance(cause, MemoryError) or str(cause).startswith("RESOURCE_EXHAUSTED"):
+            raise cause from None  # too large for this machine, not damaged
+        raise ValueError(f"{path} cannot be read: {_first_line(cause)}") from error
 
 
 def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
@@ -44,8 +47,8 @@ def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
     meta = {METADATA_KEY: {"format": FORMAT, "model": dataclasses.asdict(model)}}
     try:
         ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
-    except ValueError as error:  # what tensorstore makes of a full disk
-        raise OSError(f"{path} cannot be written: {_first_cause(error)}") from error
+    except (ValueError, OSError) as error:  # tensorstore makes a ValueError of a full disk
+        raise OSError(f"{path} cannot be written: {_first_line(_first_cause(error))}") from error
 
 
 def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
@@ -72,6 +75,8 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
         if param not in stored:
             raise ValueError(f"{path} lacks parameter {name}")
         found = stored.pop(param)
+        if not hasattr(found, "shape"):
+            raise ValueError(f"{path}: parameter {name} is no array")
         if tuple(found.shape) != expected.shape:
             raise ValueError(
                 f"{path}: parameter {name} has shape {tuple(found.shape)}; its model asks for {expected.shape}"
@@ -97,9 +102,13 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = 
         return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
 
 
-def _first_cause(error: BaseException) -> str:
-    """The first line of the exception that started it all; what wraps it prints pages."""
+def _first_cause(error: BaseException) -> BaseException:
+    """The exception that started it all; what wraps it prints pages."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    first_line = str(error).partition("\n")[0]
-    return first_line if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {first_line}"
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {line}"

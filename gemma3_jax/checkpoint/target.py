@@ -47,9 +47,8 @@ def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def remove_partials() -> None:
-    """Removes every directory that was begun and not finished."""
-    while _partials:
-        partial = _partials.pop()
+    """Removes every directory that was begun and not finished. A signal that comes meanwhile may call it again."""
+    for partial in tuple(_partials):
         # Orbax writes to a sibling of its own first, with a longer name; after an error its threads may write on for a
         # moment, so look until nothing has come back.
         num_clean_looks = 0
@@ -62,6 +61,7 @@ def remove_partials() -> None:
             if num_clean_looks == 2:
                 break
             time.sleep(0.05)
+        _partials.discard(partial)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def next_token_logprobs(
     num_rows, num_tokens = tokens.shape
     size = _chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
 
-    def score(chunk):
+    def score_chunk(chunk):
         hidden, targets = chunk
         logits = jnp.einsum("BTD,VD->BTV", hidden, table, preferred_element_type=jnp.float32)
         logits = sharding.constrain(logits, "BTV")
@@ -57,7 +57,7 @@ def next_token_logprobs(
 
     # Token t goes to chunk t % num_chunks, so that every chunk has tokens of every `seq` shard.
     spread = [x.reshape(num_rows, size, -1, *x.shape[2:]) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
-    scores = jax.lax.map(score, tuple(jnp.moveaxis(x, 2, 0) for x in spread))
+    scores = jax.lax.map(score_chunk, tuple(jnp.moveaxis(x, 2, 0) for x in spread))
     return jnp.moveaxis(scores, 0, 2).reshape(num_rows, num_tokens)
 
 
@@ -89,8 +89,10 @@ def score(
     results: list[list[float]] = [[]] * len(token_lists)
     row_multiple = mesh.shape["replica"] * mesh.shape["data"]
     for num_tokens, numbers in sorted(by_length.items()):
-        wanted = min(len(numbers), max(1, TOKENS_PER_BATCH // num_tokens))
-        num_rows = -(-(1 << (wanted - 1).bit_length()) // row_multiple) * row_multiple
+        # A chunk has at least one token of every row.
+        most = min(TOKENS_PER_BATCH // num_tokens, LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
+        wanted = max(1, min(len(numbers), most))
+        num_rows = -(-(1 << (wanted.bit_length() - 1)) // row_multiple) * row_multiple
         for start in range(0, len(numbers), num_rows):
             batch = numbers[start : start + num_rows]
             tokens = np.zeros((num_rows, num_tokens), np.int32)

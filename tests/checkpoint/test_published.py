@@ -117,6 +117,12 @@ def test_an_unpublished_size_asks_for_the_model(tmp_path):
         published.open_source(path)
 
 
+def test_a_tree_of_something_else_is_refused(tmp_path):
+    tree = {"params": nested(leaves(), root=()), "step": 3}
+    with pytest.raises(ValueError, match=r"ckpt: step is no array; it is not a published Gemma checkpoint"):
+        published.open_source(save(tmp_path / "ckpt", tree), MODEL)
+
+
 @pytest.mark.parametrize(
     "change, text",
     [

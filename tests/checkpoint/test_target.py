@@ -99,3 +99,19 @@ def test_a_second_signal_does_not_wait(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 130 and done.stdout == "one\n" and "stops now and leaves part" in done.stderr
+
+
+def test_a_signal_during_the_cleaning_up_cleans_up_again(tmp_path):
+    """Two signals in a row, as an impatient user sends them: the second finds the first one's work half done."""
+    code = (
+        "import pathlib, shutil, signal\nfrom gemma3_jax import cli\nfrom gemma3_jax.checkpoint import target\n"
+        "signal.signal(signal.SIGINT, cli._stop)\nremove, calls = shutil.rmtree, []\n"
+        "def rmtree(*a, **k):\n"
+        "    calls.append(1)\n    if len(calls) == 1: signal.raise_signal(signal.SIGINT)\n    remove(*a, **k)\n"
+        "shutil.rmtree = rmtree\n"
+        f"with target.new_directory(pathlib.Path({str(tmp_path / 'out')!r})) as partial:\n"
+        "    partial.mkdir()\n    signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "what was being written is removed" in done.stderr
+    assert list(tmp_path.iterdir()) == []
