@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 PROGRAM = "gemma3_jax"
@@ -225,6 +226,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"no verb {verb}{hint} (there are: {', '.join(VERBS)})")
         make_parser, run_verb, _ = VERBS[verb]
         run_verb(make_parser().parse_all(rest))
+        sys.stdout.flush()  # a full disk or a closed pipe is an error of this verb, not of the interpreter's end
         return 0
     except (ValueError, OSError) as error:
         _say(f"{PROGRAM}: error: {' '.join(str(error).split())}")
@@ -248,15 +250,18 @@ def _stop(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def _unraisable(args) -> None:
-    """Leaves out what Orbax's event loops say when they are closed over an error that is told already."""
-    if str(args.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(args)
-
-
 def run() -> None:
     """The console script."""
-    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
-    sys.exit(main(sys.argv[1:]))
+    # Over an error that is told in one line, Orbax's event loops leave behind pages of what they could not raise any
+    # more, some as late as the interpreter's end. They are shown if there was no such error.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    kept_back: list[str] = []
+    sys.unraisablehook = lambda args: kept_back.append(f"{args.err_msg or 'Exception ignored'}: {args.exc_value!r}")
+    status = main(sys.argv[1:])
+    if status != 0:
+        os._exit(status)
+    sys.unraisablehook = sys.__unraisablehook__
+    if kept_back:
+        _say(*kept_back)
