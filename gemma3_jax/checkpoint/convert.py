@@ -49,10 +49,11 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no directory; a checkpoint is one")
-    is_published = store.is_orbax(path) and not store.is_ours(path)
+    is_ours = store.is_ours(path)
+    is_published = store.is_orbax(path) and not is_ours
     if model is not None and not is_published:
         raise ValueError(f"--model is for Orbax trees of the gemma library; {path} says itself what model it is")
-    if store.is_ours(path):
+    if is_ours:
         model, shapes = store.read_model(path)
 
         def load(mesh, dtype=None, progress=lambda num_bytes: None):
@@ -87,6 +88,6 @@ def write(
             partial.mkdir()
             hf.write(partial, model, params, progress)
         else:
-            assert kind == "orbax", kind
+            assert kind in FORMATS, kind
             with target.uninterrupted(partial):
                 store.save(partial, model, params)

@@ -31,7 +31,8 @@ def is_hf(path: pathlib.Path) -> bool:
 
 
 def open_source(path: pathlib.Path) -> Source:
-    """The text model in a directory, with every name, shape and dtype checked; no tensor is read yet.
+    """The text model in a directory, with every name, shape and dtype checked; of the tensors only a repeated head is
+    read yet, and held against the table.
 
     Raises: ValueError naming the file and the tensor: missing, extra, of another shape or dtype, in a file that is cut
     short or not safetensors, or in a shard that is not there.
