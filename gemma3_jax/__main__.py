@@ -1,6 +1,6 @@
 """`python -m gemma3_jax VERB ...`."""
 
-from gemma3_jax import cli
+from gemma3_jax.cli import program
 
 if __name__ == "__main__":
-    cli.run()
+    program.run()

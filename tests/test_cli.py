@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from gemma3_jax import cli
 from gemma3_jax.checkpoint import placing, store
+from gemma3_jax.cli import program
 from tests import toys
 from tests.checkpoint.test_hf import make_directory, same_files
 
@@ -25,7 +25,7 @@ def hf_directory(tmp_path):
 
 
 def run(capsys, *arguments):
-    status = cli.main([str(argument) for argument in arguments])
+    status = program.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -42,7 +42,7 @@ def fails(capsys, *arguments):
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
 def test_help_lists_the_verbs_there_are(capsys, arguments):
     status, out, _ = run(capsys, *arguments)
-    assert status == 0 and all(verb in out for verb in cli.VERBS)
+    assert status == 0 and all(verb in out for verb in program.VERBS)
     assert "train" not in out  # not built yet, so not listed
 
 
@@ -51,9 +51,9 @@ def test_no_verb_prints_the_overview_and_fails(capsys):
     assert status == 1 and "verbs:" in out
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", program.VERBS)
 def test_help_of_a_verb_has_its_flags_and_an_example_and_loads_nothing_heavy(verb):
-    code = f"import sys\nfrom gemma3_jax import cli\ntry: cli.main(['{verb}', '--help'])\n"
+    code = f"import sys\nfrom gemma3_jax.cli import program\ntry: program.main(['{verb}', '--help'])\n"
     code += "finally: assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

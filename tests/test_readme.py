@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from gemma3_jax import cli
+from gemma3_jax.cli import program
 from tests.checkpoint.test_hf import make_directory
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -23,7 +23,7 @@ def test_the_commands_run(tmp_path, monkeypatch, capsys):
     commands = re.findall(r"^    python -m gemma3_jax (.*)$", README, flags=re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        assert cli.main(command.split()) == 0, capsys.readouterr().err
+        assert program.main(command.split()) == 0, capsys.readouterr().err
 
 
 def test_every_path_it_names_exists():

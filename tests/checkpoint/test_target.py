@@ -104,8 +104,8 @@ def test_a_second_signal_does_not_wait(tmp_path):
 def test_a_signal_during_the_cleaning_up_cleans_up_again(tmp_path):
     """Two signals in a row, as an impatient user sends them: the second finds the first one's work half done."""
     code = (
-        "import pathlib, shutil, signal\nfrom gemma3_jax import cli\nfrom gemma3_jax.checkpoint import target\n"
-        "signal.signal(signal.SIGINT, cli._stop)\nremove, calls = shutil.rmtree, []\n"
+        "import pathlib, shutil, signal\nfrom gemma3_jax.cli import program\nfrom gemma3_jax.checkpoint import target\n"
+        "signal.signal(signal.SIGINT, program._stop)\nremove, calls = shutil.rmtree, []\n"
         "def rmtree(*a, **k):\n"
         "    calls.append(1)\n    if len(calls) == 1: signal.raise_signal(signal.SIGINT)\n    remove(*a, **k)\n"
         "shutil.rmtree = rmtree\n"

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.interop
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from gemma3_jax import cli, sharding  # noqa: E402
+from gemma3_jax import sharding  # noqa: E402
 from gemma3_jax.checkpoint import hf, placing  # noqa: E402
+from gemma3_jax.cli import program  # noqa: E402
 from gemma3_jax.model import config, execution, masks, parameters  # noqa: E402
 from tests import toys  # noqa: E402
 from tests.interop import hf_models  # noqa: E402
@@ -94,7 +95,7 @@ def test_evaluate_logprobs_of_their_directory_agrees(sharded, tmp_path, capsys):
     (tmp_path / "ids.json").write_text(json.dumps(token_lists))
     flags = [f"--checkpoint={tmp_path / 'hf'}", "--task=logprobs", f"--input={tmp_path / 'ids.json'}", "--json"]
     capsys.readouterr()
-    assert cli.main(["evaluate", *flags]) == 0
+    assert program.main(["evaluate", *flags]) == 0
     scores = json.loads(capsys.readouterr().out)["logprobs"]
     for tokens, score in zip(token_lists, scores, strict=True):
         table = torch.log_softmax(torch.from_numpy(hf_models.logits(theirs, np.array([tokens]))), -1)[0]

@@ -1,0 +1,82 @@
+"""The program: its verbs, its exit status, and how it ends. Everything heavy is imported by the verb that needs it."""
+
+import difflib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+from gemma3_jax.cli import convert, evaluate, terminal
+
+USER_ERROR = 1
+
+VERBS = {
+    "convert": (convert, "writes a checkpoint as another kind"),
+    "evaluate": (evaluate, "scores a checkpoint"),
+}
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<10} {says}" for verb, (_, says) in VERBS.items())
+    return (
+        f"usage: python -m gemma3_jax VERB --flag=value ...\n\nThe Gemma 3 recipe as a program.\n\nverbs:\n{verbs}\n\n"
+        f"python -m gemma3_jax VERB --help says what a verb does, its flags, and an example."
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one verb; returns the exit status. Errors of the user are one line on stderr, never a traceback."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_overview())
+            return 0 if arguments else USER_ERROR
+        verb, *rest = arguments
+        if verb not in VERBS:
+            close = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"no verb {verb}{hint} (there are: {', '.join(VERBS)})")
+        module, _ = VERBS[verb]
+        module.run(module.parser().parse_all(rest))
+        sys.stdout.flush()  # a full disk or a closed pipe is an error of this verb, not of the interpreter's end
+        return 0
+    except (ValueError, OSError) as error:
+        terminal.say(f"gemma3_jax: error: {' '.join(str(error).split())}")
+        return USER_ERROR
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        reason = str(error).partition("\n")[0] or "no host memory left"
+        terminal.say(f"gemma3_jax: error: out of memory: {reason}; spread over more devices, or score shorter lists")
+        return USER_ERROR
+
+
+def _stop(number: int, frame: object) -> None:
+    """Ends the process from a signal handler, whatever it is doing, with nothing half-written.
+
+    An exception would do the same where it lands in our code, but is lost where it lands in a callback of a library.
+    """
+    if target := sys.modules.get("gemma3_jax.checkpoint.target"):
+        target.remove_partials()
+    terminal.say(f"gemma3_jax: stopped by {signal.Signals(number).name}; what was being written is removed")
+    os._exit(128 + number)
+
+
+def run() -> None:
+    """The console script."""
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    # Over an error that is told in one line, Orbax's event loops leave behind pages of what they could not raise any
+    # more, some as late as the interpreter's end. They are shown if there was no such error.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    kept_back: list[str] = []
+    sys.unraisablehook = lambda args: kept_back.append(f"{args.err_msg or 'Exception ignored'}: {args.exc_value!r}")
+    status = main(sys.argv[1:])
+    if status != 0:
+        os._exit(status)
+    sys.unraisablehook = sys.__unraisablehook__
+    if kept_back:
+        terminal.say(*kept_back)

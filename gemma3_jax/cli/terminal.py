@@ -1,0 +1,73 @@
+"""How every verb reads its flags and speaks to its user: one parser, one progress bar, lines on stderr."""
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this program's manners: exit status 1, one line, and a suggestion for a flag it does not know."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        raise ValueError(f"{message} ({self.prog} --help lists what there is)")
+
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        known = [name for action in self._actions for name in action.option_strings]
+        for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
+            if flag not in known:
+                close = difflib.get_close_matches(flag, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                self.error(f"{self.prog} has no flag {flag}{hint}")
+        return self.parse_args(arguments)
+
+
+def add_model_flag(parser: Parser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="SIZE|FILE",
+        help="270m, 1b, 4b, 12b, 27b or a config.json: the model's shape, for an Orbax tree of the gemma library whose "
+        "size is not a published one (default: recognised)",
+    )
+
+
+def mesh(text: str):
+    """The mesh that `--mesh` asks for: "data=4,model=2", or every device on `data`."""
+    import jax
+
+    from gemma3_jax import sharding
+
+    if not text:
+        return sharding.make_mesh(data=jax.device_count())
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sharding.AXES or not re.fullmatch("[0-9]+", size) or axis in sizes:
+            raise ValueError(f"--mesh is {text}; it must be AXIS=N,... with each axis once: {', '.join(sharding.AXES)}")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(**sizes)
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def bar(label: str, total: int | None, unit: str = "B"):
+    """A progress bar with ETA; where stderr is no terminal, a line every ten seconds of what takes longer."""
+    import tqdm
+
+    seconds = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm.tqdm(
+        desc=label,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        unit_divisor=1024 if unit == "B" else 1000,
+        mininterval=seconds,
+        delay=seconds,
+        file=sys.stderr,
+    )
