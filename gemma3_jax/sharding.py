@@ -93,6 +93,35 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Where rows of tokens [B, T] rest."""
+    return NamedSharding(mesh, PartitionSpec(*(ACTIVATION_AXES[dim] for dim in "BT")))
+
+
+def check_batch(mesh: Mesh, num_rows: int, row_length: int) -> None:
+    """Refuses rows that do not split evenly.
+
+    Raises: ValueError that says which number to change.
+    """
+    for dim, count, what in (("B", num_rows, "rows in a step"), ("T", row_length, "tokens in a row")):
+        axes = ACTIVATION_AXES[dim]
+        num_shards = math.prod(mesh.shape[axis] for axis in axes)
+        if count < 1 or count % num_shards:
+            raise ValueError(
+                f"{count} {what} do not split over {' x '.join(axes)} = {num_shards} of the mesh; "
+                f"make it a multiple of {num_shards}, or change the mesh"
+            )
+
+
+def rows_on(devices: Sequence, mesh: Mesh, num_rows: int) -> list[int]:
+    """Which rows of a batch these devices hold some of, in order: what their host has to read."""
+    held: set[int] = set()
+    indices = batch_sharding(mesh).devices_indices_map((num_rows, mesh.shape["seq"]))
+    for device in devices:
+        held.update(range(*indices[device][0].indices(num_rows)))
+    return sorted(held)
+
+
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """`x`, laid out over the current mesh as ACTIVATION_AXES says; `x` itself where no mesh is set.
 

@@ -15,10 +15,12 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 # What each unit may import, lowest first. A new arrow is a design decision, and is made here.
 MAY_IMPORT = {
     "sharding": "",
+    "tokenizer": "",
     "model": "sharding",
     "checkpoint": "model sharding",
     "evals": "model sharding",
-    "cli": "checkpoint evals model sharding",
+    "data": "sharding tokenizer",
+    "cli": "checkpoint data evals model sharding",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.
@@ -27,6 +29,13 @@ HOME = {
     "orbax": "checkpoint",
     "safetensors": "checkpoint",
     "einops": "checkpoint",
+    "sentencepiece": "tokenizer",
+    "grain": "data",
+    "array_record": "data",
+    "apache_beam": "data",
+    "tensorflow_datasets": "data",
+    "fsspec": "data",
+    "ml_collections": "cli",
     "tqdm": "cli",
     "argparse": "cli",
 }

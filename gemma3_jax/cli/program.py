@@ -8,11 +8,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, terminal
+from gemma3_jax.cli import convert, evaluate, prepare, terminal
 
 USER_ERROR = 1
+# Libraries that not everybody needs, and the extra of setup.cfg that brings them.
+EXTRAS = {
+    "datasketch": "prepare",
+    "detect_secrets": "prepare",
+    "phonenumbers": "prepare",
+    "pyarrow": "prepare",
+    "stdnum": "prepare",
+    "apache_beam": "beam",
+    "tensorflow_datasets": "tfds",
+}
 
 VERBS = {
+    "prepare": (prepare, "raw text -> filtered, tokenised, packed rows"),
     "convert": (convert, "writes a checkpoint as another kind"),
     "evaluate": (evaluate, "scores a checkpoint"),
 }
@@ -43,6 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         module.run(module.parser().parse_all(rest))
         sys.stdout.flush()  # a full disk or a closed pipe is an error of this verb, not of the interpreter's end
         return 0
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        extra = EXTRAS[error.name]
+        terminal.say(f"gemma3_jax: error: {error.name} is not installed; pip install 'gemma3_jax[{extra}]'")
+        return USER_ERROR
     except (ValueError, OSError) as error:
         terminal.say(f"gemma3_jax: error: {' '.join(str(error).split())}")
         return USER_ERROR
@@ -61,8 +78,8 @@ def _stop(number: int, frame: object) -> None:
     """
     if target := sys.modules.get("gemma3_jax.checkpoint.target"):
         target.remove_partials()
-    terminal.say(f"gemma3_jax: stopped by {signal.Signals(number).name}; what was being written is removed")
-    os._exit(128 + number)
+    terminal.say(f"gemma3_jax: stopped by {signal.Signals(number).name}; {terminal.on_stop.note}")
+    os._exit(128 + number if terminal.on_stop.status is None else terminal.on_stop.status)
 
 
 def run() -> None:

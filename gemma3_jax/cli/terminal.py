@@ -1,14 +1,28 @@
 """How every verb reads its flags and speaks to its user: one parser, one progress bar, lines on stderr."""
 
 import argparse
+import dataclasses
 import difflib
 import re
 import sys
 from collections.abc import Sequence
 
 
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """How a process that is told to stop ends."""
+
+    status: int | None  # None: 128 + the signal's number, as a shell would say
+    note: str
+
+
+on_stop = Stop(None, "what was being written is removed")  # a verb that keeps what it did sets its own
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with this program's manners: exit status 1, one line, and a suggestion for a flag it does not know."""
+
+    takes_overrides = False  # of a config: --config.a.b=value
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -17,13 +31,15 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} ({self.prog} --help lists what there is)")
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        overrides = [argument for argument in arguments if self.takes_overrides and argument.startswith("--config.")]
+        arguments = [argument for argument in arguments if argument not in overrides]
         known = [name for action in self._actions for name in action.option_strings]
         for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
             if flag not in known:
                 close = difflib.get_close_matches(flag, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.error(f"{self.prog} has no flag {flag}{hint}")
-        return self.parse_args(arguments)
+        return self.parse_args(arguments, argparse.Namespace(overrides=overrides))
 
 
 def add_model_flag(parser: Parser) -> None:

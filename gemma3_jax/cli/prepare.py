@@ -1,0 +1,84 @@
+"""`prepare`: raw text -> a data set of filtered, decontaminated, tokenised, packed rows."""
+
+import argparse
+import json
+import os
+import pathlib
+
+from gemma3_jax.cli import terminal
+
+
+def parser() -> terminal.Parser:
+    flags = terminal.Parser(
+        prog="python -m gemma3_jax prepare",
+        description="Raw text -> rows to train on. Reads the sources that the config names (text, JSONL, Parquet, a\n"
+        "TensorFlow dataset, or the Python standard library), filters them, removes duplicates and what overlaps\n"
+        "with evaluation sets, masks personal data, tokenises, and packs rows into ArrayRecord shards with a\n"
+        "manifest. Trains the tokenizer if none is named. Stopped at any moment, the same command goes on; the same\n"
+        "sources and config give the same bytes. --config.FIELD=VALUE sets any field; they are all in\n"
+        "gemma3_jax/data/settings.py.",
+        epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
+        "      --config.row_lengths='(512,)' --config.duplicates.near=False",
+    )
+    flags.takes_overrides = True
+    flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
+    flags.add_argument("--output", required=True, metavar="DIR", help="the data set to write; must not be one already")
+    flags.add_argument(
+        "--processes", type=int, default=os.cpu_count(), metavar="N", help="on this machine (default: one per core)"
+    )
+    flags.add_argument(
+        "--runner",
+        metavar="NAME",
+        help="run as an Apache Beam pipeline: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner (extra [beam])",
+    )
+    flags.add_argument(
+        "--runner_options", default="", metavar="'--A=B ...'", help="of the Beam runner, as Beam's own flags"
+    )
+    flags.add_argument("--json", action="store_true", help="print the report as one JSON object on stdout")
+    return flags
+
+
+def run(flags: argparse.Namespace) -> None:
+    from gemma3_jax.cli import configs
+    from gemma3_jax.data import settings
+
+    config = configs.load(flags.config, flags.overrides, settings.Prepare)
+    if flags.processes < 0:
+        raise ValueError(f"--processes is {flags.processes}; it must be >= 0 (0: in this process)")
+    if flags.runner_options and not flags.runner:
+        raise ValueError("--runner_options needs --runner")
+    output = flags.output if "://" in flags.output else str(pathlib.Path(flags.output).absolute())
+    terminal.on_stop = terminal.Stop(75, f"what is done in {flags.output} is kept: the same command goes on")
+    if flags.runner:
+        from gemma3_jax.data import beam
+
+        manifest, report = beam.run(config, output, flags.runner, flags.runner_options.split(), bar=terminal.bar)
+    else:
+        from gemma3_jax.data import prepare
+
+        manifest, report = prepare.run(config, output, num_processes=flags.processes, bar=terminal.bar)
+    terminal.say(_summary(flags.output, manifest, report))
+    if flags.json:
+        print(json.dumps(report, ensure_ascii=False))
+
+
+def _summary(output: str, manifest: dict, report: dict) -> str:
+    """What was kept and what was left out, for a person to read."""
+    lines = [f"{report['records']:,} records read"]
+    if report["broken"]["count"]:
+        lines.append(
+            f"  {report['broken']['count']:>10,}  could not be read, such as: {report['broken']['examples'][0]}"
+        )
+    for reason, found in report["dropped"].items():
+        example = found["examples"][0]
+        lines.append(f"  {found['count']:>10,}  {reason}, such as: {example['record']} ({example['detail']})")
+    if report["changed"]:
+        lines.append(f"  {report['changed']:>10,}  kept with something masked or cut out")
+    lines.append(f"{report['kept']['documents']:,} documents kept, {report['kept']['tokens']:,} tokens")
+    for name, part in report["parts"].items():
+        rows = ", ".join(f"{count:,} rows of {length}" for length, count in part["rows"].items())
+        lines.append(f"  {name:<16} {part['documents']:>10,} documents  {part['tokens']:>14,} tokens  {rows}")
+    for length, fill in report["fill"].items():
+        lines.append(f"rows of {length} are {fill:.2%} full")
+    lines.append(f"wrote {output}, digest {manifest['digest'][:12]}; all of the above in {output}/report.json")
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""Personal data in a text: where it is, and the text without it.
+
+Patterns find candidates; libraries that follow the standards decide: phonenumbers (numbering plans), python-stdnum
+(IBAN, card and social security checks), ipaddress, detect-secrets (formats of access keys).
+"""
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterator, Sequence
+
+KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
+
+_DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
+_LOCAL = re.compile(r"[\w.%+-]+\Z")
+_IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+_DIGITS = re.compile(r"\d(?:[ ().\-/]{0,2}\d){6,18}(?!\w)")
+_IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w.]*\w)")
+_TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?!\w)")
+_HEX = re.compile(r"[0-9A-Fa-f]{1,4}\Z")
+_LONG_RUN = re.compile(r"[A-Za-z0-9_+/=.\-]{20,}")
+# Formats with a prefix of their own. The detectors left out go by entropy or by the word before, and hit prose and
+# code.
+_SECRETS = (
+    "aws:AWSKeyDetector",
+    "azure_storage_key:AzureStorageKeyDetector",
+    "discord:DiscordBotTokenDetector",
+    "github_token:GitHubTokenDetector",
+    "gitlab_token:GitLabTokenDetector",
+    "jwt:JwtTokenDetector",
+    "mailchimp:MailchimpDetector",
+    "openai:OpenAIDetector",
+    "pypi_token:PypiTokenDetector",
+    "sendgrid:SendGridDetector",
+    "slack:SlackDetector",
+    "square_oauth:SquareOAuthDetector",
+    "stripe:StripeDetector",
+)
+_Numbers = list[tuple[int, int, str]]  # (start, end, text)
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+
+
+def find(text: str, kinds: Sequence[str] = KINDS, phone_region: str = "US") -> list[tuple[int, int, str]]:
+    """(start, end, kind) of what was found, in order and without overlap; what comes first in KINDS has precedence."""
+    taken: list[tuple[int, int, str]] = []
+    numbers = list(_numbers(text))
+    for kind in KINDS:
+        if kind in kinds:
+            for start, end in _FINDERS[kind](text, numbers, phone_region):
+                if all(end <= other_start or start >= other_end for other_start, other_end, _ in taken):
+                    taken.append((start, end, kind))
+    return sorted(taken)
+
+
+def mask(text: str, found: Sequence[tuple[int, int, str]]) -> str:
+    """The text with each find replaced by its kind: `[EMAIL]`."""
+    pieces, start = [], 0
+    for begin, end, kind in found:
+        pieces += [text[start:begin], f"[{kind.upper()}]"]
+        start = end
+    return "".join([*pieces, text[start:]])
+
+
+def _emails(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    for domain in _DOMAIN.finditer(text):
+        first = max(0, domain.start() - 64)  # the longest a local part may be
+        if local := _LOCAL.search(text[first : domain.start()]):
+            yield first + local.start(), domain.end()
+
+
+def _ibans(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    from stdnum import iban
+
+    for match in _IBAN.finditer(text):
+        if not text[match.start() - 1 : match.start()].isalnum() and iban.is_valid(match[0]):
+            yield match.span()
+
+
+def _numbers(text: str) -> Iterator[tuple[int, int, str]]:
+    """Runs of seven digits and more with what people put between them: candidates for three kinds."""
+    for match in _DIGITS.finditer(text):
+        start, end = match.span()
+        if text[start - 1 : start] in ("+", "("):
+            start -= 1
+        before = text[start - 1 : start]
+        if not (before.isalnum() or before in ("_", ".", ",")) or start == 0:
+            yield start, end, text[start:end]
+
+
+def _cards(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    from stdnum import luhn
+
+    for start, end, number in numbers:
+        digits = re.sub(r"\D", "", number)
+        if 13 <= len(digits) <= 19 and digits[0] in "3456" and len(set(digits)) > 1 and luhn.is_valid(digits):
+            yield start, end
+
+
+def _social_security_numbers(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    from stdnum.us import ssn
+
+    for start, end, number in numbers:
+        if re.fullmatch(r"\d{3}-\d{2}-\d{4}", number) and ssn.is_valid(number):
+            yield start, end
+
+
+def _phones(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    import phonenumbers
+
+    for start, _, number in numbers:
+        if not any(mark in number for mark in "+() -./"):
+            continue  # a bare run of digits is more often a count than a telephone
+        for match in phonenumbers.PhoneNumberMatcher(number, phone_region):
+            yield start + match.start, start + match.end
+
+
+def _addresses(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    for start, end in _address_like(text):
+        try:
+            address = ipaddress.ip_address(text[start:end])
+        except ValueError:  # four numbers, but not an address
+            continue
+        if address.is_global:  # private and documentation ranges belong to nobody
+            yield start, end
+
+
+def _address_like(text: str) -> Iterator[tuple[int, int]]:
+    for match in _IPV4.finditer(text):
+        before = text[match.start() - 1 : match.start()] if match.start() else ""
+        if not (before.isalnum() or before in ("_", ".")):
+            yield match.span()
+    for match in _TWO_COLONS.finditer(text):
+        first = max(0, match.start() - 4)
+        # "::2" is a slice and "a::b" a name in some program more often than they are addresses.
+        if (head := _HEX.search(text[first : match.start()])) and match[0].count(":") >= 3:
+            yield first + head.start(), match.end()
+
+
+def _secrets(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[int, int]]:
+    if "PRIVATE KEY" in text:
+        for match in _PRIVATE_KEY.finditer(text):
+            yield match.span()
+    for run in _LONG_RUN.finditer(text):
+        for pattern in _secret_patterns():
+            if match := pattern.search(run[0]):
+                yield run.start() + match.start(), run.end()
+                break
+
+
+@functools.cache
+def _secret_patterns() -> tuple[re.Pattern, ...]:
+    import importlib
+
+    names = (name.split(":") for name in _SECRETS)
+    plugins = (getattr(importlib.import_module(f"detect_secrets.plugins.{module}"), name) for module, name in names)
+    return tuple(pattern for plugin in plugins for pattern in plugin.denylist)
+
+
+_FINDERS = {
+    "email": _emails,
+    "secret": _secrets,
+    "iban": _ibans,
+    "card": _cards,
+    "ssn": _social_security_numbers,
+    "ip": _addresses,
+    "phone": _phones,
+}

@@ -1,0 +1,126 @@
+"""Trains a SentencePiece model with Gemma's settings, of any size.
+
+The control ids are in Gemma's places: 0-3 pad, eos, bos, unk; 4, 5 `<mask>`, `[multimodal]`; 6-104 unused; 105, 106
+turns; 107-137 runs of newlines; 138-167 runs of 2-31 spaces; 168-237 HTML tags; 238-493 bytes; then what was learned;
+and at the end, as from 255,968 on in the vocabulary of 262,144: runs of tabs, `<start_of_image>`, and unused.
+Source: trainer_spec of Gemma 3's tokenizer; Gemma 3 report, section 2.2.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from gemma3_jax.tokenizer import vocabulary
+
+# Which 70 tags, and that they run from <table> to </footer>, is known; the order between is ours.
+_TAG_GROUPS = (
+    ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td"),
+    ("h1", "h2", "h3", "h4", "h5", "h6", "blockquote"),
+    ("strong", "em", "b", "i", "u", "s", "sub", "sup", "code"),
+    ("a", "html", "body", "img", "span", "bbox", "ruby", "rt", "rp", "aside", "footer"),
+)
+_TAGS = [f"<{slash}{tag}>" for group in _TAG_GROUPS for slash in ("", "/") for tag in group]
+_HEAD = [
+    "<mask>",
+    "[multimodal]",
+    *(f"<unused{number}>" for number in range(99)),
+    vocabulary.START_OF_TURN,
+    vocabulary.END_OF_TURN,
+    *("\n" * length for length in range(1, 32)),
+    *(vocabulary.SPACE * length for length in range(2, 32)),
+    *_TAGS,
+]
+_TABS = ["\t" * length for length in range(1, 32)]
+NUM_FIXED = 4 + len(_HEAD) + 256  # ids before the first learned piece
+GEMMA_SIZE, GEMMA_LEARNED_END = 262_144, 255_968
+
+
+def train(texts: Iterable[str], size: int) -> bytes:
+    """A SentencePiece model file, the same for the same texts in the same order. All texts are held in memory.
+
+    Raises: ValueError if `size` is too small for the fixed pieces and the characters of the texts, or larger than what
+    they can fill.
+    """
+    tail = _tail(size)
+    texts = iter(texts)
+    first = next(texts, None)
+    if first is None:
+        raise ValueError("there is no text to train a tokenizer on")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sentences(itertools.chain([first], texts)),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size - len(tail),
+            split_digits=True,
+            split_by_number=True,
+            split_by_unicode_script=True,
+            split_by_whitespace=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            max_sentencepiece_length=16,
+            character_coverage=0.9995,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            unk_piece="<unk>",
+            user_defined_symbols=_HEAD,
+            max_sentence_length=1 << 30,  # longer ones would be left out in silence
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        most = re.search(r"too high .*<= (\d+)", str(error))
+        reason = f"they fill {int(most[1]) + len(tail)} at most" if most else str(error)
+        raise ValueError(f"no tokenizer of {size} pieces can be trained on these texts: {reason}") from error
+    return _append(model.getvalue(), tail)
+
+
+def _tail(size: int) -> list[str]:
+    """The user-defined pieces after the learned ones; a toy vocabulary has two ids for images, Gemma's 6,145 more."""
+    num_unused = GEMMA_SIZE - GEMMA_LEARNED_END - len(_TABS) - 1 if size == GEMMA_SIZE else 1
+    tail = [*_TABS, vocabulary.START_OF_IMAGE, *(f"<unused{99 + number}>" for number in range(num_unused))]
+    if size <= NUM_FIXED + len(tail):
+        raise ValueError(
+            f"a tokenizer of {size} pieces has no room beside the {NUM_FIXED + len(tail)} fixed ones (control, bytes, "
+            "whitespace, HTML); make its size larger"
+        )
+    return tail
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield text.replace(vocabulary.SPACE, " ")  # the trainer skips every text that holds one
+
+
+def _append(model: bytes, pieces: list[str]) -> bytes:
+    """A model file with user-defined pieces added after its last.
+
+    Two protocol buffers one after the other are their merger: repeated fields follow on, numbers are those of the last.
+    The generated classes that SentencePiece ships ask for a protobuf that Beam refuses.
+    Source: sentencepiece_model.proto (pieces = 1: piece = 1, type = 3; trainer_spec = 2: vocab_size = 4).
+    """
+    user_defined = b"\x18\x04"
+    for piece in pieces:
+        model += _field(1, _field(1, piece.encode()) + user_defined)
+    size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
+    return model + _field(2, b"\x20" + _varint(size))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])

@@ -1,0 +1,80 @@
+"""A toy tokenizer, toy text, and toy data sets."""
+
+import contextlib
+import functools
+import json
+import pathlib
+
+from gemma3_jax.data import builtin, dataset, prepare, settings
+from gemma3_jax.tokenizer import training, vocabulary
+
+TOKENIZER_SIZE = 800
+
+
+@functools.cache
+def library() -> tuple[str, ...]:
+    """Real text: 48 modules of the standard library."""
+    files = [file for file in builtin.files() if 2_000 < file.stat().st_size < 40_000]
+    return tuple(builtin.rows(file)[0]["text"] for file in files[:48])
+
+
+@functools.cache
+def tokenizer_model() -> bytes:
+    return training.train(library()[:16], TOKENIZER_SIZE)
+
+
+@functools.cache
+def tokenizer() -> vocabulary.Tokenizer:
+    return vocabulary.Tokenizer(tokenizer_model())
+
+
+@contextlib.contextmanager
+def no_bar(label, total, unit="B"):
+    yield _NoBar()
+
+
+class _NoBar:
+    def update(self, count): ...
+
+    def set_postfix_str(self, text): ...
+
+
+def write_lines(path: pathlib.Path, rows) -> str:
+    """A JSONL file; text is a row of its own, bytes are a line as they are."""
+    rows = ({"text": row} if isinstance(row, str) else row for row in rows)
+    lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
+    """Settings with the toy tokenizer and without what a test does not ask for."""
+    model = directory / "toy.model"
+    model.write_bytes(tokenizer_model())
+    plain = {
+        "tokenizer": settings.Tokenizer(path=str(model)),
+        "personal_data": settings.PersonalData(action=""),
+        "duplicates": settings.Duplicates(exact=False, near=False),
+        "row_lengths": (64,),
+    }
+    return settings.Prepare(sources=sources, **(plain | changes))
+
+
+def run(settings_, output: pathlib.Path, num_processes: int = 0) -> tuple[dict, dict]:
+    return prepare.run(settings_, str(output), num_processes=num_processes, bar=no_bar)
+
+
+def toy_dataset(directory: pathlib.Path, **changes) -> dataset.Dataset:
+    """The library's 48 modules in three parts: text/a (24 modules), text/b (16) and code/c (8)."""
+    rows = [
+        {"text": text, "language": "a" if number < 24 else "b" if number < 40 else "c"}
+        for number, text in enumerate(library())
+    ]
+    sources = {
+        "text": settings.Source(paths=(write_lines(directory / "text.jsonl", rows[:40]),), language_field="language"),
+        "code": settings.Source(
+            paths=(write_lines(directory / "code.jsonl", rows[40:]),), language_field="language", bucket="code"
+        ),
+    }
+    run(config(directory, sources, **changes), directory / "data")
+    return dataset.open_dataset(directory / "data")
