@@ -15,7 +15,7 @@ import pytest
 
 from gemma3_jax.checkpoint import placing, store
 from gemma3_jax.cli import program
-from tests import toys
+from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
 
 
@@ -268,3 +268,73 @@ def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_pa
     err = process.communicate()[1]
     assert process.returncode == status, err
     assert "Traceback" not in err and sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def prepare_flags(tmp_path, rows, *more):
+    """Flags of a `prepare` over a few rows, with the toy tokenizer."""
+    (tmp_path / "toy.model").write_bytes(texts.tokenizer_model())
+    path = texts.write_lines(tmp_path / "in.jsonl", rows)
+    (tmp_path / "config.py").write_text(
+        f"def get_config():\n    return {{'sources': {{'web': {{'paths': ({path!r},)}}}}, 'row_lengths': (64,),\n"
+        f"            'tokenizer': {{'path': {str(tmp_path / 'toy.model')!r}}}}}\n"
+    )
+    return [f"--config={tmp_path / 'config.py'}", f"--output={tmp_path / 'out'}", "--processes=0", *more]
+
+
+def test_prepare_tells_what_it_kept_and_what_not(capsys, tmp_path):
+    rows = [*texts.library()[:4], texts.library()[0], "", "mail a@b.org now", b"{"]
+    status, out, err = run(capsys, "prepare", *prepare_flags(tmp_path, rows))
+    assert status == 0 and out == ""
+    for line in (
+        "8 records read",
+        f"1  could not be read, such as: {tmp_path}/in.jsonl, line 8: not JSON",
+        f"1  duplicate, such as: {tmp_path}/in.jsonl, line 5 (like {tmp_path}/in.jsonl, line 1)",
+        "1  too short, such as",
+        "2  kept with something masked or cut out",
+        "5 documents kept, ",
+        "rows of 64 are ",
+        f"wrote {tmp_path}/out, digest ",
+    ):
+        assert line in err
+    assert (tmp_path / "out" / "manifest.json").exists() and not (tmp_path / "out" / ".work").exists()
+
+
+def test_prepare_prints_its_report_as_json_and_nothing_else(capsys, tmp_path):
+    status, out, _ = run(capsys, "prepare", *prepare_flags(tmp_path, texts.library()[:4], "--json"))
+    assert status == 0 and json.loads(out) == json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
+    flags = prepare_flags(tmp_path, texts.library()[:4], "--config.row_lengths=(32,)", "--config.sources.web.share=1.0")
+    status, _, err = run(capsys, "prepare", *flags)
+    assert status == 0 and "rows of 32 are" in err and "rows of 64" not in err
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--config.row_length=(32,)"], r"there is no config.row_length; did you mean config.row_lengths?"),
+        (["--confg.seed=1"], "has no flag --confg.seed; did you mean --config?"),
+        (["--ouput=x"], "has no flag --ouput; did you mean --output?"),
+        (["--processes=-1"], "--processes is -1; it must be >= 0"),
+        (["--runner_options=--x=1"], "--runner_options needs --runner"),
+        (["--config=none.py"], "--config none.py is not a file"),
+        (["--config.sources.web.paths=('none.jsonl',)"], "none.jsonl does not exist"),
+    ],
+)
+def test_prepare_names_a_mistake_in_one_line_and_writes_nothing(capsys, tmp_path, more, problem):
+    assert problem in fails(capsys, "prepare", *prepare_flags(tmp_path, ["text"], *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_twice_leaves_the_first_alone(capsys, tmp_path):
+    flags = prepare_flags(tmp_path, ["some text"])
+    assert run(capsys, "prepare", *flags)[0] == 0
+    assert "exists and is complete; choose another --output" in fails(capsys, "prepare", *flags)
+
+
+def test_a_library_of_an_extra_that_is_not_there_is_named_with_its_extra(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    monkeypatch.setattr(program, "EXTRAS", program.EXTRAS)
+    line = fails(capsys, "prepare", *prepare_flags(tmp_path, ["some text"]))
+    assert "datasketch is not installed; pip install 'gemma3_jax[prepare]'" in line

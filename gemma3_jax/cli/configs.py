@@ -24,7 +24,7 @@ def load(text: str, overrides: Sequence[str], schema: type):
     config = ml_collections.ConfigDict(_defaults(schema))
     _update(config, _run_file(text), schema, "config")
     _override(config, overrides, schema)
-    return _build(schema, config, "config")
+    return _build(schema, config.to_dict(), "config")
 
 
 def _run_file(text: str) -> Mapping:
@@ -41,7 +41,9 @@ def _run_file(text: str) -> Mapping:
         config = module.get_config(argument) if argument else module.get_config()
     except Exception as error:  # whatever a file of the user's may raise
         raise ValueError(f"--config {text} fails: {type(error).__name__}: {error}") from error
-    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+    if isinstance(config, ml_collections.ConfigDict):
+        return config.to_dict()
+    if not isinstance(config, Mapping):
         raise ValueError(f"--config {text}: get_config() returns a {type(config).__name__}, not a ConfigDict")
     return config
 
@@ -78,16 +80,21 @@ def _update(config: ml_collections.ConfigDict, given: Mapping, schema: type, whe
             raise _unknown(where, name, list(types))
         entry_type = _entry_type(types[name])
         if dataclasses.is_dataclass(types[name]) or entry_type:
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
-                raise ValueError(f"{where}.{name} is {value!r}; it has fields of its own")
+            _check_has_fields(value, f"{where}.{name}")
         if dataclasses.is_dataclass(types[name]):
             _update(config[name], value, types[name], f"{where}.{name}")
         elif entry_type:
             for key, entry in value.items():
+                _check_has_fields(entry, f"{where}.{name}.{key}")
                 config[name][key] = ml_collections.ConfigDict(_defaults(entry_type))
                 _update(config[name][key], entry, entry_type, f"{where}.{name}.{key}")
         else:
             config[name] = _typed(value, types[name], f"{where}.{name}")
+
+
+def _check_has_fields(value: object, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {value!r}; it has fields of its own")
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str], schema: type) -> None:

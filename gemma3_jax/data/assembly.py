@@ -8,11 +8,12 @@ import collections
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from gemma3_jax.data import dataset, documents, packing, records, settings, shards, sources
+from gemma3_jax.data import dataset, documents, mixture, packing, records, settings, shards, sources
 
 
 def order(seed: int, place: records.Place) -> int:
@@ -107,6 +108,11 @@ def summarise(
         raise ValueError(
             f"nothing is left of {sum(source['records'] for source in read.values())} records: {_why(dropped)}"
         )
+    characters = {name: part["characters"] for name, part in parts.items()}
+    # A mixture that cannot be drawn is told now, not by a job that starts on a pod.
+    for row_length in config.row_lengths:
+        num_rows = {name: part["rows"][str(row_length)] for name, part in parts.items()}
+        mixture.weights(characters, num_rows, config.mixture)
     manifest = {
         "format": dataset.FORMAT,
         "version": importlib.metadata.version("gemma3_jax"),
@@ -116,10 +122,15 @@ def summarise(
         "row_lengths": list(config.row_lengths),
         "parts": parts,
         "dropped": _nested(dropped),
-        "mixture": {name: dataclasses.asdict(bucket) for name, bucket in config.mixture.items()},
-        "settings": dataclasses.asdict(config),
+        "mixture": _plain(config)["mixture"],
+        "settings": _plain(config),
     }
     return manifest, _report(config, counts, duplicate, dropped, manifest)
+
+
+def _plain(config: settings.Prepare) -> dict:
+    """The settings as JSON would give them back."""
+    return json.loads(dataset.canonical(dataclasses.asdict(config)))
 
 
 def _read(config: settings.Prepare, units, counts) -> dict[str, dict]:

@@ -58,7 +58,8 @@ class Index:
         found: list[Overlap] = []
         for start in range(len(ids) - SHORT + 1):
             for length in (LONG, SHORT):
-                item = self._grams.get(tuple(ids[start : start + length]))
+                gram = tuple(ids[start : start + length])
+                item = self._grams.get(gram) if len(gram) == length else None
                 if item is None:
                     continue
                 first, last = offset + start, offset + start + length

@@ -68,7 +68,9 @@ class Output:
         Raises: ValueError if there is a data set, something else, or one begun otherwise.
         """
         files, path = fsspec.core.url_to_fs(self.url)
-        started = digest([FORMAT, dataclasses.asdict(config), [dataclasses.astuple(unit) for unit in units]])
+        # The mixture is what the rows are drawn by, not what they are: a wrong one can be mended on the way.
+        fields = dataclasses.asdict(dataclasses.replace(config, mixture={}))
+        started = digest([FORMAT, fields, [dataclasses.astuple(unit) for unit in units]])
         mark = f"{path}/{WORK}/settings"
         if files.exists(f"{path}/{MANIFEST}"):
             raise ValueError(f"{self.url} exists and is complete; choose another --output, or remove it first")
@@ -90,6 +92,7 @@ class Output:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            file.close()
             raise ValueError(f"{self.url} is being written by another process; wait for it, or end it") from error
         for leftover in self.local().rglob(".writing-*"):  # of a process that was killed
             shutil.rmtree(leftover)

@@ -7,7 +7,7 @@ mixture each part has its share of the elements, to within three, for a hundred 
 import heapq
 from collections.abc import Sequence
 
-_SCALE = 1 << 48  # shares become integers, so that no rounding ever moves an element
+_SCALE = 1 << 60  # shares become integers, so that no rounding ever moves an element
 
 
 class Interleave:

@@ -47,7 +47,7 @@ def weights(
         parts = {part: characters[part] for part in languages[name]}
         if empty := [part for part in parts if not num_rows[part]]:
             raise ValueError(f"{empty[0]} has no rows; leave it out of the mixture (config.mixture.{name}.languages)")
-        budget = bucket.budget_characters or bucket.max_epochs * sum(parts.values())
+        budget = float(bucket.budget_characters or bucket.max_epochs * sum(parts.values()))
         drawn = unimax(parts, budget, bucket.max_epochs)
         rows = {part: num_rows[part] * drawn[part] / characters[part] for part in parts}
         for part, count in rows.items():

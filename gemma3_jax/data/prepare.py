@@ -25,9 +25,8 @@ import numpy as np
 from gemma3_jax.data import assembly, dataset, documents, duplicates, records, settings, shards, sources
 from gemma3_jax.tokenizer import training, vocabulary
 
-Bar = Callable[
-    ..., contextlib.AbstractContextManager
-]  # (label, total, unit=) -> what has update(n), set_postfix_str(s)
+# (label, total, unit=) -> a context of what has update(count) and set_postfix_str(text, refresh=)
+Bar = Callable[..., contextlib.AbstractContextManager]
 
 
 def run(config: settings.Prepare, url: str, *, num_processes: int, bar: Bar) -> tuple[dict, dict]:
@@ -64,6 +63,8 @@ def look(config: settings.Prepare) -> tuple[list[sources.Unit], list[tuple[str, 
     contamination = config.decontamination
     evaluation = [item for path in contamination.paths for item in sources.read_texts(path, contamination.fields)]
     documents.Worker(config, None, evaluation)  # word lists and scores are found here, or not at all
+    if config.tokenizer.path:
+        vocabulary.load(pathlib.Path(config.tokenizer.path))
     return units, evaluation
 
 
@@ -113,7 +114,8 @@ def _first_pass(config: settings.Prepare, units, todo, submit, shown) -> None:
         num_documents += outcome[0]
         num_broken[unit.source] += outcome[1]
         shown.update(unit.size)
-        shown.set_postfix_str(f"{num_documents / max(time.monotonic() - started, 1e-9):.0f} documents/s")
+        rate = num_documents / max(time.monotonic() - started, 1e-9)
+        shown.set_postfix_str(f"{rate:.0f} documents/s", refresh=False)  # with the bar's own next drawing
 
     for _ in _each(submit, _make_candidates, todo, done):
         pass

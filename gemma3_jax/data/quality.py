@@ -38,7 +38,7 @@ class _Field:
     def __init__(self, name: str):
         self.name = name
 
-    def __call__(self, record: records.Record) -> float:
+    def __call__(self, record: records.Record) -> object:  # checked where scores are used
         return record.fields.get(self.name)
 
 

@@ -120,6 +120,8 @@ def check(settings: Prepare) -> None:
             raise ValueError(f"{field}.dataset is empty; it names the TensorFlow dataset to read")
         if source.kind in ("jsonl", "text", "parquet") and not source.paths:
             raise ValueError(f"{field}.paths is empty; it lists the files of this source")
+        if not source.fields:
+            raise ValueError(f"{field}.fields is empty; it names the fields with the text")
         if not 0 < source.share <= 1:
             raise ValueError(f"{field}.share is {source.share}; it must be over 0 and at most 1")
         check_name(f"{field}.bucket", source.bucket)

@@ -4,20 +4,17 @@ A unit of work is cut by the source alone (64 MiB of lines, a file, a row group)
 same records come in the same order on one core or a thousand. Paths may be local or of any file system fsspec knows.
 """
 
-import bz2
 import dataclasses
-import gzip
 import json
-import lzma
 from collections.abc import Iterator, Mapping, Sequence
 
 import fsspec
+import fsspec.utils
 
 from gemma3_jax.data import builtin, records, settings
 
 BYTES_PER_UNIT = 1 << 26
 ROWS_PER_UNIT = 8_192
-_UNPACKED = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,9 @@ def units(sources: Mapping[str, settings.Source]) -> list[Unit]:
     for source_number, (name, source) in enumerate(sources.items()):
         parts = list(_PARTS[source.kind](source))
         if not parts:
-            raise ValueError(f"config.sources.{name} is empty: nothing matches {', '.join(source.paths)}")
+            raise ValueError(
+                f"source {name} is empty: there is nothing in {', '.join(source.paths)} (config.sources.{name})"
+            )
         for file, path, start, stop, size in parts:
             found.append(Unit(len(found), name, source_number, file, path, start, stop, size))
     return found
@@ -135,7 +134,7 @@ def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     source = settings.Source(kind="jsonl" if ".jsonl" in path else "text", paths=(path,))
     parts = list(_PARTS[source.kind](source))
     if not parts:
-        raise ValueError(f"config.decontamination.paths is empty: nothing matches {path}")
+        raise ValueError(f"there is nothing in {path} (config.decontamination.paths)")
     for number, (file, found, start, stop, size) in enumerate(parts):
         unit = Unit(number, "evaluation", 0, file, found, start, stop, size)
         for position, row in _ROWS[source.kind](unit, source):
@@ -153,7 +152,8 @@ def _files(source: settings.Source) -> Iterator[tuple[fsspec.AbstractFileSystem,
             if not files.exists(found):
                 raise ValueError(f"{found} does not exist (config.sources.*.paths)")
             if not files.isdir(found):
-                yield files, files.unstrip_protocol(found), files.size(found)
+                name = found if "://" not in pattern else files.unstrip_protocol(found)
+                yield files, name, files.size(found)
 
 
 def _whole_files(source: settings.Source):
@@ -163,7 +163,7 @@ def _whole_files(source: settings.Source):
 
 def _ranges_of_lines(source: settings.Source):
     for file, (_, path, size) in enumerate(_files(source)):
-        if any(path.endswith(ending) for ending in _UNPACKED):  # cannot be entered in the middle
+        if fsspec.utils.infer_compression(path):  # cannot be entered in the middle
             yield file, path, 0, -1, size
         else:
             for start in range(0, size, BYTES_PER_UNIT):
@@ -172,11 +172,7 @@ def _ranges_of_lines(source: settings.Source):
 
 
 def _open(path: str):
-    raw = fsspec.open(path, "rb").open()
-    for ending, unpack in _UNPACKED.items():
-        if path.endswith(ending):
-            return unpack(raw, "rb")
-    return raw
+    return fsspec.open(path, "rb", compression="infer").open()
 
 
 def _lines(unit: Unit, source: settings.Source):
@@ -199,8 +195,10 @@ def _parse(line: bytes) -> Mapping | str:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return f"not UTF-8 ({error.reason} at byte {error.start} of the line)"
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
+    except json.JSONDecodeError as error:
+        return f"not JSON (column {error.colno}: {error.msg})"
+    except RecursionError:
+        return "not JSON (nested too deeply)"
     return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
 
 
@@ -245,7 +243,16 @@ def _tfds_data(source: settings.Source):
 
 
 def _tfds_ranges(source: settings.Source):
-    num_rows = len(_tfds_data(source))
+    import tensorflow_datasets
+
+    try:
+        num_rows = len(_tfds_data(source))
+    except (tensorflow_datasets.core.DatasetNotFoundError, FileNotFoundError, NotImplementedError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"TensorFlow dataset {source.dataset!r} cannot be read: {reason} (it must be prepared already, in the "
+            "array_record format, under data_dir)"
+        ) from error
     for start in range(0, num_rows, ROWS_PER_UNIT):
         stop = min(start + ROWS_PER_UNIT, num_rows)
         yield 0, source.dataset, start, stop, stop - start

@@ -44,8 +44,8 @@ class Batch:
     rows: Rows
 
 
-def unpack(row: shards.Row, row_length: int) -> Rows:
-    """One row, without the dim B, padded to its length."""
+def unpack(row: shards.Row, row_length: int) -> dict[str, np.ndarray]:
+    """The fields of `Rows` for one row, [T], padded to its length."""
     num_tokens, num_pieces = len(row.tokens), len(row.lengths)
     starts = np.cumsum(row.lengths) - row.lengths
     fields = {name: np.zeros(row_length, np.int32) for name in ("tokens", "targets", "segments", "positions")}
@@ -60,7 +60,7 @@ def unpack(row: shards.Row, row_length: int) -> Rows:
     loss_mask = has_target.copy()
     if row.learned is not None:
         loss_mask[sources] = row.learned[sources + 1]
-    return Rows(**fields, loss_mask=loss_mask)
+    return {**fields, "loss_mask": loss_mask}
 
 
 class _HostBatches:
@@ -86,7 +86,7 @@ class _HostBatches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         step = self._first + int(index)
         rows = [unpack(self._read(*self._order.row(step, n)), self._order.row_length) for n in self._numbers]
-        return {f.name: np.stack([getattr(row, f.name) for row in rows]) for f in dataclasses.fields(Rows)}
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _read(self, part: str, row: int) -> shards.Row:
         shard = bisect.bisect_right(self._ends[part], row)

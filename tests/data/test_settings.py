@@ -1,0 +1,46 @@
+"""Settings that cannot be are refused before anything is read, by the name of the field."""
+
+import dataclasses
+
+import pytest
+
+from gemma3_jax.data import settings
+
+SOURCE = settings.Source(paths=("a.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"sources": {}}, r"config\.sources is empty"),
+        ({"sources": {"a": settings.Source()}}, r"config\.sources\.a\.paths is empty"),
+        ({"sources": {"a": settings.Source(kind="tfds")}}, r"config\.sources\.a\.dataset is empty"),
+        (
+            {"sources": {"a": settings.Source(kind="csv")}},
+            r"config\.sources\.a\.kind is 'csv'; it must be one of",
+        ),
+        ({"sources": {"a": dataclasses.replace(SOURCE, share=0.0)}}, r"a\.share is 0.0; it must be over 0"),
+        ({"sources": {"a": dataclasses.replace(SOURCE, fields=())}}, r"a\.fields is empty"),
+        ({"sources": {"a": dataclasses.replace(SOURCE, bucket="../x")}}, r"a\.bucket is '../x'; use letters"),
+        ({"sources": {"a": dataclasses.replace(SOURCE, language="")}}, r"a\.language is ''; use letters"),
+        ({"personal_data": settings.PersonalData(action="hide")}, r"personal_data\.action is 'hide'"),
+        ({"personal_data": settings.PersonalData(kinds=("name",))}, r"personal_data\.kinds is 'name'"),
+        ({"decontamination": settings.Decontamination(action="cut")}, r"decontamination\.action is 'cut'"),
+        ({"duplicates": settings.Duplicates(min_similarity=1.2)}, r"min_similarity is 1.2; it must be over 0"),
+        ({"row_lengths": ()}, r"config\.row_lengths is empty and config\.documents is false"),
+        ({"row_lengths": (1,)}, r"config\.row_lengths holds 1; a row has at least 2 tokens"),
+        ({"row_lengths": (8, 8)}, r"config\.row_lengths is \(8, 8\); name every length once"),
+        ({"tokens_per_shard": 0}, r"config\.tokens_per_shard is 0"),
+        ({"mixture": {"web": settings.Bucket()}}, r"config\.mixture names bucket web; the sources have: text"),
+        ({"mixture": {"text": settings.Bucket(weight=0.0)}}, r"config\.mixture\.text has weight 0.0"),
+        ({"mixture": {"text": settings.Bucket(max_epochs=-1.0)}}, r"config\.mixture\.text has .* max_epochs -1.0"),
+    ],
+)
+def test_each_is_refused_by_its_name(changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        settings.check(settings.Prepare(**({"sources": {"a": SOURCE}} | changes)))
+
+
+def test_the_defaults_with_a_source_are_fine():
+    settings.check(settings.Prepare(sources={"a": SOURCE, "b": settings.Source(kind="python")}))
+    settings.check(settings.Prepare(sources={"a": SOURCE}, row_lengths=(), documents=True))

@@ -1,0 +1,255 @@
+"""The rows of every step: a function of the seed and the step, and of nothing else."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gemma3_jax import sharding
+from gemma3_jax.data import dataset, order, records, settings, shards, stream
+from tests import texts
+
+ROWS_PER_STEP, ROW_LENGTH = 8, 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return texts.toy_dataset(tmp_path_factory.mktemp("toy"), tokens_per_shard=20_000, row_lengths=(64, 512))
+
+
+@pytest.fixture(scope="module")
+def rows(data):
+    return find(data)
+
+
+def find(data, **changes):
+    return order.find(data, **({"row_length": ROW_LENGTH, "rows_per_step": ROWS_PER_STEP, "seed": 3} | changes))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(data=4, seq=2)
+
+
+def arrays(rows):
+    return {field.name: np.asarray(getattr(rows, field.name)) for field in dataclasses.fields(rows)}
+
+
+def same(one, other):
+    return all(np.array_equal(value, arrays(other)[name]) for name, value in arrays(one).items())
+
+
+@pytest.fixture(scope="module")
+def straight(data, rows, mesh):
+    """The first 50 steps, read in one go by one process."""
+    batches = stream.Stream(data, rows, mesh)
+    found = [next(batches) for _ in range(50)]
+    batches.close()
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+def test_any_number_of_hosts_and_workers_reads_the_same_rows(data, rows, mesh, straight, num_hosts, num_workers):
+    devices = mesh.devices.reshape(num_hosts, -1)
+    hosts = [stream.Stream(data, rows, mesh, num_workers=num_workers, devices=list(mine)) for mine in devices]
+    for expected in straight[:12]:
+        parts = [next(host) for host in hosts]
+        assert {part.id for part in parts} == {expected.id}
+        together = {name: np.concatenate([arrays(part.rows)[name] for part in parts]) for name in arrays(expected.rows)}
+        assert same(expected.rows, stream.Rows(**together))
+        assert parts[0].rows.tokens.shape == (ROWS_PER_STEP // num_hosts, ROW_LENGTH)  # no host reads another's rows
+    for host in hosts:
+        host.close()
+
+
+def test_hosts_that_share_rows_each_read_them(data, rows):
+    """Sequence shards of one row may lie on several hosts: a host needs all rows that its devices hold a part of."""
+    mesh = sharding.make_mesh(data=2, seq=4)
+    for half in (mesh.devices[0, :, :2], mesh.devices[0, :, 2:]):
+        assert sharding.rows_on(half.flatten().tolist(), mesh, 8) == list(range(8))
+    assert sharding.rows_on(mesh.devices[0, 1].flatten().tolist(), mesh, 8) == [4, 5, 6, 7]
+
+
+def test_a_resume_at_every_step_reads_on_as_if_nothing_had_been(data, rows, mesh, straight):
+    for step in range(50):
+        batches = stream.Stream(data, rows, mesh, first_step=step)
+        batch = next(batches)
+        assert (batch.step, batch.id, batches.step) == (step, straight[step].id, step + 1)
+        assert same(batch.rows, straight[step].rows)
+        batches.close()
+
+
+def test_a_resume_on_another_mesh_reads_the_same_rows(data, rows, straight):
+    batches = stream.Stream(data, rows, sharding.make_mesh(replica=2, data=2), first_step=7)
+    assert same(next(batches).rows, straight[7].rows)
+    batches.close()
+
+
+def test_rows_rest_on_the_mesh_as_activations_do(straight, mesh):
+    for array in jax.tree.leaves(straight[0].rows):
+        assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, ROW_LENGTH)
+
+
+def test_waiting_for_data_is_counted(data, rows, mesh):
+    batches = stream.Stream(data, rows, mesh)
+    next(batches)
+    assert 0 < batches.seconds_waiting < 60
+    batches.close()
+
+
+def test_rows_are_their_documents(data, straight):
+    """Each segment is tokens of one document, BOS first where it begins; targets are the token after."""
+    tokenizer = data.tokenizer()
+    for batch in straight[:10]:
+        found = arrays(batch.rows)
+        names = ("tokens", "targets", "loss_mask", "segments", "positions")
+        for tokens, targets, mask, segments, positions in zip(*(found[name] for name in names), strict=True):
+            for segment in range(1, segments.max() + 1):
+                places = np.flatnonzero(segments == segment)
+                assert (np.diff(places) == 1).all()
+                assert positions[places].tolist() == list(range(len(places)))
+                assert targets[places[:-1]].tolist() == tokens[places[1:]].tolist()
+                assert mask[places[:-1]].all() and not mask[places[-1]] and targets[places[-1]] == 0
+                inner = tokens[places[1:-1]]
+                assert tokenizer.bos not in inner and tokenizer.eos not in inner
+            padding = segments == 0
+            assert not tokens[padding].any() and not mask[padding].any()
+            assert (np.diff(padding.astype(int)) >= 0).all()  # at the end alone
+
+
+def test_what_a_chat_does_not_teach_is_masked():
+    place = records.Place(0, 0, 0)
+    tokens = np.arange(10, 17, dtype=np.int32)
+    learned = np.array([False, False, True, True, True, False, True])
+    row = shards.Row(tokens, np.array([4, 3], np.int32), learned, [(place, 0), (place, 0)])
+    found = stream.unpack(row, 9)
+    assert found["tokens"].tolist() == [10, 11, 12, 13, 14, 15, 16, 0, 0]
+    assert found["targets"].tolist() == [11, 12, 13, 0, 15, 16, 0, 0, 0]
+    assert found["loss_mask"].tolist() == [False, True, True, False, False, True, False, False, False]
+    assert found["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0]
+    assert found["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 0]
+
+
+def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(data):
+    rows = find(data, rows_per_step=1, buckets={"code": settings.Bucket()})
+    [(part, count)] = rows.num_rows.items()
+    epochs = [[rows.row(step, 0)[1] for step in range(epoch * count, (epoch + 1) * count)] for epoch in range(2)]
+    assert part == "code/c" and all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] and epochs[0] != sorted(epochs[0])
+
+
+def test_the_mixture_holds_in_every_window(data):
+    buckets = {"text": settings.Bucket(weight=0.7), "code": settings.Bucket(weight=0.3)}
+    rows = find(data, buckets=buckets)
+    drawn = [rows.row(step, number)[0] for step in range(100) for number in range(ROWS_PER_STEP)]
+    assert sum(rows.shares.values()) == pytest.approx(1) and rows.shares["code/c"] == pytest.approx(0.3)
+    for start in range(0, 700, 13):
+        assert abs(drawn[start : start + 100].count("code/c") - 30) < 3
+
+
+def test_the_seed_the_mixture_and_the_row_length_change_the_order(data, rows):
+    other = [find(data, seed=4), find(data, buckets={"code": settings.Bucket()}), find(data, row_length=512)]
+    ids = [found.batch_id(0) for found in [rows, *other]]
+    assert len(set(ids)) == 4 and rows.batch_id(0) == find(data).batch_id(0)
+
+
+def test_the_order_is_this_one(data):
+    """Golden: a change of Grain, or of ours, that moves rows under a running job must not go unnoticed."""
+    order_ = order.Order("data", 64, 4, 7, {"a": 1_000, "b": 10}, {"a": 0.75, "b": 0.25})
+    assert [order_.row(step, number) for step in (0, 10**6) for number in range(4)] == GOLDEN_ROWS
+    assert order_.batch_id(0) == GOLDEN_BATCH_ID
+
+
+GOLDEN_ROWS = [("a", 831), ("b", 0), ("a", 392), ("a", 642), ("a", 936), ("b", 6), ("a", 36), ("a", 296)]
+GOLDEN_BATCH_ID = "f6613d5146468d09"
+
+
+def test_epochs_are_counted(data, rows):
+    count = sum(rows.num_rows.values())
+    assert rows.epochs(count) == pytest.approx(dict.fromkeys(rows.num_rows, float(ROWS_PER_STEP)))
+
+
+def test_a_cursor_is_one_number_and_is_checked_against_the_data(data, rows, tmp_path):
+    cursor = json.loads(json.dumps(rows.cursor(17)))  # as a checkpoint keeps it
+    assert cursor["next_step"] == 17 and rows.check_cursor(cursor) == []
+    changed = find(data, seed=4)
+    with pytest.raises(ValueError, match="the data is not what the checkpoint was trained on: seed was 3 and is 4; .*"):
+        changed.check_cursor(cursor)
+    assert changed.check_cursor(cursor, allow_data_change=True) == ["the data changed: seed was 3 and is 4"]
+    other = texts.toy_dataset(tmp_path, row_lengths=(64, 512))  # as many rows, in shards of another size
+    with pytest.raises(ValueError, match="trained on: data was [0-9a-f]{64} and is [0-9a-f]{64}"):
+        find(other).check_cursor(cursor)
+    with pytest.raises(ValueError, match="mixture was .* and is "):
+        find(data, buckets={"code": settings.Bucket()}).check_cursor(cursor)
+
+
+def test_a_copy_of_the_data_is_the_same_data(data, rows, tmp_path):
+    shutil.copytree(data.path, tmp_path / "copy")
+    assert find(dataset.open_dataset(tmp_path / "copy")).check_cursor(rows.cursor(0)) == []
+
+
+def test_rows_of_a_length_that_was_not_prepared_are_refused(data):
+    with pytest.raises(ValueError, match=r"has no rows of 128 tokens \(it has: 64, 512\); prepare it with 128"):
+        find(data, row_length=128)
+
+
+def test_rows_that_do_not_split_over_the_mesh_are_refused(data, mesh):
+    with pytest.raises(ValueError, match="6 rows in a step do not split over replica x data = 4 of the mesh; .* of 4"):
+        stream.Stream(data, find(data, rows_per_step=6), mesh)
+    odd = dataclasses.replace(find(data), row_length=63)
+    with pytest.raises(ValueError, match="63 tokens in a row do not split over seq = 2 of the mesh"):
+        stream.Stream(data, odd, mesh)
+
+
+@pytest.fixture
+def copy(data, tmp_path):
+    shutil.copytree(data.path, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def a_shard(path) -> pathlib.Path:
+    return sorted(path.glob("rows-00064/text/a/*"))[0]
+
+
+def open_toy(path, mesh):
+    return stream.open_stream(path, mesh, row_length=64, rows_per_step=8, seed=0)
+
+
+def test_a_missing_or_cut_shard_is_found_before_the_first_step(copy, mesh):
+    content = a_shard(copy).read_bytes()
+    a_shard(copy).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"00000-of-\d+\.array_record is damaged: 0 of \d+ records"):
+        open_toy(copy, mesh)
+    a_shard(copy).unlink()
+    with pytest.raises(ValueError, match=r"00000-of-\d+\.array_record is missing, though the manifest lists it"):
+        open_toy(copy, mesh)
+
+
+def test_what_is_no_data_set_is_refused(copy, tmp_path, mesh):
+    with pytest.raises(ValueError, match="none is not a prepared data set: it has no manifest.json; make one"):
+        open_toy(tmp_path / "none", mesh)
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace('"format": 1', '"format": 99'))
+    with pytest.raises(ValueError, match="manifest.json is of format 99; this version reads 1"):
+        open_toy(copy, mesh)
+    (copy / "manifest.json").write_text(manifest[:100])
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        open_toy(copy, mesh)
+
+
+def test_another_tokenizer_beside_the_records_is_refused(copy):
+    content = bytearray((copy / "tokenizer.model").read_bytes())
+    (copy / "tokenizer.model").write_bytes(content + b"\x12\x00")  # an empty trainer_spec: another file, a valid one
+    with pytest.raises(ValueError, match="tokenizer.model was made with tokenizer .*, but the records beside it"):
+        dataset.open_dataset(copy).tokenizer()
+
+
+def test_a_batch_is_a_tree_that_jit_takes(straight):
+    total = jax.jit(lambda rows: (rows.tokens * rows.loss_mask).sum())(straight[0].rows)
+    found = arrays(straight[0].rows)
+    assert int(total) == (found["tokens"] * found["loss_mask"]).sum()

@@ -1,0 +1,92 @@
+"""Config files and overrides -> settings; every mistake in them is one sentence."""
+
+import dataclasses
+
+import pytest
+
+from gemma3_jax.cli import configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float = 0.5
+    names: tuple[str, ...] = ("a",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    steps: int = 10
+    label: str = "x"
+    fast: bool = False
+    inner: Inner = Inner()
+    many: dict[str, Inner] = dataclasses.field(default_factory=dict)
+    lengths: tuple[int, ...] = (1, 2)
+
+
+def load(tmp_path, body, *overrides, argument=""):
+    file = tmp_path / "config.py"
+    file.write_text(f"import ml_collections\ndef get_config(argument=''):\n    return {body}\n")
+    return configs.load(f"{file}:{argument}" if argument else str(file), overrides, Outer)
+
+
+def test_defaults_then_the_file_then_the_command_line(tmp_path):
+    body = "ml_collections.ConfigDict({'steps': 20, 'inner': {'rate': 1}, 'many': {'one': {'names': ['b', 'c']}}})"
+    found = load(tmp_path, body, "--config.inner.names=('z',)", "--config.many.one.rate=0.25", "--config.fast=True")
+    assert found == Outer(
+        steps=20, fast=True, inner=Inner(1.0, ("z",)), many={"one": Inner(rate=0.25, names=("b", "c"))}
+    )
+
+
+def test_a_file_may_be_a_plain_dict_and_take_an_argument(tmp_path):
+    assert load(tmp_path, "{'label': argument}", argument="1b") == Outer(label="1b")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ("{'setps': 1}", r"there is no config\.setps; did you mean config\.steps\?"),
+        ("{'inner': {'zzz': 1}}", r"there is no config\.inner\.zzz; it has: rate, names"),
+        ("{'many': {'one': {'rte': 1}}}", r"no config\.many\.one\.rte; did you mean config\.many\.one\.rate"),
+        ("{'steps': 'ten'}", r"config\.steps is 'ten'; it must be of type int"),
+        ("{'steps': True}", r"config\.steps is True; it must be of type int"),
+        ("{'inner': 3}", r"config\.inner is 3; it has fields of its own"),
+        ("{'many': {'one': 3}}", r"config\.many\.one is 3; it has fields of its own"),
+        ("{'lengths': 3}", r"config\.lengths is 3; it must be a tuple"),
+        ("{'inner': {'names': 'abc'}}", r"config\.inner\.names is 'abc'; it must be a tuple"),
+        ("{'lengths': (1, 'b')}", r"config\.lengths is 'b'; it must be of type int"),
+        ("5", r"get_config\(\) returns a int, not a ConfigDict"),
+        ("1 / 0", r"config\.py fails: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_a_file_may_not_say(tmp_path, body, problem):
+    with pytest.raises(ValueError, match=problem):
+        load(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("--config.step=1", r"there is no config\.step; did you mean config\.steps\?"),
+        ("--config.inner.rat=1", r"there is no config\.inner\.rat; did you mean config\.inner\.rate"),
+        ("--config.many.two.rate=1", r"there is no config\.many\.two"),
+        ("--config.steps.deeper=1", r"there is no config\.steps\.deeper"),
+        ("--config.steps=ten", r"--config\.steps=ten: .*ten"),
+        ("--config.steps", r"--config\.steps: "),
+        ("--config.inner=3", r"--config\.inner=3: "),
+        ("--config.lengths=('a',)", r"config\.lengths is 'a'; it must be of type int"),
+    ],
+)
+def test_what_the_command_line_may_not_say(tmp_path, override, problem):
+    with pytest.raises(ValueError, match=problem):
+        load(tmp_path, "{}", override)
+
+
+def test_a_file_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none.py is not a file; it is a Python file with get_config"):
+        configs.load(str(tmp_path / "none.py"), [], Outer)
+    (tmp_path / "config.txt").write_text("")
+    with pytest.raises(ValueError, match="config.txt does not end in .py"):
+        configs.load(str(tmp_path / "config.txt"), [], Outer)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match=r"empty.py fails: AttributeError: .*get_config"):
+        configs.load(str(tmp_path / "empty.py"), [], Outer)
