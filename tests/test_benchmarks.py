@@ -25,3 +25,17 @@ def test_banded_attention_needs_less_memory_than_dense():
     dense, banded, ratios = lines("attention.py", "--tokens=2048", "--window=128", "--repeats=1")
     assert dense["path"] == "dense" and banded["path"] == "banded"
     assert ratios["banded_is_smaller_by"] > 3
+
+
+def test_the_stream_feeds_a_step_many_times_over():
+    threads, workers, bare, fed = lines("stream.py", "--steps=20", "--library_files=40")
+    assert min(threads["rows_per_second"], workers["rows_per_second"]) > 0
+    assert bare["stream_is_faster_by"] > 20  # three orders of magnitude where it was measured
+    assert 0 <= fed["share_waiting"] < 1
+
+
+def test_prepare_is_measured_by_stage_against_plain_sentencepiece():
+    found = {line["stage"]: line for line in lines("prepare.py", "--copies=1", "--library_files=40", "--size=800")}
+    stages = {"read", "length", "quality", "personal data", "decontamination", "tokenise", "MinHash", "pack"}
+    assert set(found) == stages | {"plain SentencePiece", "prepare without near-duplicates", "prepare"}
+    assert found["plain SentencePiece"]["of_plain"] == 1.0

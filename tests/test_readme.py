@@ -6,27 +6,28 @@ import re
 from gemma3_jax.cli import program
 from tests.checkpoint.test_hf import make_directory
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
-    make_directory(tmp_path / "gemma-3-1b-pt")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1], "README.md", "exec"), {})
-    assert capsys.readouterr().out == "(1, 3, 96)\n"
-
-
-def test_the_commands_run(tmp_path, monkeypatch, capsys):
+def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, capsys):
     make_directory(tmp_path / "gemma-3-1b-pt")
     (tmp_path / "ids.json").write_text("[[2, 92, 19]]")  # the README's ids, within a toy's vocabulary
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^    python -m gemma3_jax (.*)$", README, flags=re.MULTILINE)
-    assert len(commands) == 3
+    assert [command.split()[0] for command in commands] == ["prepare", "convert", "evaluate", "convert"]
     for command in commands:
-        assert program.main(command.split()) == 0, capsys.readouterr().err
+        fewer = ["--config.sources.library.share=0.1"] if command.startswith("prepare") else []
+        assert program.main([*command.split(), *fewer]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    names: dict = {}
+    for example in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
+        exec(compile(example, "README.md", "exec"), names)
+    names["rows"].close()
+    assert re.fullmatch(r"\(1, 3, 96\)\n17 [0-9a-f]{16}\n", capsys.readouterr().out)
 
 
 def test_every_path_it_names_exists():
-    root = pathlib.Path(__file__).parents[1]
     for path in re.findall(r"(?:gemma3_jax|tests|experiments|launch)/[\w/]+\.(?:py|sh|txt)", README):
-        assert (root / path).exists(), path
+        assert (ROOT / path).exists(), path

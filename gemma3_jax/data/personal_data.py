@@ -15,9 +15,11 @@ _DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
 _LOCAL = re.compile(r"[\w.%+-]+\Z")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _DIGITS = re.compile(r"\d(?:[ ().\-/]{0,2}\d){6,18}(?!\w)")
-_IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w.]*\w)")
+_THREE_DOTS = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w.]*\w)")
+_BYTE = re.compile(r"(?<![\w.])\d{1,3}\Z")
 _TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?!\w)")
 _HEX = re.compile(r"[0-9A-Fa-f]{1,4}\Z")
+_DIGIT = re.compile(r"\d")
 _LONG_RUN = re.compile(r"[A-Za-z0-9_+/=.\-]{20,}")
 # Formats with a prefix of their own. The detectors left out go by entropy or by the word before, and hit prose and
 # code.
@@ -125,10 +127,10 @@ def _addresses(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tupl
 
 
 def _address_like(text: str) -> Iterator[tuple[int, int]]:
-    for match in _IPV4.finditer(text):
-        before = text[match.start() - 1 : match.start()] if match.start() else ""
-        if not (before.isalnum() or before in ("_", ".")):
-            yield match.span()
+    for match in _THREE_DOTS.finditer(text):
+        first = max(0, match.start() - 4)  # three digits, and what must not be before them
+        if head := _BYTE.search(text[first : match.start()]):
+            yield first + head.start(), match.end()
     for match in _TWO_COLONS.finditer(text):
         first = max(0, match.start() - 4)
         # "::2" is a slice and "a::b" a name in some program more often than they are addresses.
@@ -141,6 +143,8 @@ def _secrets(text: str, numbers: _Numbers, phone_region: str) -> Iterator[tuple[
         for match in _PRIVATE_KEY.finditer(text):
             yield match.span()
     for run in _LONG_RUN.finditer(text):
+        if not _DIGIT.search(run[0]):  # a name: what is drawn at random has one
+            continue
         for pattern in _secret_patterns():
             if match := pattern.search(run[0]):
                 yield run.start() + match.start(), run.end()

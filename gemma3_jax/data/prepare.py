@@ -204,7 +204,7 @@ def _make_candidates(unit: sources.Unit) -> tuple[int, int]:
             )
             yield document.to_bytes()
 
-    shards.write(str(_candidates_path(_directory, unit.number)), contents())
+    shards.write(str(_candidates_path(_directory, unit.number)), contents(), compress=False)  # read again at once
     fields = dataclasses.asdict(counts) | {"dropped": [[*key, count] for key, count in counts.dropped.items()]}
     path = _index_path(_directory, unit.number)
     partial = path.with_suffix(".writing")

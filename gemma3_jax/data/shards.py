@@ -102,7 +102,7 @@ def _unpack_bits(content: bytes | None, count: int) -> np.ndarray | None:
     return None if content is None else np.unpackbits(np.frombuffer(content, np.uint8), count=count).astype(bool)
 
 
-def write(url: str, contents: Iterable[bytes]) -> dict:
+def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict:
     """Writes an ArrayRecord file that appears whole or not at all; returns {"records", "bytes", "sha256"}.
 
     `url` is a local path or one of any file system fsspec knows; the same contents give the same bytes.
@@ -114,7 +114,8 @@ def write(url: str, contents: Iterable[bytes]) -> dict:
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=os.path.dirname(path) if local else None) as directory:
         partial = pathlib.Path(directory) / "shard"
         # One record a chunk, so that a row can be read without its neighbours; one thread, as every core has a writer.
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+        options = "group_size:1" if compress else "group_size:1,uncompressed"
+        writer = array_record_module.ArrayRecordWriter(str(partial), options)
         count = 0
         for content in contents:
             writer.write(content)

@@ -223,9 +223,10 @@ def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
     started = time.monotonic()
     subprocess.run(command(tmp_path, f"--output={tmp_path}/straight"), check=True, capture_output=True)
     seconds = time.monotonic() - started
-    draw, num_killed = random.Random(0), 0
+    draw, num_killed, num_outputs = random.Random(0), 0, 0
     while num_killed < 10:
-        output = tmp_path / f"out{num_killed}"
+        num_outputs += 1
+        output = tmp_path / f"out{num_outputs}"
         while not (output / "manifest.json").exists():
             process = subprocess.Popen(
                 command(tmp_path, f"--output={output}"), stderr=subprocess.PIPE, start_new_session=True

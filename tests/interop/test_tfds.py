@@ -21,7 +21,9 @@ def data_dir(tmp_path_factory):
         name="toy",
         version="1.0.0",
         features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "lang": tfds.features.Text()}),
-        split_datasets={"train": [(n, {"text": f"row {n} \u00e9", "lang": "en" if n % 2 else "de"}) for n in range(20)]},
+        split_datasets={
+            "train": [(n, {"text": f"row {n} \u00e9", "lang": "en" if n % 2 else "de"}) for n in range(20)]
+        },
         data_dir=str(directory),
         file_format="array_record",
         disable_shuffling=True,
