@@ -68,8 +68,7 @@ def prompt(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) 
 
 
 def _encode(tokenizer: vocabulary.Tokenizer, folded: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
-    if None in (tokenizer.bos, tokenizer.start_of_turn, tokenizer.end_of_turn):
-        raise ValueError("the tokenizer has no <bos>, <start_of_turn> or <end_of_turn>; chats need all three")
+    tokenizer.check_has_turns()
     ids = [tokenizer.bos]
     learned = [False]
     for number, (role, text) in enumerate(folded):

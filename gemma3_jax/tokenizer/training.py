@@ -44,6 +44,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
     Raises: ValueError if `size` is too small for the fixed pieces and the characters of the texts, or larger than what
     they can fill.
     """
+    check_size(size)
     tail = _tail(size)
     texts = iter(texts)
     first = next(texts, None)
@@ -80,27 +81,32 @@ def train(texts: Iterable[str], size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        most = re.search(r"too high .*<= (\d+)", str(error))
+        most, least = (re.search(text, str(error)) for text in (r"too high .*<= (\d+)", r"smaller than .* vs (\d+)"))
         reason = f"they fill {int(most[1]) + len(tail)} at most" if most else str(error)
+        reason = f"their characters alone need {int(least[1]) + len(tail)}" if least else reason
         raise ValueError(f"no tokenizer of {size} pieces can be trained on these texts: {reason}") from error
     return _append(model.getvalue(), tail)
+
+
+def check_size(size: int) -> None:
+    """Raises: ValueError if `size` has no room for what is learned."""
+    num_fixed = NUM_FIXED + len(_tail(size))
+    if size <= num_fixed:
+        raise ValueError(
+            f"a tokenizer of {size} pieces has no room beside the {num_fixed} fixed ones (control, bytes, whitespace, "
+            "HTML); make its size larger"
+        )
 
 
 def _tail(size: int) -> list[str]:
     """The user-defined pieces after the learned ones; a toy vocabulary has two ids for images, Gemma's 6,145 more."""
     num_unused = GEMMA_SIZE - GEMMA_LEARNED_END - len(_TABS) - 1 if size == GEMMA_SIZE else 1
-    tail = [*_TABS, vocabulary.START_OF_IMAGE, *(f"<unused{99 + number}>" for number in range(num_unused))]
-    if size <= NUM_FIXED + len(tail):
-        raise ValueError(
-            f"a tokenizer of {size} pieces has no room beside the {NUM_FIXED + len(tail)} fixed ones (control, bytes, "
-            "whitespace, HTML); make its size larger"
-        )
-    return tail
+    return [*_TABS, vocabulary.START_OF_IMAGE, *(f"<unused{99 + number}>" for number in range(num_unused))]
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        yield text.replace(vocabulary.SPACE, " ")  # the trainer skips every text that holds one
+        yield text.replace("\u2585", " ")  # the trainer marks what is unknown with it, and skips a text that holds one
 
 
 def _append(model: bytes, pieces: list[str]) -> bytes:

@@ -21,7 +21,8 @@ _CONTROL = re.compile(
     r"<(?:pad|eos|bos|unk|mask|unused\d+|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
     r"|\[multimodal\]"
 )
-_CONTROL_OR_SPACE = re.compile(f"{_CONTROL.pattern}|{SPACE}")
+# Control tokens of other families: <|im_start|>, [INST], [/INST], <<SYS>>, </s>. Looked for among a model's own pieces.
+_OTHER_CONTROL = re.compile(r"<\|.+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z]+>>|</?s>")
 
 
 class Tokenizer:
@@ -45,6 +46,13 @@ class Tokenizer:
         self.start_of_image, self.end_of_image = self._find(START_OF_IMAGE), self._find(END_OF_IMAGE)
         if self.end_of_image is None and self.start_of_image is not None and self.start_of_image + 1 < self.size:
             self.end_of_image = self.start_of_image + 1
+        # A dummy prefix is for the start of a text, not for where it is cut. Two protocol buffers in a row are their
+        # merger: normalizer_spec (3) with add_dummy_prefix (3) false.
+        self._inner = sentencepiece.SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
+        others = filter(_OTHER_CONTROL.fullmatch, (self._processor.id_to_piece(token) for token in range(self.size)))
+        patterns = [_CONTROL.pattern, *map(re.escape, sorted(others, key=len, reverse=True))]
+        self._is_control = re.compile("|".join(patterns)).fullmatch
+        self._special = re.compile("|".join([*patterns, SPACE]))
         self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spells_bytes = self._processor.is_byte(self._space_ids[0])
 
@@ -60,19 +68,19 @@ class Tokenizer:
 
         `parse_control` turns text that spells a user-defined control token into that token: for templates alone.
         """
-        special = re.compile(SPACE) if parse_control else _CONTROL_OR_SPACE
+        special = re.compile(SPACE) if parse_control else self._special
         if not special.search(text):
             return self._processor.encode(text)
         ids: list[int] = []
-        start = 0
+        start, processor = 0, self._processor
         for match in special.finditer(text):
             if match[0] == SPACE and self._spells_bytes:  # else it would come back as a space
-                ids += self._processor.encode(text[start : match.start()]) + self._space_ids
-                start = match.end()
+                ids += [*processor.encode(text[start : match.start()]), *self._space_ids]
+                start, processor = match.end(), self._inner
             elif match[0] != SPACE:  # cut behind its first character: neither half is a control token
-                ids += self._processor.encode(text[start : match.start() + 1])
-                start = match.start() + 1
-        return ids + self._processor.encode(text[start:])
+                ids += processor.encode(text[start : match.start() + 1])
+                start, processor = match.start() + 1, self._inner
+        return ids + processor.encode(text[start:])
 
     def decode(self, ids: Iterable) -> str:
         """The text of some ids; pad, eos and bos have none."""
@@ -87,6 +95,11 @@ class Tokenizer:
             raise ValueError("the tokenizer has no <bos> or no <eos>, which every document starts and ends with")
         return np.asarray([self.bos, *self.encode(text), self.eos], np.int32)
 
+    def check_has_turns(self) -> None:
+        """Raises: ValueError if the model has no markers of turns."""
+        if None in (self.bos, self.start_of_turn, self.end_of_turn):
+            raise ValueError("the tokenizer has no <bos>, <start_of_turn> or <end_of_turn>; chats need all three")
+
     def piece(self, token: int) -> str:
         """The piece as SentencePiece writes it."""
         return self._processor.id_to_piece(token)
@@ -99,7 +112,7 @@ class Tokenizer:
                 counts[token] = 1
             elif not processor.is_control(token) and not processor.is_unknown(token):
                 piece = processor.id_to_piece(token)
-                counts[token] = 0 if _CONTROL.fullmatch(piece) else len(piece.replace(SPACE, " ").encode())
+                counts[token] = 0 if self._is_control(piece) else len(piece.replace(SPACE, " ").encode())
         return counts
 
 
@@ -114,7 +127,7 @@ def load(path: pathlib.Path) -> Tokenizer:
     try:
         return Tokenizer(file.read_bytes())
     except RuntimeError as error:
-        raise ValueError(f"{file} is not a SentencePiece model: {error}") from error
+        raise ValueError(f"{file} is not a SentencePiece model") from error
 
 
 def check_same(got: str, expected: str, *, got_from: str, expected_from: str) -> None:

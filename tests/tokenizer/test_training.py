@@ -33,7 +33,7 @@ def test_the_tail_of_the_full_vocabulary_is_gemmas():
 def test_pieces_follow_gemmas_settings():
     tokenizer = texts.tokenizer()
     pieces = lambda text: [tokenizer.piece(token) for token in tokenizer.encode(text)]  # noqa: E731
-    assert pieces("12345") == list("12345")  # digits apart
+    assert pieces("12345") == list("12345")
     assert pieces("  ") == ["\u2581\u2581"] and pieces("\n\n\n") == ["\n\n\n"] and pieces("\t\t") == ["\t\t"]
     assert pieces("\u6f22") == ["<0xE6>", "<0xBC>", "<0xA2>"]  # byte fallback
     assert pieces("<table>") == ["<table>"]
@@ -50,9 +50,15 @@ def test_the_file_is_one_that_sentencepiece_reads_and_counts():
     assert processor.get_piece_size() == texts.TOKENIZER_SIZE
 
 
-def test_long_texts_and_texts_with_an_escaped_space_are_learned_from():
+def test_digits_are_never_joined():
+    years = ["year 2024 and 2025, 2024 again " * 50]
+    tokenizer = vocabulary.Tokenizer(training.train([*years, *texts.library()[:4]], 700))
+    assert all(sum(map(str.isdigit, tokenizer.piece(token))) <= 1 for token in range(494, 700 - 33))
+
+
+def test_long_texts_and_texts_with_a_character_the_trainer_reserves_are_learned_from():
     word = "quokkaquokka"
-    model = training.train([f"\u2581{word} " * 2_000, "abc " * 10], 545)
+    model = training.train([f"\u2585{word} " * 2_000, "abc " * 10], 545)
     tokenizer = vocabulary.Tokenizer(model)
     assert len(tokenizer.encode(word)) <= 2
 
@@ -62,6 +68,7 @@ def test_long_texts_and_texts_with_an_escaped_space_are_learned_from():
     [
         ([], 600, "there is no text to train a tokenizer on"),
         (["a b"], 527, "of 527 pieces has no room beside the 527 fixed ones"),
+        (["".join(map(chr, range(300, 400)))], 540, "their characters alone need 6"),
         (["a b"], 5_000, "no tokenizer of 5000 pieces can be trained on these texts: they fill 532 at most"),
     ],
 )

@@ -16,7 +16,23 @@ from tests import texts
 def random_texts(count):
     """Any Unicode there is, and everything that a tokenizer may trip over."""
     draw = random.Random(0)
-    awkward = [" ", "  ", "\n", "\t", "\r\n", "\x00", "\u2581", "\ufffd", "\ufeff", "\u200b", "<bos>", "<eos>", "<unk>"]
+    awkward = [
+        " ",
+        "  ",
+        "\n",
+        "\t",
+        "\r\n",
+        "\x00",
+        "\u2581",
+        "\u2585",
+        "\u2047",
+        "\ufffd",
+        "\ufeff",
+        "\u200b",
+        "<bos>",
+        "<eos>",
+        "<unk>",
+    ]
     awkward += ["<start_of_turn>", "<end_of_image>", "<0x41>", "[multimodal]", "<unused7>", "<table>", "123", "e\u0301"]
     ranges = [(0, 128), (0, 0xD800), (0xE000, 0x110000)]
     for _ in range(count):
@@ -68,6 +84,20 @@ def test_a_model_of_another_kind_has_its_own_ids_and_no_turns():
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos) == (5, 1, 2)
     assert tokenizer.start_of_turn is None and tokenizer.end_of_turn is None
     assert tokenizer.end_of_image == tokenizer.start_of_image + 1
+
+
+def test_a_model_with_a_dummy_prefix_and_other_markers_is_lossless_too():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts.library()[:8]), model_writer=model, vocab_size=700, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        user_defined_symbols=["<|im_start|>", "[INST]"], minloglevel=2, max_sentence_length=1 << 20,
+    )  # fmt: skip
+    tokenizer = vocabulary.Tokenizer(model.getvalue())
+    for text in ("see <bos> here", "a\u2581b c", "say <|im_start|> or [INST] now", "[INST]"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert "<|im_start|>" not in map(tokenizer.piece, ids) and "[INST]" not in map(tokenizer.piece, ids)
 
 
 def test_a_model_without_bos_makes_no_documents():
