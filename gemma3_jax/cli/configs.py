@@ -39,7 +39,7 @@ def _run_file(text: str) -> Mapping:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:  # whatever a file of the user's may raise
+    except (Exception, SystemExit) as error:  # whatever a file of the user's may raise
         raise ValueError(f"--config {text} fails: {type(error).__name__}: {error}") from error
     if isinstance(config, ml_collections.ConfigDict):
         return config.to_dict()
@@ -69,7 +69,7 @@ def _entry_type(annotation: object) -> type | None:
 def _unknown(where: str, name: str, known: Sequence[str]) -> ValueError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has: {', '.join(known)}"
-    return ValueError(f"there is no {where}.{name}{hint}")
+    return ValueError(f"there is no {where}.{name}{hint if known else ''}")
 
 
 def _update(config: ml_collections.ConfigDict, given: Mapping, schema: type, where: str) -> None:
@@ -100,26 +100,49 @@ def _check_has_fields(value: object, where: str) -> None:
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str], schema: type) -> None:
     """Applies the command line, through ml_collections' own flags."""
     for override in overrides:
-        _check_path(override.partition("=")[0].removeprefix("--config."), config, schema)
-    values = flags.FlagValues()
-    arguments = ["gemma3_jax", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-    except (flags.Error, ValueError, TypeError, KeyError, SyntaxError) as error:
-        raise ValueError(f"{' '.join(overrides)}: {error}") from error
+        flag = override.partition("=")[0]
+        kind = _kind(flag.removeprefix("--config."), config, schema)
+        if "=" not in override:
+            raise ValueError(f"{override} has no value; write {override}=VALUE")
+        values = flags.FlagValues()
+        arguments = ["gemma3_jax", override]
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        try:
+            values(arguments)
+        except (flags.Error, ValueError, TypeError, KeyError, SyntaxError) as error:
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"{override} is not understood; {flag.removeprefix('--')} is of type {name}") from error
 
 
-def _check_path(path: str, config: ml_collections.ConfigDict, schema: type) -> None:
-    where = "config"
-    kind: object = schema
+def _kind(path: str, config: ml_collections.ConfigDict, schema: type) -> object:
+    """The type of the field at a path: a.b.c."""
+    where, kind = "config", schema
     for name in path.split("."):
         entry_type = _entry_type(kind)
         known = list(config) if entry_type else list(_fields(kind)) if dataclasses.is_dataclass(kind) else []
+        if entry_type and not known:
+            raise ValueError(f"there is no {where}.{name}: {where} is empty; name its entries in the file")
         if name not in known:
             raise _unknown(where, name, known)
         kind = entry_type or _fields(kind)[name]
         config, where = config[name], f"{where}.{name}"
+    if dataclasses.is_dataclass(kind) or _entry_type(kind):
+        raise ValueError(f"{where} has fields of its own; set those: --{where}.NAME=VALUE")
+    return kind
+
+
+def describe(schema: type, where: str = "config") -> list[str]:
+    """A line for each field: its path and its default. Entries of a dict are called NAME."""
+    lines = []
+    instance = schema()
+    for name, kind in _fields(schema).items():
+        if dataclasses.is_dataclass(kind):
+            lines += describe(kind, f"{where}.{name}")
+        elif entry_type := _entry_type(kind):
+            lines += describe(entry_type, f"{where}.{name}.NAME")
+        else:
+            lines.append(f"--{where}.{name}={getattr(instance, name)!r}")
+    return lines
 
 
 def _typed(value: object, annotation: object, where: str) -> object:

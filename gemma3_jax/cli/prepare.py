@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 
@@ -9,16 +10,20 @@ from gemma3_jax.cli import terminal
 
 
 def parser() -> terminal.Parser:
+    from gemma3_jax.cli import configs
+    from gemma3_jax.data import settings
+
+    fields = "\n".join(f"  {line}" for line in configs.describe(settings.Prepare))
     flags = terminal.Parser(
         prog="python -m gemma3_jax prepare",
         description="Raw text -> rows to train on. Reads the sources that the config names (text, JSONL, Parquet, a\n"
         "TensorFlow dataset, or the Python standard library), filters them, removes duplicates and what overlaps\n"
         "with evaluation sets, masks personal data, tokenises, and packs rows into ArrayRecord shards with a\n"
         "manifest. Trains the tokenizer if none is named. Stopped at any moment, the same command goes on; the same\n"
-        "sources and config give the same bytes. --config.FIELD=VALUE sets any field; they are all in\n"
-        "gemma3_jax/data/settings.py.",
+        "sources and config give the same bytes. --config.FIELD=VALUE sets any field.",
         epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
-        "      --config.row_lengths='(512,)' --config.duplicates.near=False",
+        "      --config.row_lengths='(512,)' --config.duplicates.near=False\n\n"
+        f"fields of the config and their defaults (NAME is one of yours):\n{fields}",
     )
     flags.takes_overrides = True
     flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
@@ -47,13 +52,18 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError(f"--processes is {flags.processes}; it must be >= 0 (0: in this process)")
     if flags.runner_options and not flags.runner:
         raise ValueError("--runner_options needs --runner")
+    if not flags.output:
+        raise ValueError("--output is empty; name the directory to write")
     output = flags.output if "://" in flags.output else str(pathlib.Path(flags.output).absolute())
-    terminal.on_stop = terminal.Stop(75, f"what is done in {flags.output} is kept: the same command goes on")
     if flags.runner:
+        note = f"{flags.output} is not finished; end the job of {flags.runner} if it goes on, then run the same command"
+        terminal.on_stop = terminal.Stop(75, note)
+        logging.getLogger().setLevel(logging.ERROR)  # Beam warns of every cloud that is not there
         from gemma3_jax.data import beam
 
         manifest, report = beam.run(config, output, flags.runner, flags.runner_options.split(), bar=terminal.bar)
     else:
+        terminal.on_stop = terminal.Stop(75, f"what is done in {flags.output} is kept: the same command goes on")
         from gemma3_jax.data import prepare
 
         manifest, report = prepare.run(config, output, num_processes=flags.processes, bar=terminal.bar)
@@ -66,19 +76,22 @@ def _summary(output: str, manifest: dict, report: dict) -> str:
     """What was kept and what was left out, for a person to read."""
     lines = [f"{report['records']:,} records read"]
     if report["broken"]["count"]:
-        lines.append(
-            f"  {report['broken']['count']:>10,}  could not be read, such as: {report['broken']['examples'][0]}"
-        )
+        first = report["broken"]["examples"][0]
+        lines.append(f"  {report['broken']['count']:>10,}  could not be read, such as: {first}")
     for reason, found in report["dropped"].items():
         example = found["examples"][0]
         lines.append(f"  {found['count']:>10,}  {reason}, such as: {example['record']} ({example['detail']})")
     if report["changed"]:
         lines.append(f"  {report['changed']:>10,}  kept with something masked or cut out")
-    lines.append(f"{report['kept']['documents']:,} documents kept, {report['kept']['tokens']:,} tokens")
-    for name, part in report["parts"].items():
-        rows = ", ".join(f"{count:,} rows of {length}" for length, count in part["rows"].items())
-        lines.append(f"  {name:<16} {part['documents']:>10,} documents  {part['tokens']:>14,} tokens  {rows}")
-    for length, fill in report["fill"].items():
-        lines.append(f"rows of {length} are {fill:.2%} full")
-    lines.append(f"wrote {output}, digest {manifest['digest'][:12]}; all of the above in {output}/report.json")
+    lengths = list(report["fill"])
+    lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
+    lines[-1] += "".join(f"{f'rows of {length}':>16}" for length in lengths)
+    for name, part in {**report["parts"], "in all": report["kept"] | {"share": 1.0}}.items():
+        share = f"{part['share']:.2%}" if part["share"] else "not drawn"
+        rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
+        lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{share:>14}")
+        lines[-1] += "".join(f"{rows[length]:>16,}" for length in lengths)
+    for length in lengths:
+        lines.append(f"rows of {length} are {report['fill'][length]:.2%} full")
+    lines.append(f"wrote {output}, digest {manifest['digest'][:12]}; more in {output}/report.json")
     return "\n".join(lines)

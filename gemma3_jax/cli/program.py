@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one verb; returns the exit status. Errors of the user are one line on stderr, never a traceback."""
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
+    terminal.on_stop = terminal.LEAVE_NOTHING
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -78,7 +79,8 @@ def _stop(number: int, frame: object) -> None:
     """
     if target := sys.modules.get("gemma3_jax.checkpoint.target"):
         target.remove_partials()
-    terminal.say(f"gemma3_jax: stopped by {signal.Signals(number).name}; {terminal.on_stop.note}")
+    line = "\n" if sys.stderr.isatty() else ""  # behind a bar
+    terminal.say(f"{line}gemma3_jax: stopped by {signal.Signals(number).name}; {terminal.on_stop.note}")
     os._exit(128 + number if terminal.on_stop.status is None else terminal.on_stop.status)
 
 

@@ -16,7 +16,8 @@ class Stop:
     note: str
 
 
-on_stop = Stop(None, "what was being written is removed")  # a verb that keeps what it did sets its own
+LEAVE_NOTHING = Stop(None, "what was being written is removed")
+on_stop = LEAVE_NOTHING  # a verb that keeps what it did sets its own
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,5 +86,15 @@ def bar(label: str, total: int | None, unit: str = "B"):
         unit_divisor=1024 if unit == "B" else 1000,
         mininterval=seconds,
         delay=seconds,
-        file=sys.stderr,
+        file=sys.stderr if sys.stderr.isatty() else _Lines(),
     )
+
+
+class _Lines:
+    """Where stderr is a file: what a terminal would write over itself stands in lines of its own."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n\x1b[A"):
+            print(text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None: ...
