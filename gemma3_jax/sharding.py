@@ -109,7 +109,7 @@ def check_batch(mesh: Mesh, num_rows: int, row_length: int) -> None:
         if count < 1 or count % num_shards:
             raise ValueError(
                 f"{count} {what} do not split over {' x '.join(axes)} = {num_shards} of the mesh; "
-                f"make it a multiple of {num_shards}, or change the mesh"
+                f"make it {num_shards}, 2 x {num_shards}, ..., or change the mesh"
             )
 
 

@@ -1,6 +1,5 @@
 """A toy tokenizer, toy text, and toy data sets."""
 
-import contextlib
 import functools
 import json
 import pathlib
@@ -28,23 +27,18 @@ def tokenizer() -> vocabulary.Tokenizer:
     return vocabulary.Tokenizer(tokenizer_model())
 
 
-@contextlib.contextmanager
-def no_bar(label, total, unit="B"):
-    yield _NoBar()
-
-
-class _NoBar:
-    def update(self, count): ...
-
-    def set_postfix_str(self, text, refresh): ...
-
-
 def write_lines(path: pathlib.Path, rows) -> str:
     """A JSONL file; text is a row of its own, bytes are a line as they are."""
     rows = ({"text": row} if isinstance(row, str) else row for row in rows)
     lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    write(path, b"".join(line + b"\n" for line in lines))
     return str(path)
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes what is not there already: a file that is written again counts as changed."""
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
 
 
 def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
@@ -61,7 +55,7 @@ def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
 
 
 def run(settings_, output: pathlib.Path, num_processes: int = 0) -> tuple[dict, dict]:
-    return prepare.run(settings_, str(output), num_processes=num_processes, bar=no_bar)
+    return prepare.run(settings_, str(output), num_processes=num_processes)
 
 
 def toy_dataset(directory: pathlib.Path, **changes) -> dataset.Dataset:

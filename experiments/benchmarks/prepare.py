@@ -10,7 +10,6 @@ the text; MinHash with 128 times its words. About two minutes on one core; on th
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import platform
@@ -23,17 +22,6 @@ from gemma3_jax.data import builtin, duplicates, filters, packing, prepare, sett
 from gemma3_jax.tokenizer import training, vocabulary
 
 
-class NoBar:
-    def update(self, count): ...
-
-    def set_postfix_str(self, text, refresh): ...
-
-
-@contextlib.contextmanager
-def no_bar(label, total, unit="B"):
-    yield NoBar()
-
-
 def write_corpus(path: pathlib.Path, num_copies: int, num_files: int | None) -> list[str]:
     texts = [row["text"] for file in builtin.files()[:num_files] for row in builtin.rows(file)]
     texts = [f"copy {copy}\n{text}" for copy in range(num_copies) for text in texts if len(text) > 200]
@@ -41,9 +29,9 @@ def write_corpus(path: pathlib.Path, num_copies: int, num_files: int | None) -> 
     return texts
 
 
-def shuffled_lines(texts: list[str]) -> list[tuple[str, str]]:
+def shuffled_lines(texts: list[str]) -> tuple[tuple[str, str], ...]:
     """200 evaluation items of the corpus's own words, in an order in which it never has them: none is found."""
-    return [(f"item:{number}", " ".join(reversed(text[:600].split()))) for number, text in enumerate(texts[:200])]
+    return tuple((f"item:{number}", " ".join(reversed(text[:600].split()))) for number, text in enumerate(texts[:200]))
 
 
 def measure(config: settings.Prepare, texts: list[str], model: bytes) -> dict[str, float]:
@@ -64,17 +52,19 @@ def measure(config: settings.Prepare, texts: list[str], model: bytes) -> dict[st
     found = timed("read", lambda: (record for unit in units for record in sources.read(unit, source)))
     first = found[0]
     steps = {
-        "length": (config, []),
+        "length": (config, ()),
         "quality": (
             settings.Prepare(quality=settings.Quality("heuristic"), personal_data=settings.PersonalData("")),
-            [],
+            (),
         ),
-        "personal data": (config, []),
+        "personal data": (config, ()),
         "decontamination": (settings.Prepare(personal_data=settings.PersonalData("")), shuffled_lines(texts)),
     }
     for stage, (its_config, evaluation) in steps.items():
-        [keep] = [
-            f for f in filters.build(its_config, evaluation) if stage.replace(" ", "") in type(f).__name__.lower()
+        keep, *_ = [
+            f
+            for f in filters.build(its_config, filters.Inputs(evaluation))
+            if stage.replace(" ", "") in type(f).__name__.lower()
         ]
         keep(first)  # what is imported or compiled once
         timed(stage, lambda keep=keep: map(keep, found))
@@ -93,7 +83,7 @@ def end_to_end(config: settings.Prepare, directory: pathlib.Path, near: bool) ->
         length=config.length,
     )
     started = time.perf_counter()
-    prepare.run(config, str(directory / f"out-{near}"), num_processes=0, bar=no_bar)
+    prepare.run(config, str(directory / f"out-{near}"))
     return time.perf_counter() - started
 
 

@@ -10,7 +10,6 @@ hundreds of times what the step eats.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import tempfile
@@ -38,17 +37,6 @@ TOY = config.Config(
 )
 
 
-class NoBar:
-    def update(self, count): ...
-
-    def set_postfix_str(self, text, refresh): ...
-
-
-@contextlib.contextmanager
-def no_bar(label, total, unit="B"):
-    yield NoBar()
-
-
 def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset:
     texts = [row["text"] for file in builtin.files()[:num_files] for row in builtin.rows(file)]
     (directory / "library.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -58,7 +46,7 @@ def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset
         duplicates=settings.Duplicates(near=False),
         tokenizer=settings.Tokenizer(size=TOY.vocab_size, max_characters=3_000_000),
     )
-    prepare.run(made, str(directory / "data"), num_processes=0, bar=no_bar)
+    prepare.run(made, str(directory / "data"))
     return dataset.open_dataset(directory / "data")
 
 

@@ -5,57 +5,76 @@ done again after a stop is the runner's affair.
 """
 
 import dataclasses
-import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
-import fsspec
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from gemma3_jax.data import assembly, dataset, documents, duplicates, prepare, records, settings, shards, sources
+from gemma3_jax.data import (
+    assembly,
+    dataset,
+    documents,
+    duplicates,
+    filters,
+    manifest,
+    output,
+    prepare,
+    records,
+    settings,
+    shards,
+    sources,
+)
 from gemma3_jax.tokenizer import vocabulary
 
 ERROR = f"{dataset.WORK}/error"
 
 
 def run(
-    config: settings.Prepare, url: str, runner: str, options: Sequence[str], *, bar: prepare.Bar
+    config: settings.Prepare, url: str, runner: str, options: Sequence[str], *, bar: prepare.Bar = prepare.no_bar
 ) -> tuple[dict, dict]:
     """Writes the data set; returns its manifest and its report. Workers must be able to reach the sources and `url`.
 
     Raises: ValueError for settings that cannot be met, sources that cannot be read, or an output that exists.
     """
     logging.getLogger().setLevel(logging.ERROR)  # Beam tells of every worker it starts
-    output = dataset.Output(url)
-    units, evaluation = prepare.look(config)
-    output.begin(config, units)
-    tokenizer = prepare.find_tokenizer(config, output, units, evaluation, bar)
+    pipeline = _pipeline(runner, options)
+    job, out = prepare.look(config), output.Output(url)
+    with out.begun(job.made_of):
+        if done := out.completed():  # stopped between its last two steps
+            return done
+        tokenizer = prepare.find_tokenizer(job, out, bar)
+        out.write(ERROR, b"")
+        with bar(f"{runner} on {len(job.units)} units of {len(config.sources)} sources", None), pipeline:
+            _build(pipeline, job, out, tokenizer)
+        if message := out.read(ERROR).decode():
+            raise ValueError(message)
+        return out.completed()
+
+
+def _pipeline(runner: str, options: Sequence[str]) -> beam.Pipeline:
     try:
-        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
+        parsed = PipelineOptions(list(options))
+        parsed.get_all_options()  # each option is parsed when somebody asks for it
+        return beam.Pipeline(runner=runner, options=parsed)
     except (ValueError, ImportError) as error:
         raise ValueError(f"--runner={runner} cannot be had: {error}") from error
-    with bar(f"{runner} on {len(units)} units of {len(config.sources)} sources", None), pipeline:
-        _build(pipeline, config, output, tokenizer, units, evaluation)
-    files, path = fsspec.core.url_to_fs(url)
-    if files.exists(f"{path}/{ERROR}"):
-        message = files.cat_file(f"{path}/{ERROR}").decode()
-        files.rm_file(f"{path}/{ERROR}")
-        raise ValueError(message)
-    return tuple(json.loads(files.cat_file(f"{path}/{name}")) for name in (dataset.MANIFEST, dataset.REPORT))
+    except SystemExit as error:  # argparse, after it has said what is wrong
+        raise ValueError(f"--runner_options={' '.join(options)} is not what {runner} takes") from error
 
 
-def _build(pipeline, config, output: dataset.Output, tokenizer: vocabulary.Tokenizer, units, evaluation) -> None:
+def _build(pipeline, job: prepare.Job, out: output.Output, tokenizer: vocabulary.Tokenizer) -> None:
     """The pipeline, from units to the manifest."""
+    config = job.config
     read = (
         pipeline
-        | "units" >> beam.Create(units)
+        | "units" >> beam.Create(job.units)
         | beam.Reshuffle()
         | "filter and tokenise"
-        >> beam.ParDo(_Candidates(config, tokenizer.model, evaluation)).with_outputs("counts", main="candidates")
+        >> beam.ParDo(_Candidates(config, job.inputs, tokenizer.model)).with_outputs("counts", main="candidates")
     )
-    verdicts = _find_duplicates(read.candidates, config)
+    verdicts = _find_duplicates(read.candidates, config.duplicates)
     joined = (
         {"candidate": read.candidates, "verdict": verdicts} | beam.CoGroupByKey() | beam.ParDo(_Judge()).with_outputs()
     )
@@ -67,36 +86,31 @@ def _build(pipeline, config, output: dataset.Output, tokenizer: vocabulary.Token
         )
         | "with every shard" >> beam.Flatten()
         | "shards" >> beam.GroupByKey()
-        | "write" >> beam.Map(_write_shard, config, output.url, beam.pvalue.AsDict(num_tokens))
+        | "write" >> beam.Map(_write_shard, config, out.url, beam.pvalue.AsDict(num_tokens))
     )
     counted = joined.duplicates | "one" >> beam.MapTuple(lambda kind, _: (kind, 1)) | "count" >> beam.CombinePerKey(sum)
     examples = (
         joined.duplicates
-        | "places" >> beam.MapTuple(lambda kind, places: (kind[2], (kind, places)))
-        | beam.combiners.Top.SmallestPerKey(config.examples_per_reason, key=lambda found: found[1])
+        | "places" >> beam.MapTuple(lambda kind, places: (kind[2], places))
+        | beam.combiners.Top.SmallestPerKey(config.examples_per_reason)
     )
     named = {"counts": read.counts, "duplicates": counted, "examples": examples, "written": written}
     everything = [
         found | f"as {name}" >> beam.Map(lambda value, name=name: (None, (name, value)))
         for name, found in named.items()
     ]
-    (
-        everything
-        | beam.Flatten()
-        | "all" >> beam.GroupByKey()
-        | beam.Map(_finish, config, output, tokenizer.digest, units)
-    )
+    gathered = everything | beam.Flatten() | "all" >> beam.GroupByKey()
+    gathered | beam.Map(_finish, job, out, tokenizer.digest)
 
 
 class _Candidates(beam.DoFn):
     """A unit -> its candidates, keyed by place, and its counts."""
 
-    def __init__(self, config: settings.Prepare, model: bytes, evaluation: list):
-        self._arguments = (config, model, evaluation)
+    def __init__(self, config: settings.Prepare, inputs: filters.Inputs, model: bytes):
+        self._config, self._inputs, self._model = config, inputs, model
 
     def setup(self) -> None:
-        config, model, evaluation = self._arguments
-        self._worker = documents.Worker(config, vocabulary.Tokenizer(model), evaluation)
+        self._worker = documents.Worker(self._config, self._inputs, vocabulary.Tokenizer(self._model))
 
     def process(self, unit: sources.Unit) -> Iterator:
         counts = documents.Counts()
@@ -112,35 +126,39 @@ class _Candidates(beam.DoFn):
             yield beam.pvalue.TaggedOutput("counts", (unit.number, counts))
 
 
-def _find_duplicates(candidates, config: settings.Prepare):
+def _find_duplicates(candidates, config: settings.Duplicates):
     """(place, (reason, earlier place)), one for each document that repeats an earlier one."""
-    none = candidates.pipeline | beam.Create([])
-    exact = near = none
-    if config.duplicates.exact:
-        exact = (
-            candidates
-            | "digests" >> beam.MapTuple(lambda place, candidate: (candidate[1], place))
-            | "same digest" >> beam.GroupByKey()
-            | beam.FlatMapTuple(_same_digest)
-        )
-    if config.duplicates.near:
-        near = (
-            candidates
-            | "bands" >> beam.FlatMapTuple(_bands)
-            | "same band" >> beam.GroupByKey()
-            | beam.FlatMap(_same_band, config.duplicates.min_similarity)
-        )
-    return (exact, near) | "verdicts" >> beam.Flatten() | "first verdict" >> beam.CombinePerKey(min)
+    if not (config.exact or config.near):
+        return candidates.pipeline | beam.Create([])
+    copies = (
+        candidates
+        | "digests" >> beam.MapTuple(lambda place, candidate: (candidate[1], (place, candidate[2])))
+        | "same digest" >> beam.GroupByKey()
+        | beam.ParDo(_Copies()).with_outputs("first", main="later")
+    )
+    if not config.near:
+        return copies.later
+    near = (
+        copies.first
+        | "bands" >> beam.FlatMapTuple(_bands)
+        | "same band" >> beam.GroupByKey()
+        | beam.FlatMap(_same_band, config.min_similarity)
+    )
+    return (copies.later, near) | "verdicts" >> beam.Flatten() | "first verdict" >> beam.CombinePerKey(min)
 
 
-def _same_digest(digest: bytes, places: Iterable) -> Iterator:
-    first, *later = sorted(places)
-    for place in later:
-        yield place, ("duplicate", first)
+class _Copies(beam.DoFn):
+    """Documents of one digest -> the first of them, which goes on, and a verdict on the others."""
+
+    def process(self, group) -> Iterator:
+        _, members = group
+        (place, signature), *later = sorted(members, key=lambda member: member[0])
+        yield beam.pvalue.TaggedOutput("first", (place, signature))
+        for other, _ in later:
+            yield other, ("duplicate", place)
 
 
-def _bands(place, candidate) -> Iterator:
-    _, _, signature = candidate
+def _bands(place, signature: bytes | None) -> Iterator:
     if signature is not None:
         for band in duplicates.bands(np.frombuffer(signature, np.uint64)):
             yield band, (place, signature)
@@ -188,28 +206,25 @@ def _write_shard(group, config: settings.Prepare, url: str, num_tokens: dict) ->
     return assembly.write_shard(url, config, part, (shard, assembly.num_shards(config, num_tokens[part])), found)
 
 
-def _finish(group, config, output: dataset.Output, tokenizer_digest: str, units) -> None:
-    """Puts the manifest together, or notes what went wrong."""
+def _finish(group, job: prepare.Job, out: output.Output, tokenizer_digest: str) -> None:
+    """Puts the manifest together, or notes what went wrong; a runner may call it again after a failure elsewhere."""
     named: dict[str, list] = {"counts": [], "duplicates": [], "examples": [], "written": []}
     _, everything = group
     for name, value in everything:
         named[name].append(value)
     counts = [found for _, found in sorted(named["counts"], key=lambda numbered: numbered[0])]
-    duplicate = assembly.Duplicate()
     try:
         for found in counts:
             if isinstance(found, str):
                 raise ValueError(found)
-        documents.check_all_broken(config, units, counts)
-        for _, found in sorted(named["examples"]):
-            for (bucket, language, reason), (later, earlier) in found:
-                places = {"later": records.Place(*later), "earlier": records.Place(*earlier)}
-                duplicate.add(config, units, (bucket, language), reason, **places)
-        duplicate.counts.clear()
-        duplicate.counts.update(dict(named["duplicates"]))
-        written = named["written"]
-        manifest, report = assembly.summarise(config, tokenizer_digest, units, counts, duplicate, written)
+        documents.check_all_broken(job.config, job.units, counts)
+        repeated = manifest.Duplicates()
+        repeated.counts.update(dict(named["duplicates"]))
+        for reason, places in named["examples"]:
+            repeated.examples += [(reason, records.Place(*it), records.Place(*like)) for it, like in places]
+        work = manifest.Work(job.config, job.inputs, tokenizer_digest, job.units, counts, repeated, named["written"])
+        made = manifest.summarise(work)
     except ValueError as error:
-        output.write_bytes(ERROR, str(error).encode())
+        out.write(ERROR, str(error).encode())
     else:
-        output.finish(manifest, report)
+        out.complete(*made)

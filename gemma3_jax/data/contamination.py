@@ -73,8 +73,13 @@ class Index:
 
 
 def excise(text: str, overlaps: list[Overlap], margin: int) -> str:
-    """The text without what overlaps and `margin` characters on both sides; what is left is joined by newlines."""
+    """The text without what overlaps and `margin` characters on both sides; what is left is joined by newlines.
+
+    Nothing is left of a text whose words cannot be placed.
+    """
     spans = words.spans(text)
+    if len(spans) != len(words.words(text)):  # letters that are composed across what is cut here: Hangul jamo, for one
+        return ""
     kept, start = [], 0
     for overlap in overlaps:
         kept.append(text[start : max(start, spans[overlap.first][0] - margin)])

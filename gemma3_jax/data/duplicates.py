@@ -1,9 +1,9 @@
 """Near-duplicates: documents whose sets of 5-grams of words overlap by a Jaccard similarity of 0.8 or more.
 
-A document goes if one before it, by place, is that similar to it. The rule speaks of pairs, so its outcome does not
-depend on who looks at which pair when. Pairs are found by MinHash and bands: 128 permutations, 25 bands of 5 of them;
-two documents of similarity 0.8 share a band with probability 0.99995, and are then compared by all permutations
-(standard error 0.035 at 0.8).
+Pairs are found by MinHash and bands: 128 permutations, 25 bands of 5 of them; two documents of similarity 0.8 share a
+band with probability 0.99995, and are then compared by all permutations (standard error 0.035 at 0.8). In each band a
+document goes if it is that similar to one before it, by place, that stays in the band. So of the documents that stay
+in the end no two are near-duplicates, and the outcome does not depend on who looks at which band when.
 Source: Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4; datasketch.
 """
 
@@ -16,6 +16,7 @@ from gemma3_jax.data import words
 
 NUM_PERMUTATIONS = 128
 NUM_BANDS, ROWS_PER_BAND = 25, 5
+LEAST_SIMILARITY = 0.7  # at which 0.99 of all pairs share a band; at 0.5 it is half of them
 GRAM = 5  # words
 _CHUNK = 4_096  # 5-grams hashed at once: 4 MiB
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that powers of it stay invertible modulo 2**64
@@ -52,21 +53,25 @@ def bands(signature: np.ndarray) -> Iterator[tuple[int, bytes]]:
 
 
 def within_band(signatures: np.ndarray, min_similarity: float) -> list[tuple[int, int]]:
-    """(later, earlier) for each document that resembles one before it, and the first of these.
+    """(later, earlier) for each document that resembles one before it that stays, and the first of these.
 
-    `signatures` is uint64[n, 128], in order of place. Time grows with n**2, of documents that share a band.
+    `signatures` is uint64[n, 128], in order of place. Time grows with n times the documents that stay.
     """
     needed = np.ceil(min_similarity * NUM_PERMUTATIONS - 1e-9)
+    staying, numbers = np.empty_like(signatures), []
     found = []
-    for later in range(1, len(signatures)):
-        num_equal = np.count_nonzero(signatures[:later] == signatures[later], axis=1)
-        if num_equal.max() >= needed:
-            found.append((later, int(np.argmax(num_equal >= needed))))
+    for number, own in enumerate(signatures):
+        num_equal = np.count_nonzero(staying[: len(numbers)] == own, axis=1)
+        if numbers and num_equal.max() >= needed:
+            found.append((number, numbers[int(np.argmax(num_equal >= needed))]))
+        else:
+            staying[len(numbers)] = own
+            numbers.append(number)
     return found
 
 
 def find(signatures: np.ndarray, min_similarity: float) -> dict[int, int]:
-    """{later: earliest that it resembles} over uint64[n, 128] signatures in order of place."""
+    """{later: earliest that it resembles in a band} over uint64[n, 128] signatures in order of place."""
     found: dict[int, int] = {}
     for band in range(NUM_BANDS):
         content = np.ascontiguousarray(signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND])

@@ -3,27 +3,62 @@
 Duplicates are not here: they are a property of many records (`duplicates.py`).
 """
 
+import dataclasses
+import numbers
 import pathlib
 import re
 
-from gemma3_jax.data import contamination, personal_data, quality, records, settings
+from gemma3_jax.data import contamination, personal_data, quality, records, settings, sources
 
 
-def build(config: settings.Prepare, evaluation_items: list[tuple[str, str]]) -> list[records.Filter]:
-    """The filters that are switched on, the cheap ones first.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the filters go by beside the settings: read once, where the command runs, and sent to whoever filters."""
 
-    Raises: ValueError if a word list or a score function cannot be found.
+    evaluation: tuple[tuple[str, str], ...] = ()  # (name, text) of every evaluation item
+    unsafe_words: tuple[str, ...] = ()
+
+
+def read_inputs(config: settings.Prepare) -> Inputs:
+    """The evaluation sets and the word list that the settings name.
+
+    Raises: ValueError if one cannot be read or is empty.
+    """
+    named = config.decontamination
+    evaluation = tuple(item for path in named.paths for item in sources.read_texts(path, named.fields))
+    if named.paths and not any(text.strip() for _, text in evaluation):
+        raise ValueError(
+            f"the evaluation items in {', '.join(named.paths)} have no text in {named.fields or 'any field'} "
+            "(config.decontamination.fields)"
+        )
+    return Inputs(evaluation, _read_words(config.safety.word_list) if config.safety.word_list else ())
+
+
+def _read_words(name: str) -> tuple[str, ...]:
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise ValueError(f"config.safety.word_list is {path}, which is not a file; it has a word or phrase a line")
+    entries = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not entries:
+        raise ValueError(f"config.safety.word_list {path} is empty; it has a word or phrase a line")
+    return entries
+
+
+def build(config: settings.Prepare, inputs: Inputs) -> list[records.Filter]:
+    """The filters that are switched on, the cheap ones first; length once more after those that cut.
+
+    Raises: ValueError if a score function cannot be found or a telephone region is unknown.
     """
     filters: list[records.Filter] = [_Length(config.length)]
-    if config.safety.word_list:
-        filters.append(_Safety(config.safety))
+    if inputs.unsafe_words:
+        filters.append(_Safety(config.safety, inputs.unsafe_words))
     if config.quality.score:
         filters.append(_Quality(config.quality, config.seed))
-    if evaluation_items:
-        filters.append(_Decontamination(config.decontamination, evaluation_items))
+    if inputs.evaluation:
+        filters.append(_Decontamination(config.decontamination, inputs.evaluation))
     if config.personal_data.action and config.personal_data.kinds:
         filters.append(_PersonalData(config.personal_data))
-    return filters
+    return [*filters, _Length(config.length)]
 
 
 def apply(filters: list[records.Filter], record: records.Record) -> records.Record | records.Dropped:
@@ -50,13 +85,7 @@ class _Length:
 
 
 class _Safety:
-    def __init__(self, config: settings.Safety):
-        path = pathlib.Path(config.word_list)
-        if not path.is_file():
-            raise ValueError(f"config.safety.word_list is {path}, which is not a file; it has a word or phrase a line")
-        entries = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if not entries:
-            raise ValueError(f"config.safety.word_list {path} is empty; it has a word or phrase a line")
+    def __init__(self, config: settings.Safety, entries: tuple[str, ...]):
         # Longest first, so that a phrase counts as itself and not as a shorter one in it.
         choices = "|".join(map(re.escape, sorted(entries, key=len, reverse=True)))
         self.pattern = re.compile(rf"(?<!\w)(?:{choices})(?!\w)", re.IGNORECASE)
@@ -73,20 +102,31 @@ class _Quality:
         self.score = quality.find_score(config.score)
 
     def __call__(self, record: records.Record) -> records.Record | records.Dropped:
-        score = self.score(record)
-        if not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise ValueError(
-                f"{self.config.score} scores the record at {record.place} {score!r}; a score is a number from 0 to 1 "
-                "(config.quality.score)"
-            )
+        score = self._find_score(record)
         probability = min(1.0, max(score**self.config.power, self.config.floor))
         if records.uniform(self.seed, "quality", record.text) < probability:
             return record
         return records.Dropped("low quality", f"score {score:.3f}")
 
+    def _find_score(self, record: records.Record) -> float:
+        name = self.config.score
+        try:
+            score = self.score(record)
+        except Exception as error:  # whatever a function of the user's may raise
+            raise ValueError(f"{name} fails: {type(error).__name__}: {error} (config.quality.score)") from error
+        if not isinstance(score, numbers.Real) or not 0 <= score <= 1:
+            raise ValueError(f"{name} gives {score!r}; a score is a number from 0 to 1 (config.quality.score)")
+        return float(score)
+
 
 class _PersonalData:
     def __init__(self, config: settings.PersonalData):
+        import phonenumbers
+
+        if config.phone_region not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError(
+                f"config.personal_data.phone_region is {config.phone_region!r}; give a country's two letters"
+            )
         self.config = config
 
     def __call__(self, record: records.Record) -> records.Record | records.Dropped:
@@ -101,7 +141,7 @@ class _PersonalData:
 
 
 class _Decontamination:
-    def __init__(self, config: settings.Decontamination, items: list[tuple[str, str]]):
+    def __init__(self, config: settings.Decontamination, items: tuple[tuple[str, str], ...]):
         self.config = config
         self.index = contamination.Index(items)
 

@@ -52,7 +52,7 @@ def weights(
         rows = {part: num_rows[part] * drawn[part] / characters[part] for part in parts}
         for part, count in rows.items():
             shares[part] = bucket.weight / total_weight * count / sum(rows.values())
-    return shares
+    return dict(sorted(shares.items()))  # the interleaving goes by their order
 
 
 def _parts_of(name: str, bucket: settings.Bucket, present: list[str]) -> list[str]:

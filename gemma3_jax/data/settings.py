@@ -5,12 +5,12 @@ A config file (`experiments/demo_data.py` is one) sets what differs; `--config.a
 
 import dataclasses
 
-from gemma3_jax.data import personal_data
+from gemma3_jax.data import duplicates, personal_data
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where records come from, and what they are."""
+    """Where records come from, and what they are. Sources are in the order of their names: the first copy is kept."""
 
     kind: str = "jsonl"  # jsonl, text (a file is a document), parquet, tfds, python (the installed standard library)
     paths: tuple[str, ...] = ()  # globs, local or of any file system fsspec knows (gs://...); .gz and kin are unpacked
@@ -51,7 +51,7 @@ class Quality:
 class PersonalData:
     action: str = "mask"  # mask, drop, or empty: no filter
     kinds: tuple[str, ...] = personal_data.KINDS
-    phone_region: str = "US"  # whose numbers are recognised without their country code
+    phone_region: str = "US"  # whose numbers are recognised without their country code; two letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Decontamination:
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
     exact: bool = True
-    near: bool = True  # MinHash over 5-grams of words; 1 KB of memory a document where no Beam runner is used
-    min_similarity: float = 0.8  # Jaccard
+    near: bool = True  # and exact ones; MinHash over 5-grams of words; 2 KB of memory a document without a runner
+    min_similarity: float = 0.8  # Jaccard, of near-duplicates; 0.7 at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,34 +114,34 @@ def check(settings: Prepare) -> None:
     if not settings.sources:
         raise ValueError("config.sources is empty; name at least one source of text")
     for name, source in settings.sources.items():
-        field = f"config.sources.{name}"
-        _choice(f"{field}.kind", source.kind, ("jsonl", "text", "parquet", "tfds", "python"))
-        if source.kind == "tfds" and not source.dataset:
-            raise ValueError(f"{field}.dataset is empty; it names the TensorFlow dataset to read")
-        if source.kind in ("jsonl", "text", "parquet") and not source.paths:
-            raise ValueError(f"{field}.paths is empty; it lists the files of this source")
-        if not source.fields:
-            raise ValueError(f"{field}.fields is empty; it names the fields with the text")
-        if not 0 < source.share <= 1:
-            raise ValueError(f"{field}.share is {source.share}; it must be over 0 and at most 1")
-        check_name(f"{field}.bucket", source.bucket)
-        check_name(f"{field}.language", source.language)
+        _check_source(f"config.sources.{name}", source)
     _choice("config.personal_data.action", settings.personal_data.action, ("", "mask", "drop"))
     for kind in settings.personal_data.kinds:
         _choice("config.personal_data.kinds", kind, personal_data.KINDS)
     _choice("config.decontamination.action", settings.decontamination.action, ("drop", "excise"))
-    if not 0 < settings.duplicates.min_similarity <= 1:
+    if not duplicates.LEAST_SIMILARITY <= settings.duplicates.min_similarity <= 1:
         raise ValueError(
-            f"config.duplicates.min_similarity is {settings.duplicates.min_similarity}; it must be over 0 and at most 1"
+            f"config.duplicates.min_similarity is {settings.duplicates.min_similarity}; it must be from "
+            f"{duplicates.LEAST_SIMILARITY} to 1"
         )
+    if not settings.quality.power > 0 or not 0 <= settings.quality.floor <= 1:
+        raise ValueError(
+            f"config.quality has power {settings.quality.power} and floor {settings.quality.floor}; the first must be "
+            "over 0, the second from 0 to 1"
+        )
+    for name in ("tokens_per_shard", "examples_per_reason"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"config.{name} is {getattr(settings, name)}; it must be >= 1")
+    if not 0 <= settings.seed < 1 << 32:
+        raise ValueError(f"config.seed is {settings.seed}; it must be from 0 to 2**32 - 1")
+    if settings.safety.max_hits < 0:
+        raise ValueError(f"config.safety.max_hits is {settings.safety.max_hits}; it must be >= 0")
     if not settings.row_lengths and not settings.documents:
         raise ValueError("config.row_lengths is empty and config.documents is false; nothing would be written")
     if short := [length for length in settings.row_lengths if length < 2]:
         raise ValueError(f"config.row_lengths holds {short[0]}; a row has at least 2 tokens")
     if len(set(settings.row_lengths)) < len(settings.row_lengths):
         raise ValueError(f"config.row_lengths is {settings.row_lengths}; name every length once")
-    if settings.tokens_per_shard < 1:
-        raise ValueError(f"config.tokens_per_shard is {settings.tokens_per_shard}; it must be >= 1")
     known = {source.bucket for source in settings.sources.values()}
     for name, bucket in settings.mixture.items():
         if name not in known:
@@ -151,6 +151,22 @@ def check(settings: Prepare) -> None:
                 f"config.mixture.{name} has weight {bucket.weight}, max_epochs {bucket.max_epochs}, budget_characters "
                 f"{bucket.budget_characters}; the first two must be over 0, the last at least 0"
             )
+
+
+def _check_source(field: str, source: Source) -> None:
+    _choice(f"{field}.kind", source.kind, ("jsonl", "text", "parquet", "tfds", "python"))
+    if source.kind == "tfds" and not source.dataset:
+        raise ValueError(f"{field}.dataset is empty; it names the TensorFlow dataset to read")
+    if source.kind in ("jsonl", "text", "parquet") and not source.paths:
+        raise ValueError(f"{field}.paths is empty; it lists the files of this source")
+    if not source.fields:
+        raise ValueError(f"{field}.fields is empty; it names the fields with the text")
+    if source.max_broken < 0:
+        raise ValueError(f"{field}.max_broken is {source.max_broken}; it must be >= 0")
+    if not 0 < source.share <= 1:
+        raise ValueError(f"{field}.share is {source.share}; it must be over 0 and at most 1")
+    check_name(f"{field}.bucket", source.bucket)
+    check_name(f"{field}.language", source.language)
 
 
 def check_name(field: str, name: str) -> None:

@@ -3,6 +3,7 @@
 A record is a msgpack map. Token ids are little-endian int32; ArrayRecord compresses.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -118,9 +119,11 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
         writer = array_record_module.ArrayRecordWriter(str(partial), options)
         count = 0
         for content in contents:
-            writer.write(content)
+            with _told(url):
+                writer.write(content)
             count += 1
-        writer.close()
+        with _told(url):
+            writer.close()
         size = partial.stat().st_size
         with partial.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,6 +134,16 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
     return {"records": count, "bytes": size, "sha256": digest}
 
 
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """What the writer cannot do, as the error of the operating system that it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).split(";")[0]
+        raise OSError(f"{url} cannot be written: {reason}; once that is mended the same command goes on") from error
+
+
 class Reader:
     """Random access to the records of a local ArrayRecord file."""
 
@@ -138,6 +151,7 @@ class Reader:
         """Raises: ValueError if the file is missing, cut off, or has another number of records than it should."""
         if not path.is_file():
             raise ValueError(f"{path} is missing, though the manifest lists it; copy or prepare the data again")
+        path.open("rb").close()  # what the system has against it is told by the system
         self._path = path
         self._reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
         found = self._reader.num_records() if self._reader.ok() else 0

@@ -1,11 +1,15 @@
 """Sources of raw text: which pieces of work they fall into, and the records in each.
 
-A unit of work is cut by the source alone (64 MiB of lines, a file, a row group), never by who works on it, so that the
+A unit of work is cut by the source alone (16 MiB of lines, a file, a row group), never by who works on it, so that the
 same records come in the same order on one core or a thousand. Paths may be local or of any file system fsspec knows.
 """
 
+import contextlib
 import dataclasses
 import json
+import lzma
+import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import fsspec
@@ -13,7 +17,7 @@ import fsspec.utils
 
 from gemma3_jax.data import builtin, records, settings
 
-BYTES_PER_UNIT = 1 << 26
+BYTES_PER_UNIT = 1 << 24  # some seconds of work, which is what a stop may cost
 ROWS_PER_UNIT = 8_192
 
 
@@ -29,6 +33,7 @@ class Unit:
     start: int  # first byte (lines), row group (parquet) or row (tfds, python) ...
     stop: int  # ... and the one after the last; -1: to the end
     size: int  # bytes, for progress
+    version: str  # when the file was last changed: another file under the name is another source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +51,41 @@ def units(sources: Mapping[str, settings.Source]) -> list[Unit]:
     """
     found: list[Unit] = []
     for source_number, (name, source) in enumerate(sources.items()):
-        parts = list(_PARTS[source.kind](source))
+        try:
+            parts = list(_PARTS[source.kind](source))
+        except ValueError as error:
+            raise ValueError(f"{error} (config.sources.{name})") from error
         if not parts:
             raise ValueError(
                 f"source {name} is empty: there is nothing in {', '.join(source.paths)} (config.sources.{name})"
             )
-        for file, path, start, stop, size in parts:
-            found.append(Unit(len(found), name, source_number, file, path, start, stop, size))
+        for part in parts:
+            found.append(Unit(len(found), name, source_number, *part))
     return found
 
 
 def read(unit: Unit, source: settings.Source) -> Iterator[records.Record | Broken]:
-    """The records of a unit, in order, thinned to the source's share."""
-    for position, row in _ROWS[source.kind](unit, source):
-        place = records.Place(unit.source_number, unit.file, position)
-        if source.share < 1 and records.uniform(0, "share", f"{unit.source}/{place}") >= source.share:
-            continue
-        yield Broken(place, row) if isinstance(row, str) else _record(place, row, source)
+    """The records of a unit, in order, thinned to the source's share.
+
+    Raises: ValueError if the file itself is damaged.
+    """
+    with _named(unit.path):
+        for position, row in _ROWS[source.kind](unit, source):
+            place = records.Place(unit.source_number, unit.file, position)
+            if source.share < 1 and records.uniform(0, "share", f"{unit.source}/{place}") >= source.share:
+                continue
+            yield Broken(place, row) if isinstance(row, str) else _record(place, row, source)
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Whatever a reader says of a file, said with its name."""
+    try:
+        yield
+    except (EOFError, ImportError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise  # a library of an extra: told with the extra's name
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _record(place: records.Place, row: Mapping, source: settings.Source) -> records.Record | Broken:
@@ -113,7 +136,8 @@ def describe(sources: Mapping[str, settings.Source], units: Sequence[Unit], plac
     """A place as a person would look for it; the unit of its file must be among `units`."""
     source = list(sources.values())[place.source]
     if source.kind == "python":
-        return str(builtin.files()[place.position // 2])
+        kind = "documentation" if place.position % 2 else "code"
+        return f"{builtin.files()[place.position // 2]} ({kind})"
     path = next(unit.path for unit in units if (unit.source_number, unit.file) == (place.source, place.file))
     if source.kind == "text":
         return path
@@ -132,43 +156,58 @@ def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     Raises: ValueError if the path matches nothing, or a line is not a JSON object.
     """
     source = settings.Source(kind="jsonl" if ".jsonl" in path else "text", paths=(path,))
-    parts = list(_PARTS[source.kind](source))
+    try:
+        parts = list(_PARTS[source.kind](source))
+    except ValueError as error:
+        raise ValueError(f"{error} (config.decontamination.paths)") from error
     if not parts:
         raise ValueError(f"there is nothing in {path} (config.decontamination.paths)")
-    for number, (file, found, start, stop, size) in enumerate(parts):
-        unit = Unit(number, "evaluation", 0, file, found, start, stop, size)
+    for number, part in enumerate(parts):
+        unit = Unit(number, "evaluation", 0, *part)
         for position, row in _ROWS[source.kind](unit, source):
-            where = describe({"": source}, [unit], records.Place(0, file, position))
+            where = describe({"": source}, [unit], records.Place(0, unit.file, position))
             if isinstance(row, str):
                 raise ValueError(f"{where}: {row} (config.decontamination.paths)")
             chosen = [row.get(field) for field in fields] if fields else row.values()
             yield where, " ".join(value for value in chosen if isinstance(value, str))
 
 
-def _files(source: settings.Source) -> Iterator[tuple[fsspec.AbstractFileSystem, str, int]]:
+def _files(source: settings.Source) -> Iterator[tuple[str, int, str]]:
+    """(path, bytes, version) of every file. Raises: ValueError if one is not there, or nothing can go there."""
     for pattern in source.paths:
-        files, path = fsspec.core.url_to_fs(pattern)
-        for found in sorted(files.glob(path)) if any(mark in path for mark in "*?[") else [path]:
-            if not files.exists(found):
-                raise ValueError(f"{found} does not exist (config.sources.*.paths)")
-            if not files.isdir(found):
-                name = found if "://" not in pattern else files.unstrip_protocol(found)
-                yield files, name, files.size(found)
+        with _named(pattern):
+            files, path = fsspec.core.url_to_fs(pattern)
+            is_glob = any(mark in path for mark in "*?[")
+            for found in sorted(files.glob(path)) if is_glob else [path]:
+                if not files.exists(found):
+                    raise ValueError("it does not exist")
+                if not files.isdir(found):
+                    name = found if "://" not in pattern else files.unstrip_protocol(found)
+                    yield name, files.size(found), _version(files, found)
+                elif not is_glob:
+                    raise ValueError(f"it is a directory; name its files, as {pattern.rstrip('/')}/*.jsonl")
+
+
+def _version(files: fsspec.AbstractFileSystem, path: str) -> str:
+    try:
+        return files.modified(path).isoformat()
+    except NotImplementedError:  # a web server, for one: its files are told apart by their size alone
+        return ""
 
 
 def _whole_files(source: settings.Source):
-    for file, (_, path, size) in enumerate(_files(source)):
-        yield file, path, 0, -1, size
+    for file, (path, size, version) in enumerate(_files(source)):
+        yield file, path, 0, -1, size, version
 
 
 def _ranges_of_lines(source: settings.Source):
-    for file, (_, path, size) in enumerate(_files(source)):
+    for file, (path, size, version) in enumerate(_files(source)):
         if fsspec.utils.infer_compression(path):  # cannot be entered in the middle
-            yield file, path, 0, -1, size
+            yield file, path, 0, -1, size, version
         else:
             for start in range(0, size, BYTES_PER_UNIT):
                 stop = min(start + BYTES_PER_UNIT, size)
-                yield file, path, start, stop, stop - start
+                yield file, path, start, stop, stop - start, version
 
 
 def _open(path: str):
@@ -192,13 +231,13 @@ def _lines(unit: Unit, source: settings.Source):
 
 def _parse(line: bytes) -> Mapping | str:
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode("utf-8-sig"))  # editors may put a mark before the first line
     except UnicodeDecodeError as error:
         return f"not UTF-8 ({error.reason} at byte {error.start} of the line)"
     except json.JSONDecodeError as error:
         return f"not JSON (column {error.colno}: {error.msg})"
-    except RecursionError:
-        return "not JSON (nested too deeply)"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
+        return f"not JSON that can be read ({error})"
     return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
 
 
@@ -215,11 +254,11 @@ def _texts(unit: Unit, source: settings.Source):
 def _row_groups(source: settings.Source):
     from pyarrow import parquet
 
-    for file, (files, path, _) in enumerate(_files(source)):
-        with files.open(path) as content:
+    for file, (path, _, version) in enumerate(_files(source)):
+        with _named(path), fsspec.open(path, "rb") as content:
             metadata = parquet.ParquetFile(content).metadata
             for group in range(metadata.num_row_groups):
-                yield file, path, group, group + 1, metadata.row_group(group).total_byte_size
+                yield file, path, group, group + 1, metadata.row_group(group).total_byte_size, version
 
 
 def _parquet_rows(unit: Unit, source: settings.Source):
@@ -229,9 +268,22 @@ def _parquet_rows(unit: Unit, source: settings.Source):
         table = parquet.ParquetFile(content)
         position = sum(table.metadata.row_group(group).num_rows for group in range(unit.start))
         for batch in table.iter_batches(row_groups=range(unit.start, unit.stop)):
-            for row in batch.to_pylist():
+            for row in _parquet_batch(batch):
                 yield position, row
                 position += 1
+
+
+def _parquet_batch(batch) -> Iterator[Mapping | str]:
+    """The rows of a batch; in the place of one that is not UTF-8, what is wrong with it."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                [row] = batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                row = f"not UTF-8 ({error.reason})"
+            yield row
 
 
 def _tfds_data(source: settings.Source):
@@ -255,7 +307,7 @@ def _tfds_ranges(source: settings.Source):
         ) from error
     for start in range(0, num_rows, ROWS_PER_UNIT):
         stop = min(start + ROWS_PER_UNIT, num_rows)
-        yield 0, source.dataset, start, stop, stop - start
+        yield 0, source.dataset, start, stop, stop - start, ""
 
 
 def _tfds_rows(unit: Unit, source: settings.Source):
@@ -276,7 +328,7 @@ def _python_ranges(source: settings.Source):
     files = builtin.files()
     for start in range(0, len(files), 32):
         part = files[start : start + 32]
-        yield 0, "python", start, start + len(part), sum(file.stat().st_size for file in part)
+        yield 0, "python", start, start + len(part), sum(file.stat().st_size for file in part), sys.version
 
 
 def _python_rows(unit: Unit, source: settings.Source):

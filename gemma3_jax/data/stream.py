@@ -4,10 +4,13 @@ Every host reads the rows that its devices hold some of, and no others.
 """
 
 import bisect
+import collections
 import dataclasses
 import pathlib
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -19,6 +22,8 @@ from jaxtyping import Array, Bool, Int
 
 from gemma3_jax import sharding
 from gemma3_jax.data import dataset, order, shards
+
+MAX_OPEN_SHARDS = 256  # in a process: systems allow about a thousand files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +80,38 @@ class _HostBatches:
             for part in rows.num_rows
         }
         self._ends = {part: np.cumsum([count for _, count in files]).tolist() for part, files in self._files.items()}
-        self._readers: dict[tuple[str, int], shards.Reader] = {}
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
+        self._readers: collections.OrderedDict[tuple[str, int], shards.Reader] = collections.OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self):
-        return self.__dict__ | {"_readers": {}}  # open files stay behind
+        return {name: value for name, value in self.__dict__.items() if name not in ("_readers", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._open_nothing()  # each process its own
 
     def __len__(self) -> int:
         return self._num_steps
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict:
         step = self._first + int(index)
         rows = [unpack(self._read(*self._order.row(step, n)), self._order.row_length) for n in self._numbers]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {"id": self._order.batch_id(step), "rows": stacked}
 
     def _read(self, part: str, row: int) -> shards.Row:
         shard = bisect.bisect_right(self._ends[part], row)
         path, count = self._files[part][shard]
-        if (part, shard) not in self._readers:
-            self._readers[part, shard] = shards.Reader(self._path / path, count)
-        return shards.Row.from_bytes(self._readers[part, shard][row - self._ends[part][shard] + count])
+        with self._lock:  # a reader is closed while nobody reads from it
+            reader = self._readers.pop((part, shard), None) or shards.Reader(self._path / path, count)
+            self._readers[part, shard] = reader
+            if len(self._readers) > MAX_OPEN_SHARDS:
+                self._readers.popitem(last=False)[1].close()
+            content = reader[row - self._ends[part][shard] + count]
+        return shards.Row.from_bytes(content)
 
     def check(self) -> None:
         """Opens every shard once, so that a missing or damaged one is found before a run starts.
@@ -106,7 +124,10 @@ class _HostBatches:
 
 
 class Stream:
-    """Batches from a step on, forever; `step` is the one that comes next, and all there is to remember."""
+    """Batches from a step on, forever; `step` is the one that comes next, and all there is to remember.
+
+    Its threads and processes end with `close`, with a `with` block, or with the program.
+    """
 
     def __init__(
         self,
@@ -118,10 +139,13 @@ class Stream:
         num_workers: int = 0,
         devices: Sequence | None = None,
     ):
-        """`num_workers` processes read and unpack (0: threads of this one). `devices` are this host's (default).
+        """`num_workers` processes read and unpack (0: threads of this one).
 
+        With `devices` the rows are those that these hold some of, as numpy arrays: what a host of theirs would read.
         Raises: ValueError if rows do not split over the mesh, or a shard is missing or damaged.
         """
+        if first_step < 0:
+            raise ValueError(f"first_step is {first_step}; it must be >= 0")
         sharding.check_batch(mesh, rows.rows_per_step, rows.row_length)
         self.step, self.seconds_waiting = first_step, 0.0
         self._order = rows
@@ -133,6 +157,8 @@ class Stream:
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         )
         if num_workers:
+            # When its processes are stopped, the one that tracks their memory warns of what it clears away.
+            sys.warnoptions.append("ignore:resource_tracker:UserWarning")
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's workers ask absl for flags, which this program does not use
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
@@ -140,7 +166,9 @@ class Stream:
         if devices is None:
             place = _Place(mesh, numbers, rows.rows_per_step)
             batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(place), prefetch_buffer_size=2)
-        self._batches: Iterator = iter(batches)
+        self._batches: list[Iterator] = [iter(batches)]
+        # Grain's iterators cannot be collected any more when the interpreter has begun to take itself apart.
+        self._finalize = weakref.finalize(self, _close, self._batches)
 
     def __iter__(self) -> "Stream":
         return self
@@ -148,15 +176,28 @@ class Stream:
     def __next__(self) -> Batch:
         """The rows of step `self.step`, and one step on."""
         started = time.monotonic()
-        rows = Rows(**next(self._batches))
+        if not self._batches:
+            raise ValueError("this stream is closed; open another at the step where it was")
+        found = next(self._batches[0])
         self.seconds_waiting += time.monotonic() - started
-        batch = Batch(self.step, self._order.batch_id(self.step), rows)
+        batch = Batch(self.step, found["id"], Rows(**found["rows"]))
         self.step += 1
         return batch
 
     def close(self) -> None:
         """Ends the threads and processes that read ahead."""
-        self._batches.close()
+        self._finalize()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def _close(batches: list[Iterator]) -> None:
+    while batches:
+        batches.pop().close()
 
 
 class _Place:
@@ -167,8 +208,8 @@ class _Place:
         self._position = {number: position for position, number in enumerate(numbers)}
         self._rows_per_step = rows_per_step
 
-    def __call__(self, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {name: self._global(array) for name, array in local.items()}
+    def __call__(self, local: dict) -> dict:
+        return {"id": local["id"], "rows": {name: self._global(array) for name, array in local["rows"].items()}}
 
     def _global(self, local: np.ndarray) -> jax.Array:
         shape = (self._rows_per_step, local.shape[1])
@@ -182,12 +223,20 @@ class _Place:
 
 
 def open_stream(
-    path: pathlib.Path, mesh: Mesh, *, row_length: int, rows_per_step: int, seed: int, first_step: int = 0
+    path: pathlib.Path | str,
+    mesh: Mesh,
+    *,
+    row_length: int,
+    rows_per_step: int,
+    seed: int,
+    first_step: int = 0,
+    num_workers: int = 0,
 ) -> Stream:
     """The rows of a data set in its own mixture: `next(stream).rows`.
 
-    Raises: ValueError as `dataset.open_dataset`, `order.find` and `Stream` do.
+    Raises: ValueError as `dataset.open_dataset`, `Dataset.tokenizer`, `order.find` and `Stream` do.
     """
-    data = dataset.open_dataset(path)
+    data = dataset.open_dataset(pathlib.Path(path))
+    data.tokenizer()
     rows = order.find(data, row_length=row_length, rows_per_step=rows_per_step, seed=seed)
-    return Stream(data, rows, mesh, first_step=first_step)
+    return Stream(data, rows, mesh, first_step=first_step, num_workers=num_workers)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma3_jax.data import contamination
+from gemma3_jax.data import contamination, words
 
 QUESTION = "A train leaves the station at noon and travels sixty miles in one hour; how far does it get by three?"
 SHORT = "Which planet is known as the red one?"
@@ -51,3 +51,22 @@ def test_excision_of_two_overlaps_keeps_what_is_between(index):
     text = f"{QUESTION} {'between ' * 20} {SHORT} end"
     left = contamination.excise(text, index.find(text), margin=0)
     assert left.count("between") == 20 and "train" not in left and "planet" not in left and left.endswith("end")
+
+
+def test_finds_that_touch_are_one(index):
+    [overlap] = index.find(f"Quiz: {SHORT} {QUESTION}")
+    assert (overlap.num_words, overlap.item) == (8 + 21, "quiz:7")
+
+
+def test_accents_and_scripts_are_one_way_or_the_other_the_same_words():
+    items = [
+        "one two three four five six seven ne\u0301e",
+        "\u0939\u093f\u0928\u094d\u0926\u0940 " * 8,
+        "\u0e44\u0e17\u0e22" * 4,
+    ]
+    index = contamination.Index([(str(number), item) for number, item in enumerate(items)])
+    text = "X one two three four five six seven n\u00e9e Y"
+    assert [found.item for found in index.find(text)] == ["0"]
+    assert contamination.excise(text, index.find(text), margin=0) == "X \n Y"
+    assert len(words.words(items[1])) == 8 and len(words.words(items[2])) == 12
+    assert words.words("\ud55c\uad6d\uc5b4 \ub9d0") == ["\ud55c\uad6d\uc5b4", "\ub9d0"]

@@ -20,7 +20,8 @@ def chat(*contents):
 
 def outcome(given, evaluation=(), **changes):
     config = settings.Prepare(**({"personal_data": settings.PersonalData(action="")} | changes))
-    return filters.apply(filters.build(config, list(evaluation)), given)
+    inputs = dataclasses.replace(filters.read_inputs(config), evaluation=tuple(evaluation))
+    return filters.apply(filters.build(config, inputs), given)
 
 
 def test_a_record_that_nothing_speaks_against_is_the_same_record():
@@ -84,7 +85,7 @@ def test_a_score_that_cannot_be_found_is_refused(name):
 
 @pytest.mark.parametrize("score", [None, "high", 1.5, -0.1])
 def test_a_score_that_is_no_share_is_refused(score):
-    with pytest.raises(ValueError, match=r"field:q scores the record .*a score is a number from 0 to 1"):
+    with pytest.raises(ValueError, match="field:q gives .*a score is a number from 0 to 1"):
         outcome(record("a", fields={"q": score}), quality=settings.Quality(score="field:q"))
 
 
@@ -106,10 +107,34 @@ def test_contamination_is_dropped_with_its_longest_span_or_cut_out():
     text = f"before {EVALUATION[0][1]} after"
     dropped = outcome(record(text), EVALUATION)
     assert dropped == records.Dropped("contaminated", "14 words in a row of quiz:1")
-    cut = settings.Decontamination(paths=("x",), action="excise", margin_characters=0)
+    cut = settings.Decontamination(action="excise", margin_characters=0)
     assert outcome(record(text), EVALUATION, decontamination=cut).text == "before \n after"
     assert outcome(record(EVALUATION[0][1]), EVALUATION, decontamination=cut).reason == "contaminated"
     assert outcome(chat(text, "a"), EVALUATION, decontamination=cut).reason == "contaminated"  # no half turns
+
+
+def test_a_score_that_fails_is_told():
+    with pytest.raises(ValueError, match=r"math:sqrt fails: TypeError: .*\(config\.quality\.score\)"):
+        outcome(record("a"), quality=settings.Quality(score="math:sqrt"))
+
+
+def test_length_is_looked_at_again_after_what_cuts():
+    cut = settings.Decontamination(action="excise", margin_characters=0)
+    given = record(f"before {EVALUATION[0][1]} after")
+    limits = settings.Length(min_characters=20)
+    assert outcome(given, EVALUATION, decontamination=cut, length=limits) == records.Dropped(
+        "too short", "14 characters"
+    )
+
+
+def test_evaluation_sets_without_text_and_unknown_regions_are_refused(tmp_path):
+    path = tmp_path / "quiz.jsonl"
+    path.write_text('{"question": "why"}\n')
+    named = settings.Decontamination(paths=(str(path),), fields=("nope",))
+    with pytest.raises(ValueError, match=r"quiz.jsonl have no text in \('nope',\) \(config\.decontamination\.fields"):
+        outcome(record("a"), decontamination=named)
+    with pytest.raises(ValueError, match=r"config\.personal_data\.phone_region is 'Mars'"):
+        outcome(record("a"), personal_data=settings.PersonalData(phone_region="Mars"))
 
 
 def test_filters_leave_their_argument_alone():

@@ -42,8 +42,8 @@ def test_a_document_is_cut_with_one_token_of_context():
 
 
 def test_a_piece_goes_where_least_room_is_left():
-    rows = packing.pack([6, 5, 4, 3, 2], row_length=10)
-    assert [[piece.document for piece in row] for row in rows] == [[0, 2], [1, 3, 4]]
+    rows = packing.pack([3, 6, 2, 5, 4], row_length=10)
+    assert [[piece.document for piece in row] for row in rows] == [[1, 4], [3, 0, 2]]
 
 
 def test_packing_is_a_function_of_the_lengths():

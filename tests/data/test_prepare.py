@@ -1,8 +1,10 @@
 """Raw text -> a data set: what is in it, that it is always the same, and that nothing is lost when it is stopped."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -15,8 +17,9 @@ import time
 import fsspec
 import numpy as np
 import pytest
+import sentencepiece
 
-from gemma3_jax.data import dataset, prepare, settings, shards, sources
+from gemma3_jax.data import dataset, output, prepare, settings, shards, sources
 from gemma3_jax.tokenizer import chat
 from tests import texts
 
@@ -157,9 +160,15 @@ def test_masked_text_is_what_is_written(straight):
 
 
 @pytest.mark.parametrize("num_processes", [0, 2])
-def test_the_same_input_gives_the_same_bytes_on_any_number_of_processes(messy, straight, tmp_path, num_processes):
+def test_the_same_input_gives_the_same_bytes_on_any_number_of_processes(
+    messy, straight, tmp_path, num_processes, monkeypatch
+):
     texts.run(messy, tmp_path / "again", num_processes)
     assert files(tmp_path / "again") == files(straight[0])
+    monkeypatch.setattr(sources, "BYTES_PER_UNIT", 30_000)  # many units for the processes to share
+    assert len(prepare.look(messy).units) > 5
+    manifest, _ = texts.run(messy, tmp_path / "units", num_processes)
+    assert manifest["digest"] == straight[1]["digest"]
 
 
 def test_the_cut_into_units_does_not_show(messy, straight, tmp_path, monkeypatch):
@@ -169,7 +178,7 @@ def test_the_cut_into_units_does_not_show(messy, straight, tmp_path, monkeypatch
     assert report["dropped"] == straight[2]["dropped"]
 
 
-def test_a_filter_that_changes_nothing_changes_no_byte_and_one_that_does_changes_the_digest(messy, straight, tmp_path):
+def test_other_settings_give_another_digest(messy, straight, tmp_path):
     less = dataclasses.replace(messy, length=settings.Length(min_characters=1))
     manifest, _ = texts.run(less, tmp_path / "less")
     assert manifest["digest"] != straight[1]["digest"]
@@ -208,7 +217,7 @@ def command(tmp_path, *flags):
     config = tmp_path / "config.py"
     rows = [f"{text}\n# {number}" for number, text in enumerate(texts.library() * 4)]
     for number in range(24):
-        (tmp_path / f"{number:02d}.txt").write_text("\n".join(rows[8 * number : 8 * number + 8]), encoding="utf-8")
+        texts.write(tmp_path / f"{number:02d}.txt", "\n".join(rows[8 * number : 8 * number + 8]).encode())
     config.write_text(
         "def get_config():\n"
         f"    return {{'sources': {{'files': {{'kind': 'text', 'paths': ({str(tmp_path)!r} + '/*.txt',)}}}},\n"
@@ -325,26 +334,27 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
     assert files(tmp_path / "mine").keys() == {"thesis.txt"}
 
 
-def begun(config, output):
+def begun(config, directory):
     """A data set that was begun and not finished."""
-    units, _ = prepare.look(config)
-    dataset.Output(str(output)).begin(config, units)
+    with contextlib.suppress(KeyboardInterrupt), output.Output(str(directory)).begun(prepare.look(config).made_of):
+        raise KeyboardInterrupt
 
 
 def test_a_data_set_begun_otherwise_is_not_gone_on_with(tmp_path):
-    config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
+    config = texts.config(tmp_path, one_source(tmp_path, ["some text!"]))
     begun(config, tmp_path / "out")
-    with pytest.raises(ValueError, match="out was begun with other settings or sources; go on with those, or remove"):
+    with pytest.raises(ValueError, match="out was begun with another config.seed; go on with that, or remove it"):
         texts.run(dataclasses.replace(config, seed=1), tmp_path / "out")
-    texts.write_lines(tmp_path / "in.jsonl", ["another text, longer"])
-    with pytest.raises(ValueError, match="out was begun with other settings or sources"):
-        texts.run(config, tmp_path / "out")
+    for other in ("other text", "another text, longer"):  # of the same length, too
+        texts.write_lines(tmp_path / "in.jsonl", [other])
+        with pytest.raises(ValueError, match="out was begun with another set of source files"):
+            texts.run(config, tmp_path / "out")
 
 
 def test_two_processes_do_not_write_the_same_data_set(tmp_path):
     config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
     begun(config, tmp_path / "out")
-    with dataset.Output(str(tmp_path / "out")).lock():
+    with output.Output(str(tmp_path / "out"))._lock():
         with pytest.raises(ValueError, match="out is being written by another process"):
             texts.run(config, tmp_path / "out")
     texts.run(config, tmp_path / "out")
@@ -365,6 +375,9 @@ def test_broken_records_are_counted_over_all_units_of_a_source(tmp_path, monkeyp
     source = one_source(tmp_path, ["good", b"{", "good", b"{"], max_broken=1)
     with pytest.raises(ValueError, match="source web has more than 1 records that cannot be read"):
         texts.run(texts.config(tmp_path, source), tmp_path / "out")
+    more = one_source(tmp_path, ["good", b"{", "good", b"{"], max_broken=2)
+    _, report = texts.run(texts.config(tmp_path, more), tmp_path / "out")  # it goes on where it stopped
+    assert report["broken"]["count"] == 2
 
 
 def test_an_empty_source_and_one_of_which_nothing_is_left_are_refused(tmp_path):
@@ -386,10 +399,93 @@ def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_read(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_lists_that_changed_meanwhile_are_noticed(tmp_path):
+    (tmp_path / "words").write_text("darnit")
+    quiz = texts.write_lines(tmp_path / "quiz.jsonl", ["one two three four five six seven eight"])
+    config = texts.config(
+        tmp_path,
+        one_source(tmp_path, ["some text"]),
+        safety=settings.Safety(word_list=str(tmp_path / "words")),
+        decontamination=settings.Decontamination(paths=(quiz,)),
+    )
+    begun(config, tmp_path / "out")
+    (tmp_path / "words").write_text("dammit")
+    texts.write_lines(tmp_path / "quiz.jsonl", ["one two three four five six seven nine"])
+    (tmp_path / "toy.model").write_bytes(texts.tokenizer_model() + b"\x12\x00")
+    with pytest.raises(ValueError, match="begun with another evaluation set, word list, tokenizer; go on with that"):
+        texts.run(config, tmp_path / "out")
+
+
+def test_what_fails_before_a_unit_is_done_leaves_nothing(tmp_path):
+    config = texts.config(tmp_path, one_source(tmp_path, [b"{", b"{"], max_broken=1))
+    with pytest.raises(ValueError, match="more than 1 records"):
+        texts.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    trained = texts.config(tmp_path, one_source(tmp_path, ["abc"]), tokenizer=settings.Tokenizer(size=5_000))
+    with pytest.raises(ValueError, match="no tokenizer of 5000 pieces can be trained"):
+        texts.run(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="a tokenizer of 100 pieces has no room"):
+        texts.run(dataclasses.replace(trained, tokenizer=settings.Tokenizer(size=100)), tmp_path / "out")
+
+
+def test_a_run_killed_between_its_last_two_steps_is_done_when_called_again(tmp_path):
+    config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
+    done = texts.run(config, tmp_path / "out")
+    there = files(tmp_path / "out")
+    (tmp_path / "out" / ".work").mkdir()
+    assert texts.run(config, tmp_path / "out") == done and files(tmp_path / "out") == there
+
+
+def test_a_run_killed_as_it_began_can_be_called_again(tmp_path):
+    config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    texts.run(config, tmp_path / "out")
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path):
+    config = texts.config(
+        tmp_path, one_source(tmp_path, ["some text"]), quality=settings.Quality(score="tests.data.test_prepare:kill_me")
+    )
+    with pytest.raises(
+        ValueError, match="a worker process was killed, most often for want of memory; the same command"
+    ):
+        texts.run(config, tmp_path / "out", 1)
+
+
+def kill_me(record):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_copies_are_not_compared_with_each_other(tmp_path):
+    config = texts.config(
+        tmp_path, one_source(tmp_path, [texts.library()[0]] * 3_000), duplicates=settings.Duplicates(exact=False)
+    )
+    _, report = texts.run(config, tmp_path / "out")
+    assert report["kept"]["documents"] == 1 and report["dropped"]["duplicate"]["count"] == 2_999
+
+
+def test_a_tokenizer_that_cannot_make_the_records_is_refused(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "model", "content": "yes"}]}]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts.library()[:4]), model_writer=model, vocab_size=400, minloglevel=2,
+        max_sentence_length=1 << 20,
+    )  # fmt: skip
+    (tmp_path / "plain.model").write_bytes(model.getvalue())
+    config = texts.config(
+        tmp_path,
+        one_source(tmp_path, rows, turns_field="messages"),
+        tokenizer=settings.Tokenizer(path=str(tmp_path / "plain.model")),
+    )
+    with pytest.raises(ValueError, match="the tokenizer has no .*<start_of_turn>.*; chats need all three"):
+        texts.run(config, tmp_path / "out")
+
+
 def test_one_process_writes_local_directories_only(tmp_path):
     config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
     with pytest.raises(ValueError, match="--output memory://out is not a local directory; only a --runner writes"):
-        prepare.run(config, "memory://out", num_processes=0, bar=texts.no_bar)
+        prepare.run(config, "memory://out")
     assert not fsspec.filesystem("memory").exists("/out")
 
 

@@ -119,14 +119,15 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
     rows = ["good", b'{"text": "cut', b'\xff{"text": "a"}', b"[1]", b'{"body": "a"}', b'{"text": 5}']
     rows += [b'{"text": "\\ud800"}', {"text": "x", "lang": 7}, b"", b"[" * 100_000, "good too"]
     path = texts.write_lines(tmp_path / "a.jsonl", rows)
-    assert problems(settings.Source(paths=(path,))) == [
+    *found, nested = problems(settings.Source(paths=(path,)))
+    assert nested.startswith(f"{path}, line 10: not JSON that can be read (maximum recursion depth exceeded")
+    assert found == [
         f"{path}, line 2: not JSON (column 14: Invalid control character at)",
         f"{path}, line 3: not UTF-8 (invalid start byte at byte 0 of the line)",
         f"{path}, line 4: a JSON list, not an object",
         f"{path}, line 5: field text is absent, not text",
         f"{path}, line 6: field text is 5, not text",
         f"{path}, line 7: field text holds half a surrogate pair, which is no text",
-        f"{path}, line 10: not JSON (nested too deeply)",
     ]
     by_language = problems(settings.Source(paths=(path,), language_field="lang"))
     assert f"{path}, line 8: field lang is 7, not the name of a language" in by_language
@@ -139,10 +140,46 @@ def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path):
     ]
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    whole = gzip.compress(b'{"text": "a"}\n' * 10_000)
+    for name, content in (
+        ("cut.jsonl.gz", whole[: len(whole) // 2]),
+        ("no.jsonl.gz", b"not packed"),
+        ("flipped.jsonl.xz", b"\xfd7zXZ\x00" + bytes(40)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} cannot be read: "):
+            read(settings.Source(paths=(str(tmp_path / name),)))
+    (tmp_path / "a.parquet").write_bytes(b"PAR0")
+    with pytest.raises(ValueError, match="a.parquet cannot be read: "):
+        read(settings.Source(kind="parquet", paths=(str(tmp_path / "a.parquet"),)))
+    with pytest.raises(ValueError, match="cannot be read: it is a directory; name its files"):
+        read(settings.Source(paths=(str(tmp_path),)))
+    with pytest.raises(ValueError, match="nosuch://a cannot be read: Protocol not known"):
+        read(settings.Source(paths=("nosuch://a",)))
+
+
+def test_a_byte_order_mark_and_a_huge_number_do_no_harm(tmp_path):
+    path = texts.write_lines(
+        tmp_path / "a.jsonl", [b'\xef\xbb\xbf{"text": "marked"}', b'{"text": "x", "n": ' + b"9" * 5_000 + b"}"]
+    )
+    assert problems(settings.Source(paths=(path,)))[0].startswith(f"{path}, line 2: not JSON that can be read")
+    assert read(settings.Source(paths=(path,)))[1][0][0].text == "marked"
+
+
+def test_a_parquet_cell_that_is_not_utf8_is_one_broken_record(tmp_path):
+    cells = pyarrow.array([b"good", b"\xff", b"fine"], pyarrow.binary())
+    table = pyarrow.table({"text": cells.view(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    source = settings.Source(kind="parquet", paths=(f"{tmp_path}/a.parquet",))
+    assert problems(source) == [f"{tmp_path}/a.parquet, row 1: not UTF-8 (invalid start byte)"]
+    assert len(read(source)[1][0]) == 3
+
+
 def test_sources_without_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"source it is empty: there is nothing in .*none\* \(config\.sources\.it\)"):
         read(settings.Source(paths=(f"{tmp_path}/none*",)))
-    with pytest.raises(ValueError, match="none.jsonl does not exist"):
+    with pytest.raises(ValueError, match=r"none.jsonl cannot be read: it does not exist \(config\.sources\.it\)"):
         read(settings.Source(paths=(f"{tmp_path}/none.jsonl",)))
 
 

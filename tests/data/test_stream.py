@@ -4,6 +4,9 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -77,7 +80,7 @@ def test_hosts_that_share_rows_each_read_them(data, rows):
 
 def test_a_resume_at_every_step_reads_on_as_if_nothing_had_been(data, rows, mesh, straight):
     for step in range(50):
-        batches = stream.Stream(data, rows, mesh, first_step=step)
+        batches = stream.Stream(data, rows, mesh, first_step=step, num_workers=2 if step == 31 else 0)
         batch = next(batches)
         assert (batch.step, batch.id, batches.step) == (step, straight[step].id, step + 1)
         assert same(batch.rows, straight[step].rows)
@@ -95,11 +98,53 @@ def test_rows_rest_on_the_mesh_as_activations_do(straight, mesh):
         assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, ROW_LENGTH)
 
 
-def test_waiting_for_data_is_counted(data, rows, mesh):
-    batches = stream.Stream(data, rows, mesh)
-    next(batches)
-    assert 0 < batches.seconds_waiting < 60
-    batches.close()
+def test_waiting_for_data_is_counted(data, rows, mesh, monkeypatch):
+    read = stream._HostBatches.__getitem__
+
+    def slowly(self, index):
+        time.sleep(0.2)
+        return read(self, index)
+
+    with stream.Stream(data, rows, mesh) as batches:
+        next(batches)
+        quick = batches.seconds_waiting
+    monkeypatch.setattr(stream._HostBatches, "__getitem__", slowly)
+    with stream.Stream(data, rows, mesh) as batches:
+        for _ in range(4):
+            next(batches)
+    assert 0.2 < batches.seconds_waiting and quick < batches.seconds_waiting
+
+
+def test_few_files_are_open_at_a_time(data, mesh, monkeypatch):
+    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 2)
+    source = stream._HostBatches(data, find(data), range(8), 0, 100)
+    assert sum(map(len, source._files.values())) > 4
+    several = stream._HostBatches(data, find(data), range(8), 0, 100)
+    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 100)
+    for step in range(30):
+        assert all((source[step]["rows"][name] == several[step]["rows"][name]).all() for name in ("tokens", "segments"))
+    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 2)
+    source[0]
+    assert len(source._readers) <= len(several._readers)
+
+
+def test_a_program_that_leaves_its_stream_open_ends_in_silence(data):
+    code = (
+        "from gemma3_jax import sharding\nfrom gemma3_jax.data import stream\n"
+        f"rows = stream.open_stream({str(data.path)!r}, sharding.make_mesh(), row_length=64, rows_per_step=4, seed=0)\n"
+        "print(next(rows).step)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_closed_stream_says_so(data, rows, mesh):
+    with stream.Stream(data, rows, mesh) as batches:
+        next(batches)
+    with pytest.raises(ValueError, match="this stream is closed; open another at the step where it was"):
+        next(batches)
+    with pytest.raises(ValueError, match="first_step is -1; it must be >= 0"):
+        stream.Stream(data, rows, mesh, first_step=-1)
 
 
 def test_rows_are_their_documents(data, straight):
@@ -193,13 +238,21 @@ def test_a_copy_of_the_data_is_the_same_data(data, rows, tmp_path):
     assert find(dataset.open_dataset(tmp_path / "copy")).check_cursor(rows.cursor(0)) == []
 
 
+def test_the_order_of_the_buckets_does_not_matter(data):
+    buckets = {"text": settings.Bucket(languages=("b", "a")), "code": settings.Bucket()}
+    other = {"code": settings.Bucket(), "text": settings.Bucket(languages=("a", "b"))}
+    assert find(data, buckets=buckets).batch_id(3) == find(data, buckets=other).batch_id(3)
+
+
 def test_rows_of_a_length_that_was_not_prepared_are_refused(data):
     with pytest.raises(ValueError, match=r"has no rows of 128 tokens \(it has: 64, 512\); prepare it with 128"):
         find(data, row_length=128)
 
 
 def test_rows_that_do_not_split_over_the_mesh_are_refused(data, mesh):
-    with pytest.raises(ValueError, match="6 rows in a step do not split over replica x data = 4 of the mesh; .* of 4"):
+    with pytest.raises(
+        ValueError, match="6 rows in a step do not split over replica x data = 4 of the mesh; make it 4, 2 x 4"
+    ):
         stream.Stream(data, find(data, rows_per_step=6), mesh)
     odd = dataclasses.replace(find(data), row_length=63)
     with pytest.raises(ValueError, match="63 tokens in a row do not split over seq = 2 of the mesh"):

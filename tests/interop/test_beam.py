@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("apache_beam")
 
 from gemma3_jax.cli import program  # noqa: E402
-from gemma3_jax.data import beam, dataset, settings, sources  # noqa: E402
+from gemma3_jax.data import beam, settings, sources  # noqa: E402
 from tests import texts  # noqa: E402
 from tests.data.test_prepare import files, messy, straight  # noqa: E402, F401
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.interop
 
 
 def run(config, output, *options):
-    return beam.run(config, str(output), "DirectRunner", options, bar=texts.no_bar)
+    return beam.run(config, str(output), "DirectRunner", options)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,23 @@ def test_what_a_worker_cannot_read_is_one_line_and_can_be_mended(tmp_path):
     config = texts.config(tmp_path, {"web": settings.Source(paths=(path,), max_broken=1)})
     with pytest.raises(ValueError, match=r"source web has more than 1 records .* the first at .*line 2: not JSON"):
         run(config, tmp_path / "out")
-    with pytest.raises(ValueError, match="out is not finished"):
-        dataset.open_dataset(tmp_path / "out")
     with pytest.raises(ValueError, match="source web has more than 1 records"):  # and again, not something else
         run(config, tmp_path / "out")
+    more = texts.config(tmp_path, {"web": settings.Source(paths=(path,), max_broken=2)})
+    assert run(more, tmp_path / "out")[1]["broken"]["count"] == 2
+
+
+def test_options_that_the_runner_does_not_take_are_one_line(messy, tmp_path, capsys):  # noqa: F811
+    with pytest.raises(ValueError, match="--runner_options=--direct_num_workers=abc is not what DirectRunner takes"):
+        run(messy, tmp_path / "out", "--direct_num_workers=abc")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_left_of_a_killed_run_is_cleaned_away(messy, straight, tmp_path):  # noqa: F811
+    (tmp_path / "out" / ".work").mkdir(parents=True)
+    (tmp_path / "out" / "rows-00064" / ".writing-abc").mkdir(parents=True)
+    run(messy, tmp_path / "out")
+    assert files(tmp_path / "out") == files(straight[0])
 
 
 def test_the_command_line_names_a_runner(tmp_path, capsys):
