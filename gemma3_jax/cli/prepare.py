@@ -37,7 +37,7 @@ def parser() -> terminal.Parser:
         help="run as an Apache Beam pipeline: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner (extra [beam])",
     )
     flags.add_argument(
-        "--runner_options", default="", metavar="'--A=B ...'", help="of the Beam runner, as Beam's own flags"
+        "--runner_options", default="", metavar="FLAGS", help="flags of the Beam runner: --runner_options='--A=B ...'"
     )
     flags.add_argument("--json", action="store_true", help="print the report as one JSON object on stdout")
     return flags
@@ -86,8 +86,9 @@ def _summary(output: str, manifest: dict, report: dict) -> str:
     lengths = list(report["fill"])
     lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
     lines[-1] += "".join(f"{f'rows of {length}':>16}" for length in lengths)
-    for name, part in {**report["parts"], "in all": report["kept"] | {"share": 1.0}}.items():
-        share = f"{part['share']:.2%}" if part["share"] else "not drawn"
+    for name, part in {**report["parts"], "in all": report["kept"]}.items():
+        share = part.get("share", {}).get(lengths[0]) if lengths and "share" in part else None
+        share = "" if share is None else f"{share:.2%}" if share else "not drawn"
         rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
         lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{share:>14}")
         lines[-1] += "".join(f"{rows[length]:>16,}" for length in lengths)

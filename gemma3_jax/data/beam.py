@@ -14,7 +14,6 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from gemma3_jax.data import (
     assembly,
-    dataset,
     documents,
     duplicates,
     filters,
@@ -27,8 +26,6 @@ from gemma3_jax.data import (
     sources,
 )
 from gemma3_jax.tokenizer import vocabulary
-
-ERROR = f"{dataset.WORK}/error"
 
 
 def run(
@@ -45,12 +42,14 @@ def run(
         if done := out.completed():  # stopped between its last two steps
             return done
         tokenizer = prepare.find_tokenizer(job, out, bar)
-        out.write(ERROR, b"")
+        out.write(output.ERROR, b"")
         with bar(f"{runner} on {len(job.units)} units of {len(config.sources)} sources", None), pipeline:
             _build(pipeline, job, out, tokenizer)
-        if message := out.read(ERROR).decode():
+        if message := out.read(output.ERROR).decode():
             raise ValueError(message)
-        return out.completed()
+        if done := out.completed():
+            return done
+        raise ValueError(f"{runner} ended before the data set was whole; see its log, then run the same command")
 
 
 def _pipeline(runner: str, options: Sequence[str]) -> beam.Pipeline:
@@ -225,6 +224,6 @@ def _finish(group, job: prepare.Job, out: output.Output, tokenizer_digest: str) 
         work = manifest.Work(job.config, job.inputs, tokenizer_digest, job.units, counts, repeated, named["written"])
         made = manifest.summarise(work)
     except ValueError as error:
-        out.write(ERROR, str(error).encode())
+        out.write(output.ERROR, str(error).encode())
     else:
         out.complete(*made)

@@ -38,7 +38,11 @@ def _read_words(name: str) -> tuple[str, ...]:
     path = pathlib.Path(name)
     if not path.is_file():
         raise ValueError(f"config.safety.word_list is {path}, which is not a file; it has a word or phrase a line")
-    entries = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config.safety.word_list {path} is not UTF-8: {error.reason}") from error
+    entries = tuple(line.strip() for line in lines if line.strip())
     if not entries:
         raise ValueError(f"config.safety.word_list {path} is empty; it has a word or phrase a line")
     return entries

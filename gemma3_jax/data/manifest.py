@@ -104,14 +104,21 @@ def _parts(config: settings.Prepare, written: Iterable[Mapping]) -> dict[str, di
     return parts
 
 
-def _shares(config: settings.Prepare, parts: Mapping[str, Mapping]) -> dict[str, float]:
-    """Of the rows that training draws, how many are of each part. A mixture that cannot be drawn is told here, not by a
-    job that starts on a pod.
+def _shares(config: settings.Prepare, parts: Mapping[str, Mapping]) -> dict[str, dict[str, float]]:
+    """{part: {row length: its share of the rows that training draws}}.
+
+    A mixture that cannot be drawn is told here, not by a job that starts on a pod.
     """
     characters = {name: part["characters"] for name, part in parts.items()}
-    counts = [{name: part["documents"] for name, part in parts.items()}]
-    counts += [{name: part["rows"][str(length)] for name, part in parts.items()} for length in config.row_lengths]
-    return [mixture.weights(characters, count, config.mixture) for count in counts][-1]
+    mixture.weights(characters, {name: part["documents"] for name, part in parts.items()}, config.mixture)
+    shares: dict[str, dict[str, float]] = {name: {} for name in parts}
+    for length in map(str, config.row_lengths):
+        drawn = mixture.weights(
+            characters, {name: part["rows"][length] for name, part in parts.items()}, config.mixture
+        )
+        for name in parts:
+            shares[name][length] = round(drawn.get(name, 0.0), 6)
+    return shares
 
 
 def fill(parts: Mapping[str, Mapping], row_length: int) -> float:
@@ -127,7 +134,7 @@ def _nested(dropped: Mapping[tuple[str, str, str], int]) -> dict:
     return nested
 
 
-def _report(work: Work, by_reason: Mapping[str, int], manifest: dict, shares: Mapping[str, float]) -> dict:
+def _report(work: Work, by_reason: Mapping[str, int], manifest: dict, shares: Mapping[str, Mapping]) -> dict:
     """What was left out and why, for people and for programs."""
     parts, read = manifest["parts"], manifest["sources"].values()
     most = work.config.examples_per_reason
@@ -145,7 +152,7 @@ def _report(work: Work, by_reason: Mapping[str, int], manifest: dict, shares: Ma
         "kept": {quantity: sum(part[quantity] for part in parts.values()) for quantity in QUANTITIES},
         "sources": manifest["sources"],
         "parts": {
-            name: {key: part[key] for key in (*QUANTITIES, "rows")} | {"share": round(shares.get(name, 0.0), 6)}
+            name: {key: part[key] for key in (*QUANTITIES, "rows")} | {"share": shares[name]}
             for name, part in parts.items()
         },
         "fill": {str(length): round(fill(parts, length), 5) for length in work.config.row_lengths},

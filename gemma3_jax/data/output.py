@@ -15,6 +15,7 @@ import fsspec.implementations.local
 from gemma3_jax.data import dataset
 
 MARK = f"{dataset.WORK}/begun"
+ERROR = f"{dataset.WORK}/error"  # what a runner's last step found wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,11 @@ class Output:
         """
         files, path = self._place
         self._check_free(files, path)
+        is_new = not files.exists(path)
         files.makedirs(f"{path}/{dataset.WORK}", exist_ok=True)
         with self._lock() if self.is_local else contextlib.nullcontext():
+            if not self.exists(MARK) and self.completed():  # stopped while it was cleaned up
+                self._check_free(files, path)
             if not self.exists(MARK):
                 self.write(MARK, json.dumps(dict(made_of)).encode())
             before = json.loads(self.read(MARK))
@@ -78,7 +82,7 @@ class Output:
             try:
                 yield
             except ValueError:
-                self._remove_if_nothing_is_done()
+                self._remove_if_nothing_is_done(is_new)
                 raise
 
     def _check_free(self, files: fsspec.AbstractFileSystem, path: str) -> None:
@@ -89,21 +93,28 @@ class Output:
         if not self.exists(dataset.WORK) and files.exists(path) and files.ls(path):
             raise ValueError(f"{self.url} exists and is not a data set that was begun here; choose another --output")
 
-    def _remove_if_nothing_is_done(self) -> None:
+    def _remove_if_nothing_is_done(self, is_new: bool) -> None:
+        """Takes away what `begun` made, and the tokenizer; the directory too if it was not there before."""
         files, path = self._place
-        trivial = {dataset.TOKENIZER, MARK, f"{dataset.WORK}/lock"}
-        if {found.removeprefix(f"{path}/") for found in files.find(path)} <= trivial:
-            files.rm(path, recursive=True)
+        ours = {dataset.TOKENIZER, MARK, ERROR, f"{dataset.WORK}/lock"}
+        if not {found.removeprefix(f"{path}/") for found in files.find(path)} <= ours:
+            return
+        with contextlib.suppress(OSError, ValueError):  # the error that led here is the one to tell
+            files.rm(f"{path}/{dataset.WORK}", recursive=True)
+            if self.exists(dataset.TOKENIZER):
+                files.rm_file(f"{path}/{dataset.TOKENIZER}")
+            if is_new:
+                files.rmdir(path)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         with (self.local() / dataset.WORK / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise ValueError(f"{self.url} is being written by another process; wait for it, or end it") from error
-            for leftover in self.local().rglob(".writing-*"):  # of a process that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in self.local().rglob("*writing-*"):  # of a process that was killed
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
 
     def complete(self, manifest: dict, report: dict) -> None:

@@ -9,22 +9,28 @@ import functools
 import importlib
 import ipaddress
 import re
+import string
 from collections.abc import Iterator, Sequence
 
 KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
 
-# Patterns begin with what is rare, not with a look behind: it is what a scan of gigabytes spends its time on.
+# What a scan of gigabytes spends its time on is looking where nothing is. So a pattern is tried only where the shape of
+# the text allows it, or begins with what is rare, never with a look behind.
 _DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
 _LOCAL = re.compile(r"[\w.%+-]+\Z")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?!\d)|\d{4}([ -]?)\d{6}\2\d{5}(?!\d)|\d{13,19}(?!\d)")
-_SSN = re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")
+_SSN = re.compile(r"-\d{2}-\d{4}(?![\w-])")
 _PHONE = re.compile(r"\d(?:[ ().\-/]{0,2}\d){6,16}(?!\w)")
 _THREE_DOTS = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
 _BYTE = re.compile(r"(?<![\w.])\d{1,3}\Z")
 _TWO_COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?!\w)")
 _HEX = re.compile(r"[0-9A-Fa-f]{1,4}\Z")
-_LONG_RUN = re.compile(r"[A-Za-z0-9_+/=.\-]{20,}")
+_KEY_CHARACTERS = string.ascii_letters + string.digits + "_+/=.-"
+_KEY_SHAPE = bytes(120 if chr(code) in _KEY_CHARACTERS else 32 for code in range(256))  # x or a space
+_NUMBER_SHAPE = bytes(
+    100 if 48 <= code < 58 else 85 if 65 <= code < 91 else 32 for code in range(256)
+)  # d, U or a space
 _DIGIT = re.compile(r"\d")
 _BEGIN, _END = r"-----BEGIN [A-Z ]*PRIVATE KEY-----", r"-----END [A-Z ]*PRIVATE KEY-----"
 _PRIVATE_KEY = re.compile(rf"{_BEGIN}(?:[^-]{{0,16384}}{_END}|(?:\s+[A-Za-z0-9+/=]{{16,}})*)")
@@ -75,6 +81,20 @@ def _is_start(text: str, start: int) -> bool:
     return not in_word and not (before[-1:] in (".", ",") and before[:1].isdigit())
 
 
+def _shaped(text: str, shape: bytes) -> bytes:
+    """A byte for each character: of which kind it is."""
+    return text.encode("ascii", errors="replace").translate(shape)
+
+
+def _places(text: str, part: bytes) -> Iterator[int]:
+    """Where a text has capitals and digits as in `part`: UUdd."""
+    shaped = _shaped(text, _NUMBER_SHAPE)
+    place = shaped.find(part)
+    while place >= 0:
+        yield place
+        place = shaped.find(part, place + 1)
+
+
 def _emails(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     for domain in _DOMAIN.finditer(text):
         first = max(0, domain.start() - 64)  # the longest a local part may be
@@ -85,11 +105,12 @@ def _emails(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 def _ibans(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     from stdnum import iban
 
-    for match in _IBAN.finditer(text):
-        candidate = match[0]
-        while _is_start(text, match.start()) and candidate:
+    for start in _places(text, b"UUdd"):
+        match = _IBAN.match(text, start) if _is_start(text, start) else None
+        candidate = match[0] if match else ""
+        while candidate:
             if iban.is_valid(candidate, check_country=False):  # not every country publishes its banks
-                yield match.start(), match.start() + len(candidate)
+                yield start, start + len(candidate)
                 break
             candidate = candidate.rpartition(" ")[0]  # a word in capitals may follow
 
@@ -97,31 +118,36 @@ def _ibans(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 def _cards(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     from stdnum import luhn
 
-    for match in _CARD.finditer(text):
-        digits = re.sub(r"\D", "", match[0])
-        if _is_start(text, match.start()) and digits[0] in "3456" and len(set(digits)) > 1 and luhn.is_valid(digits):
-            yield match.span()
+    for start in _places(text, b"dddd"):
+        if _is_start(text, start) and (match := _CARD.match(text, start)):
+            digits = re.sub(r"\D", "", match[0])
+            if digits[0] in "3456" and len(set(digits)) > 1 and luhn.is_valid(digits):
+                yield match.span()
 
 
 def _social_security_numbers(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     from stdnum.us import ssn
 
     for match in _SSN.finditer(text):
-        if _is_start(text, match.start()) and ssn.is_valid(match[0]):
-            yield match.span()
+        start = match.start() - 3
+        if start >= 0 and _is_start(text, start) and ssn.is_valid(text[start : match.end()]):
+            yield start, match.end()
 
 
 def _phones(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     import phonenumbers
 
-    for run in _PHONE.finditer(text):
+    run = _PHONE.search(text)
+    while run:
+        # The country's "+" and the area's "(" are its own.
         start = run.start() - (text[run.start() - 1 : run.start()] in ("+", "("))
         start -= text[start - 1 : start] == "+"
-        number = text[start : run.end()]
+        begins = _is_start(text, start)
         # A bare run of digits is more often a count than a telephone.
-        if _is_start(text, start) and any(mark in number for mark in "+() -./"):
-            for match in phonenumbers.PhoneNumberMatcher(number, phone_region):
+        if begins and any(mark in text[start : run.end()] for mark in "+() -./"):
+            for match in phonenumbers.PhoneNumberMatcher(text[start : run.end()], phone_region):
                 yield start + match.start, start + match.end
+        run = _PHONE.search(text, run.end() if begins else run.start() + 1)  # a word's number may hide another
 
 
 def _addresses(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
@@ -150,13 +176,25 @@ def _secrets(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     if "PRIVATE KEY" in text:
         for match in _PRIVATE_KEY.finditer(text):
             yield match.span()
-    for run in _LONG_RUN.finditer(text):
-        if not _DIGIT.search(run[0]):  # a name: what is drawn at random has one
+    for start, end in _key_like(text):
+        run = text[start:end]
+        if not _DIGIT.search(run):  # a name: what is drawn at random has one
             continue
         for pattern in _secret_patterns():
-            if match := pattern.search(run[0]):
-                yield run.start() + match.start(), run.end()
+            if match := pattern.search(run):
+                yield start + match.start(), end
                 break
+
+
+def _key_like(text: str) -> Iterator[tuple[int, int]]:
+    """Runs of 20 and more characters that keys are made of."""
+    shaped = _shaped(text, _KEY_SHAPE)
+    start = shaped.find(b"x" * 20)
+    while start >= 0:
+        end = shaped.find(b" ", start)
+        end = len(text) if end < 0 else end
+        yield start, end
+        start = shaped.find(b"x" * 20, end)
 
 
 @functools.cache

@@ -53,7 +53,7 @@ def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool
         yield Pool(None, 0)
         return
     # When this process is stopped, the one that tracks its semaphores warns of every one of them and clears them away.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    sys.warnoptions[:] = [*{*sys.warnoptions, "ignore:resource_tracker:UserWarning"}]
     # Spawned: a fork would copy whatever threads the libraries have started.
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _begin, (initialise, *arguments))

@@ -62,10 +62,10 @@ class Job:
 
     @property
     def made_of(self) -> dict[str, str]:
-        """All that the records of the data set follow from, by name: who goes on with it must have the same.
+        """What the records of the data set follow from, by name: who goes on with it must have the same.
 
-        The mixture, which rows are drawn by, is not among it, nor how many records may be broken: both can be mended on
-        the way.
+        Of a score function only the name is known, of libraries nothing. The mixture, which rows are drawn by, is not
+        among it, nor how many records may be broken: both can be mended on the way.
         """
         fields = {f"config.{name}": repr(value) for name, value in vars(self.config).items() if name != "mixture"}
         named = {name: dataclasses.replace(source, max_broken=0) for name, source in self.config.sources.items()}
@@ -139,6 +139,11 @@ def find_tokenizer(job: Job, out: output.Output, bar: Bar) -> vocabulary.Tokeniz
         size = job.config.tokenizer.size
         with bar("read for the tokenizer", sum(unit.size for unit in job.units)) as shown:
             texts = list(_sample(job, shown))
+        if not texts:
+            raise ValueError(
+                f"none of the records of {', '.join(job.config.sources)} is left to train a tokenizer on: all are "
+                "broken, dropped or without text; name one with config.tokenizer.path, and the report says why"
+            )
         with bar(f"train a tokenizer of {size} pieces", None):
             model = training.train(texts, size)
     out.write(dataset.TOKENIZER, model)
@@ -152,19 +157,27 @@ def _sample(job: Job, shown) -> Iterator[str]:
     left: collections.Counter = collections.Counter()
     for unit in job.units:
         left[unit.source] += share * unit.size
+    broken: dict[str, list] = collections.defaultdict(list)
     for unit in job.units:
         for record in sources.read(unit, job.config.sources[unit.source]):
             if left[unit.source] <= 0:
                 break
-            if records.uniform(job.config.seed, "tokenizer", str(record.place)) >= share:
-                continue
-            with contextlib.suppress(ValueError):  # broken: the first pass counts it
-                if isinstance(record, records.Record):
-                    record = filters.apply(keep, record)
-            if isinstance(record, records.Record):
-                left[unit.source] -= len(record.text)
-                yield record.text
+            if isinstance(record, sources.Broken):
+                broken[unit.source].append((record.place, record.problem))
+                documents.check_broken(job.config, job.units, unit.source, broken[unit.source])
+            elif records.uniform(job.config.seed, "tokenizer", str(record.place)) < share:
+                if (text := _filtered_text(keep, record)) is not None:
+                    left[unit.source] -= len(text)
+                    yield text
         shown.update(unit.size)
+
+
+def _filtered_text(keep: list[records.Filter], record: records.Record) -> str | None:
+    try:
+        outcome = filters.apply(keep, record)
+    except ValueError:  # a record without a score, for one: the first pass counts it as broken
+        return None
+    return outcome.text if isinstance(outcome, records.Record) else None
 
 
 def _first_pass(job: Job, directory: pathlib.Path, workers: pool.Pool, bar: Bar) -> None:

@@ -69,12 +69,16 @@ def read(unit: Unit, source: settings.Source) -> Iterator[records.Record | Broke
 
     Raises: ValueError if the file itself is damaged.
     """
+    for position, row in _rows(unit, source):
+        place = records.Place(unit.source_number, unit.file, position)
+        if source.share < 1 and records.uniform(0, "share", f"{unit.source}/{place}") >= source.share:
+            continue
+        yield Broken(place, row) if isinstance(row, str) else _record(place, row, source)
+
+
+def _rows(unit: Unit, source: settings.Source) -> Iterator[tuple[int, Mapping | str]]:
     with _named(unit.path):
-        for position, row in _ROWS[source.kind](unit, source):
-            place = records.Place(unit.source_number, unit.file, position)
-            if source.share < 1 and records.uniform(0, "share", f"{unit.source}/{place}") >= source.share:
-                continue
-            yield Broken(place, row) if isinstance(row, str) else _record(place, row, source)
+        yield from _ROWS[source.kind](unit, source)
 
 
 @contextlib.contextmanager
@@ -164,7 +168,7 @@ def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         raise ValueError(f"there is nothing in {path} (config.decontamination.paths)")
     for number, part in enumerate(parts):
         unit = Unit(number, "evaluation", 0, *part)
-        for position, row in _ROWS[source.kind](unit, source):
+        for position, row in _rows(unit, source):
             where = describe({"": source}, [unit], records.Place(0, unit.file, position))
             if isinstance(row, str):
                 raise ValueError(f"{where}: {row} (config.decontamination.paths)")
@@ -177,13 +181,13 @@ def _files(source: settings.Source) -> Iterator[tuple[str, int, str]]:
     for pattern in source.paths:
         with _named(pattern):
             files, path = fsspec.core.url_to_fs(pattern)
-            is_glob = any(mark in path for mark in "*?[")
+            is_glob = any(mark in path for mark in "*?[") and not files.exists(path)
             for found in sorted(files.glob(path)) if is_glob else [path]:
                 if not files.exists(found):
                     raise ValueError("it does not exist")
                 if not files.isdir(found):
                     name = found if "://" not in pattern else files.unstrip_protocol(found)
-                    yield name, files.size(found), _version(files, found)
+                    yield name, files.size(found) or 0, _version(files, found)
                 elif not is_glob:
                     raise ValueError(f"it is a directory; name its files, as {pattern.rstrip('/')}/*.jsonl")
 
@@ -191,7 +195,7 @@ def _files(source: settings.Source) -> Iterator[tuple[str, int, str]]:
 def _version(files: fsspec.AbstractFileSystem, path: str) -> str:
     try:
         return files.modified(path).isoformat()
-    except NotImplementedError:  # a web server, for one: its files are told apart by their size alone
+    except NotImplementedError:  # not every file system knows: there files are told apart by their size alone
         return ""
 
 
@@ -202,7 +206,7 @@ def _whole_files(source: settings.Source):
 
 def _ranges_of_lines(source: settings.Source):
     for file, (path, size, version) in enumerate(_files(source)):
-        if fsspec.utils.infer_compression(path):  # cannot be entered in the middle
+        if fsspec.utils.infer_compression(path):  # it cannot be entered in the middle
             yield file, path, 0, -1, size, version
         else:
             for start in range(0, size, BYTES_PER_UNIT):

@@ -158,7 +158,7 @@ class Stream:
         )
         if num_workers:
             # When its processes are stopped, the one that tracks their memory warns of what it clears away.
-            sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+            sys.warnoptions[:] = [*{*sys.warnoptions, "ignore:resource_tracker:UserWarning"}]
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's workers ask absl for flags, which this program does not use
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)

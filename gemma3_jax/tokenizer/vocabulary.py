@@ -21,8 +21,8 @@ _CONTROL = re.compile(
     r"<(?:pad|eos|bos|unk|mask|unused\d+|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
     r"|\[multimodal\]"
 )
-# Control tokens of other families: <|im_start|>, [INST], [/INST], <<SYS>>, </s>. Looked for among a model's own pieces.
-_OTHER_CONTROL = re.compile(r"<\|.+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z]+>>|</?s>")
+# Control tokens of other families: <|im_start|>, [INST], [/INST], <<SYS>>. Looked for among a model's own pieces.
+_OTHER_CONTROL = re.compile(r"<\|.+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z]+>>")
 
 
 class Tokenizer:

@@ -434,7 +434,51 @@ def test_a_run_killed_between_its_last_two_steps_is_done_when_called_again(tmp_p
     done = texts.run(config, tmp_path / "out")
     there = files(tmp_path / "out")
     (tmp_path / "out" / ".work").mkdir()
+    (tmp_path / "out" / ".work" / "begun").write_text(json.dumps(prepare.look(config).made_of))
     assert texts.run(config, tmp_path / "out") == done and files(tmp_path / "out") == there
+
+
+def test_what_was_there_before_is_not_taken_away(tmp_path):
+    """An empty directory, and a link to one, are the user's own."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scratch")
+    broken = texts.config(tmp_path, one_source(tmp_path, [b"{"], max_broken=0))
+    with pytest.raises(ValueError, match="more than 0 records"):
+        texts.run(broken, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_data_set_killed_while_it_was_cleaned_up_is_complete(tmp_path):
+    config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
+    texts.run(config, tmp_path / "out")
+    (tmp_path / "out" / ".work").mkdir()
+    (tmp_path / "out" / ".work" / "unit-000000.index").write_bytes(b"")
+    with pytest.raises(ValueError, match="out exists and is complete"):
+        texts.run(dataclasses.replace(config, seed=5), tmp_path / "out")
+    assert not (tmp_path / "out" / ".work").exists()
+
+
+def test_no_unfiltered_text_teaches_a_tokenizer(tmp_path):
+    rows = [{"text": text, "q": 1.0} for text in texts.library()[:16]] + [{"text": "zyzzyvazyzzyva " * 400}]
+    config = texts.config(
+        tmp_path,
+        one_source(tmp_path, rows),
+        quality=settings.Quality(score="field:q"),
+        tokenizer=settings.Tokenizer(size=texts.TOKENIZER_SIZE),
+    )
+    _, report = texts.run(config, tmp_path / "out")
+    assert len(dataset.open_dataset(tmp_path / "out").tokenizer().encode("zyzzyvazyzzyva")) > 6
+    assert report["broken"]["count"] == 1 and "field:q gives None" in report["broken"]["examples"][0]
+
+
+def test_a_wrong_field_is_told_before_a_tokenizer_is_trained(tmp_path):
+    trained = {"tokenizer": settings.Tokenizer(size=texts.TOKENIZER_SIZE)}
+    source = one_source(tmp_path, ["a", "b", "c"], fields=("nope",), max_broken=1)
+    with pytest.raises(ValueError, match="more than 1 records .* line 1: field nope is absent"):
+        texts.run(texts.config(tmp_path, source, **trained), tmp_path / "out")
+    source = one_source(tmp_path, ["a", "b", "c"], fields=("nope",))
+    with pytest.raises(ValueError, match="none of the records of web is left to train a tokenizer on"):
+        texts.run(texts.config(tmp_path, source, **trained), tmp_path / "out")
 
 
 def test_a_run_killed_as_it_began_can_be_called_again(tmp_path):

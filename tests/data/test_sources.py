@@ -191,5 +191,8 @@ def test_evaluation_sets_are_read_by_line_and_by_file(tmp_path):
     assert list(sources.read_texts(f"{tmp_path}/essay.txt", ())) == [(f"{tmp_path}/essay.txt", "an essay")]
     with pytest.raises(ValueError, match=r"line 1: not JSON .*decontamination\.paths"):
         list(sources.read_texts(texts.write_lines(tmp_path / "b.jsonl", [b"{"]), ()))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 1_000)[:20])
+    with pytest.raises(ValueError, match="cut.jsonl.gz cannot be read: "):
+        list(sources.read_texts(str(tmp_path / "cut.jsonl.gz"), ()))
     with pytest.raises(ValueError, match=r"there is nothing in .*none \(config\.decontamination\.paths\)"):
         list(sources.read_texts(f"{tmp_path}/*.none", ()))

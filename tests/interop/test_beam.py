@@ -59,6 +59,7 @@ def test_what_a_worker_cannot_read_is_one_line_and_can_be_mended(tmp_path):
         run(config, tmp_path / "out")
     with pytest.raises(ValueError, match="source web has more than 1 records"):  # and again, not something else
         run(config, tmp_path / "out")
+    assert not (tmp_path / "out" / ".work" / "begun").exists() or list((tmp_path / "out").glob("rows*"))
     more = texts.config(tmp_path, {"web": settings.Source(paths=(path,), max_broken=2)})
     assert run(more, tmp_path / "out")[1]["broken"]["count"] == 2
 

@@ -57,6 +57,12 @@ def test_encoding_is_that_of_sentencepiece_where_text_spells_nothing_special():
         assert texts.tokenizer().encode(text) == plain.encode(text)
 
 
+def test_html_is_text():
+    tokenizer = texts.tokenizer()
+    assert [tokenizer.piece(token) for token in tokenizer.encode("<s>a</s>")] == ["<s>", "a", "</s>"]
+    assert tokenizer.num_bytes()[tokenizer.encode("<s>a</s>")].tolist() == [3, 1, 4]
+
+
 def test_a_template_may_spell_control_tokens_if_the_caller_says_so():
     tokenizer = texts.tokenizer()
     text = "<start_of_turn>user\n"
