@@ -26,7 +26,10 @@ class Output:
 
     @property
     def _place(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        return fsspec.core.url_to_fs(self.url)
+        try:
+            return fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that nobody knows
+            raise ValueError(f"--output {self.url} cannot be reached: {error}") from error
 
     @property
     def is_local(self) -> bool:

@@ -531,6 +531,8 @@ def test_one_process_writes_local_directories_only(tmp_path):
     with pytest.raises(ValueError, match="--output memory://out is not a local directory; only a --runner writes"):
         prepare.run(config, "memory://out")
     assert not fsspec.filesystem("memory").exists("/out")
+    with pytest.raises(ValueError, match="--output nosuch://out cannot be reached: Protocol not known"):
+        prepare.run(config, "nosuch://out")
 
 
 def test_a_mixture_is_checked_against_the_languages_there_are_and_can_be_mended(tmp_path):
