@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "checkpoint": "model sharding",
     "evals": "model sharding",
     "data": "sharding tokenizer",
+    "train": "",  # no model, no data: it sees a loss
     "cli": "checkpoint data evals model sharding",
     "__main__": "cli",
 }
@@ -29,6 +30,7 @@ HOME = {
     "orbax": "checkpoint",
     "safetensors": "checkpoint",
     "einops": "checkpoint",
+    "optax": "train",
     "sentencepiece": "tokenizer",
     "grain": "data",
     "array_record": "data",

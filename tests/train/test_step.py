@@ -1,0 +1,166 @@
+"""A step: microbatches are the big batch, and what cannot be believed changes nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gemma3_jax import sharding
+from gemma3_jax.model import masks, parameters
+from gemma3_jax.train import optimizer, step
+from tests import toys
+
+NUM_ROWS, NUM_TOKENS = 8, 12
+MODEL = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows whose numbers of targets differ widely: 1 in one row, 11 in another."""
+    draw = np.random.default_rng(0)
+    mask = np.arange(NUM_TOKENS)[None] < draw.integers(1, NUM_TOKENS, NUM_ROWS)[:, None]
+    mask[0], mask[1] = np.arange(NUM_TOKENS) < 1, np.arange(NUM_TOKENS) < 11
+    ids = draw.integers(0, MODEL.vocab_size, (2, NUM_ROWS, NUM_TOKENS)).astype(np.int32)
+    return {"tokens": jnp.asarray(ids[0]), "targets": jnp.asarray(ids[1]), "mask": jnp.asarray(mask)}
+
+
+def gemma_loss(params, rows):
+    model = parameters.bind(MODEL, params)
+    scores = model.logits(model(rows["tokens"], masks.whole_rows(rows["tokens"])))
+    nats = optax.softmax_cross_entropy_with_integer_labels(scores, rows["targets"])
+    right = scores.argmax(-1) == rows["targets"]
+    mask = rows["mask"]
+    return jnp.sum(nats * mask), jnp.sum(mask), {"accuracy": jnp.sum(right * mask).astype(jnp.float32)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return toys.params(MODEL)
+
+
+@pytest.mark.parametrize("num_microbatches", [2, 8])
+def test_microbatches_give_the_gradient_of_the_big_batch_whatever_their_targets(rows, params, num_microbatches):
+    whole = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, 1))(params, rows)
+    parts = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, num_microbatches))(params, rows)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # other sums of float32, of size 10
+    assert int(whole[1]) == int(rows["mask"].sum())
+
+
+def test_the_mean_is_over_targets_not_over_rows(rows, params):
+    """The mean of the microbatches' means would be another number: the test fails for it."""
+    loss = jax.jit(gemma_loss)
+    total, count, _ = loss(params, rows)
+    halves = [jax.tree.map(lambda x, part=part: step.split(x, 2)[part], rows) for part in range(2)]
+    means = [float(summed / number) for summed, number, _ in (loss(params, half) for half in halves)]
+    made = jax.jit(step.make(gemma_loss, optax.sgd(0.1), num_microbatches=2))
+    _, reported = made(step.init(params, optax.sgd(0.1)), rows)
+    assert float(reported["loss"]) == pytest.approx(float(total / count), rel=1e-5)
+    assert abs(np.mean(means) - float(total / count)) > 1e-3
+
+
+def test_microbatches_leave_rows_on_their_devices(rows):
+    mesh = sharding.make_mesh(data=4)
+    placed = jax.device_put(rows["tokens"], sharding.batch_sharding(mesh))
+    compiled = jax.jit(lambda x: step.split(x, 2).sum(2)).lower(placed).compile()
+    assert not any(word in compiled.as_text() for word in ("all-gather", "all-to-all", "collective-permute"))
+    np.testing.assert_array_equal(step.split(rows["tokens"], 2)[1], rows["tokens"][1::2])
+
+
+def test_rows_that_do_not_split_into_microbatches_are_refused(rows):
+    with pytest.raises(
+        ValueError, match="8 rows in a step do not split into 3 microbatches; make the first a multiple"
+    ):
+        step.split(rows["tokens"], 3)
+
+
+# --- a loss by hand: 0.5 * (w - row)^2, gradient w - row ---
+
+
+def square_loss(params, rows):
+    return 0.5 * jnp.sum(jnp.square(params["w"][None] - rows)), jnp.asarray(rows.size), {}
+
+
+def take(made, state, *values):
+    reported = []
+    for value in values:
+        state, seen = made(state, jnp.full((2, 1), value))
+        reported.append(seen)
+    return state, reported
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+
+
+@pytest.fixture(scope="module")
+def adam():
+    return optimizer.make(optimizer.AdamW(peak_rate=0.01, num_steps=1_000, decay="constant", final_share=1.0))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(adam, bad):
+    made = jax.jit(step.make(square_loss, adam))
+    state, _ = take(made, step.init({"w": jnp.ones(1)}, adam, average=True), 2.0, 3.0)
+    after, [reported] = take(made, state, bad)
+    assert bool(reported["skipped"]) and int(reported["num_skipped_in_a_row"]) == 1
+    assert same((after.params, after.moments, after.average), (state.params, state.moments, state.average))
+    assert same((after.normal.mean, after.normal.variance), (state.normal.mean, state.normal.variance))
+    assert int(after.step) == int(state.step) + 1 and int(after.normal.num_skipped) == 1
+
+
+def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
+    made = jax.jit(step.make(square_loss, adam))
+    start = step.init({"w": jnp.ones(1)}, adam)
+    clean, _ = take(made, start, 2.0, 3.0, 4.0)
+    dirty, _ = take(made, start, 2.0, float("nan"), 3.0, float("nan"), 4.0)
+    assert same((clean.params, clean.moments), (dirty.params, dirty.moments))
+    assert int(dirty.normal.num_skipped) == 2 and int(dirty.normal.num_skipped_in_a_row) == 0
+
+
+def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
+    watch = step.Watch(num_deviations=4.0, num_steps_before=20)
+    made = jax.jit(step.make(square_loss, adam, watch=watch))
+    draw = np.random.default_rng(0)
+    early, [reported] = take(made, step.init({"w": jnp.zeros(1)}, adam), 1_000.0)
+    assert not bool(reported["skipped"])  # nothing to tell it by yet
+    state, seen = take(made, step.init({"w": jnp.zeros(1)}, adam), *(5 + draw.normal(size=40)))
+    assert not any(bool(reported["skipped"]) for reported in seen)
+    after, [reported] = take(made, state, 1_000.0)
+    assert bool(reported["skipped"]) and same(after.params, state.params)
+    unwatched = jax.jit(step.make(square_loss, adam, watch=dataclasses.replace(watch, num_deviations=float("inf"))))
+    _, [reported] = take(unwatched, state, 1_000.0)
+    assert not bool(reported["skipped"])
+
+
+def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
+    made = jax.jit(step.make(square_loss, optax.sgd(0.0), watch=step.Watch(memory=1 - 1e-9)))
+    values = np.random.default_rng(0).normal(5, 1, 30)
+    state, _ = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.0)), *values)
+    losses = 0.5 * values**2
+    assert state.normal.mean == pytest.approx([losses.mean(), np.abs(values).mean()], rel=1e-4)
+    assert state.normal.variance == pytest.approx([losses.var(), np.abs(values).var()], rel=1e-3)
+
+
+def test_the_average_follows_the_parameters(adam):
+    made = jax.jit(step.make(square_loss, optax.sgd(0.5), average_decay=0.75))
+    state, _ = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.5), average=True), 4.0, 4.0)
+    # w: 0, 2, 3; average: 0, 0.5, 0.75 * 0.5 + 0.25 * 3
+    assert float(state.params["w"][0]) == 3.0 and float(state.average["w"][0]) == pytest.approx(1.125)
+
+
+def test_what_is_reported_is_of_this_step(adam):
+    made = jax.jit(step.make(square_loss, optax.sgd(0.5)))
+    _, [reported] = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.5)), 4.0)
+    expected = {"loss": 8.0, "num_targets": 2, "gradient_norm": 4.0, "update_norm": 2.0, "parameter_norm": 2.0}
+    assert {name: float(reported[name]) for name in expected} == pytest.approx(expected)
+
+
+def test_a_donated_state_with_an_average_is_not_given_away_twice(adam):
+    made = jax.jit(step.make(square_loss, adam), donate_argnums=0)
+    state = step.init({"w": jnp.ones(1)}, adam, average=True)
+    state, _ = made(state, jnp.ones((2, 1)))
+    made(state, jnp.ones((2, 1)))
