@@ -4,7 +4,7 @@ import functools
 import json
 import pathlib
 
-from gemma3_jax.data import builtin, dataset, prepare, settings
+from gemma3_jax.data import builtin, dataset, prepare, settings, shards
 from gemma3_jax.tokenizer import training, vocabulary
 
 TOKENIZER_SIZE = 800
@@ -56,6 +56,12 @@ def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
 
 def run(settings_, output: pathlib.Path, num_processes: int = 0) -> tuple[dict, dict]:
     return prepare.run(settings_, str(output), num_processes=num_processes)
+
+
+def read_all(path: pathlib.Path, num_records: int) -> list[bytes]:
+    """Every record of a shard."""
+    reader = shards.Reader(path, num_records)
+    return [reader[index] for index in range(num_records)]
 
 
 def toy_dataset(directory: pathlib.Path, **changes) -> dataset.Dataset:

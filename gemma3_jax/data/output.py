@@ -12,10 +12,17 @@ from collections.abc import Iterator, Mapping
 import fsspec
 import fsspec.implementations.local
 
-from gemma3_jax.data import dataset
+from gemma3_jax.data import dataset, shards
 
 MARK = f"{dataset.WORK}/begun"
 ERROR = f"{dataset.WORK}/error"  # what a runner's last step found wrong
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Writes a local file that appears whole or not at all."""
+    partial = path.with_name(f"{shards.WRITING}{os.getpid()}-{path.name}")
+    partial.write_bytes(content)
+    partial.rename(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +60,7 @@ class Output:
         """Writes a file that appears whole or not at all."""
         files, path = self._place
         if self.is_local:
-            partial = pathlib.Path(path) / dataset.WORK / f"writing-{os.getpid()}"
-            partial.write_bytes(content)
-            partial.rename(pathlib.Path(path) / name)
+            write_whole(pathlib.Path(path) / name, content)
         else:
             files.pipe_file(f"{path}/{name}", content)  # object stores show whole objects only
 
@@ -116,7 +121,7 @@ class Output:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(f"{self.url} is being written by another process; wait for it, or end it") from error
-            for leftover in self.local().rglob("*writing-*"):  # of a process that was killed
+            for leftover in self.local().rglob(f"{shards.WRITING}*"):  # of a process that was killed
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
 

@@ -52,8 +52,7 @@ def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool
         initialise(*arguments)
         yield Pool(None, 0)
         return
-    # When this process is stopped, the one that tracks its semaphores warns of every one of them and clears them away.
-    sys.warnoptions[:] = [*{*sys.warnoptions, "ignore:resource_tracker:UserWarning"}]
+    silence_tracker()
     # Spawned: a fork would copy whatever threads the libraries have started.
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _begin, (initialise, *arguments))
@@ -66,6 +65,16 @@ def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def silence_tracker() -> None:
+    """Keeps Python's tracker of semaphores and shared memory from warning of each that it clears away.
+
+    It does when this process is stopped. Call before another is spawned.
+    """
+    option = "ignore:resource_tracker:UserWarning"
+    if option not in sys.warnoptions:
+        sys.warnoptions.append(option)
 
 
 def _begin(initialise: Callable, *arguments) -> None:

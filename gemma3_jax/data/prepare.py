@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +141,8 @@ def find_tokenizer(job: Job, out: output.Output, bar: Bar) -> vocabulary.Tokeniz
         if not texts:
             raise ValueError(
                 f"none of the records of {', '.join(job.config.sources)} is left to train a tokenizer on: all are "
-                "broken, dropped or without text; name one with config.tokenizer.path, and the report says why"
+                "broken, dropped by a filter or empty; look at the filters and the fields in config, or name a "
+                "tokenizer with config.tokenizer.path"
             )
         with bar(f"train a tokenizer of {size} pieces", None):
             model = training.train(texts, size)
@@ -240,15 +240,9 @@ def _make_candidates(unit: sources.Unit) -> tuple[int, list]:
         "broken": [[*dataclasses.astuple(place), problem] for place, problem in counts.broken],
         "examples": [[why, *dataclasses.astuple(place), detail] for why, place, detail in counts.examples],
     }
-    _write_note(_index_path(_directory, unit.number), msgpack.packb({"counts": fields, "candidates": index}))
+    # The index says, by being there, that the candidates are.
+    output.write_whole(_index_path(_directory, unit.number), msgpack.packb({"counts": fields, "candidates": index}))
     return len(index), counts.broken
-
-
-def _write_note(path: pathlib.Path, content: bytes) -> None:
-    """A file that says, by being there, that what it tells of is there."""
-    partial = path.with_suffix(f".writing-{os.getpid()}")
-    partial.write_bytes(content)
-    partial.rename(path)
 
 
 def _read_counts(fields: dict) -> documents.Counts:
@@ -363,5 +357,5 @@ def _write_shard(task: _Shard) -> dict:
         reader.close()
     shard = (task.number, task.num_shards)
     written = assembly.write_shard(str(_directory), _worker.config, task.part, shard, content)
-    _write_note(note, json.dumps(written).encode())
+    output.write_whole(note, json.dumps(written).encode())
     return written

@@ -19,6 +19,8 @@ from array_record.python import array_record_module
 
 from gemma3_jax.data import records
 
+WRITING = ".writing-"  # begins the name of what is not whole yet; no bucket and no language begins so
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -112,7 +114,7 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
     local = isinstance(files, fsspec.implementations.local.LocalFileSystem)
     files.makedirs(os.path.dirname(path), exist_ok=True)
     # Beside its target where it can be renamed; what a killed process leaves of it is never read.
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=os.path.dirname(path) if local else None) as directory:
+    with tempfile.TemporaryDirectory(prefix=WRITING, dir=os.path.dirname(path) if local else None) as directory:
         partial = pathlib.Path(directory) / "shard"
         # One record a chunk, so that a row can be read without its neighbours; one thread, as every core has a writer.
         options = "group_size:1" if compress else "group_size:1,uncompressed"
@@ -167,10 +169,6 @@ class Reader:
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self._path} is damaged at record {index}: {error}") from error
         return content
-
-    def read_all(self) -> Iterator[bytes]:
-        for index in range(self._reader.num_records()):
-            yield self[index]
 
     def close(self) -> None:
         self._reader.close()

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.data import dataset, order, shards
+from gemma3_jax.data import dataset, order, pool, shards
 
 MAX_OPEN_SHARDS = 256  # in a process: systems allow about a thousand files
 
@@ -157,8 +157,7 @@ class Stream:
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         )
         if num_workers:
-            # When its processes are stopped, the one that tracks their memory warns of what it clears away.
-            sys.warnoptions[:] = [*{*sys.warnoptions, "ignore:resource_tracker:UserWarning"}]
+            pool.silence_tracker()
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's workers ask absl for flags, which this program does not use
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)

@@ -36,15 +36,13 @@ def files(directory: pathlib.Path) -> dict[str, str]:
 def rows_of(data: dataset.Dataset, row_length: int = 64):
     for part in data.manifest["parts"].values():
         for file in part["files"][dataset.rows_kind(row_length)]:
-            reader = shards.Reader(data.path / file["path"], file["records"])
-            yield from map(shards.Row.from_bytes, reader.read_all())
+            yield from map(shards.Row.from_bytes, texts.read_all(data.path / file["path"], file["records"]))
 
 
 def documents_of(data: dataset.Dataset):
     for part in data.manifest["parts"].values():
         for file in part["files"]["documents"]:
-            reader = shards.Reader(data.path / file["path"], file["records"])
-            yield from map(shards.Document.from_bytes, reader.read_all())
+            yield from map(shards.Document.from_bytes, texts.read_all(data.path / file["path"], file["records"]))
 
 
 def one_source(tmp_path, rows, **changes):
@@ -479,6 +477,25 @@ def test_a_wrong_field_is_told_before_a_tokenizer_is_trained(tmp_path):
     source = one_source(tmp_path, ["a", "b", "c"], fields=("nope",))
     with pytest.raises(ValueError, match="none of the records of web is left to train a tokenizer on"):
         texts.run(texts.config(tmp_path, source, **trained), tmp_path / "out")
+
+
+def test_a_bucket_may_be_called_like_what_is_left_of_a_killed_run(tmp_path, monkeypatch):
+    source = one_source(tmp_path, texts.library()[:6], bucket="writing-samples")
+    config = texts.config(tmp_path, source)
+    texts.run(config, tmp_path / "whole")
+
+    def stop(work):
+        raise KeyboardInterrupt  # every shard is written
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare.manifest, "summarise", stop)
+        texts.run(config, tmp_path / "out")
+    (tmp_path / "out" / ".work" / ".writing-1-x").write_bytes(b"")
+    (tmp_path / "out" / "rows-00064" / ".writing-abc").mkdir()
+    monkeypatch.setattr(prepare.assembly, "write_shard", None)  # what is written is not written again
+    texts.run(config, tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert not list((tmp_path / "out").rglob(".writing-*"))
 
 
 def test_a_run_killed_as_it_began_can_be_called_again(tmp_path):
