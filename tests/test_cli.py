@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax.checkpoint import placing, store
-from gemma3_jax.cli import program
+from gemma3_jax.cli import program, terminal
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
 
@@ -341,3 +341,14 @@ def test_a_library_of_an_extra_that_is_not_there_is_named_with_its_extra(capsys,
     monkeypatch.setitem(sys.modules, "datasketch", None)
     line = fails(capsys, "prepare", *prepare_flags(tmp_path, ["some text"]))
     assert "datasketch is not installed; pip install 'gemma3_jax[prepare]'" in line
+
+
+def test_where_stderr_is_a_file_a_bar_is_lines(capsys, monkeypatch):
+    with terminal.bar("A [pass]", 3, unit="steps") as shown:
+        shown.mininterval, shown.delay = 0.0, 0.0
+        for _ in range(3):
+            shown.update(1)
+            shown.refresh()
+    lines = capsys.readouterr().err.split("\n")
+    assert lines[-1] == "" and len(lines) > 3
+    assert all(line.startswith("A [pass]: ") and "\r" not in line for line in lines[:-1])

@@ -87,7 +87,7 @@ def _summary(output: str, manifest: dict, report: dict) -> str:
     lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
     lines[-1] += "".join(f"{f'rows of {length}':>16}" for length in lengths)
     for name, part in {**report["parts"], "in all": report["kept"]}.items():
-        share = part.get("share", {}).get(lengths[0]) if lengths and "share" in part else None
+        share = part.get("share", {}).get(lengths[0]) if lengths else None
         share = "" if share is None else f"{share:.2%}" if share else "not drawn"
         rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
         lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{share:>14}")

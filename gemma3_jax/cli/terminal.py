@@ -94,7 +94,7 @@ class _Lines:
     """Where stderr is a file: what a terminal would write over itself stands in lines of its own."""
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n\x1b[A"):
+        if text := text.strip("\r\n"):
             print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None: ...
