@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gemma3_jax.model import dense, masks
+from gemma3_jax.model import dense, masks, product
 
 
 def block_size(window: int, num_tokens: int) -> int:
@@ -52,10 +52,11 @@ def attend(
     query_places = jax.tree.map(lambda x: _blocks(x, block), places)
     key_places = jax.tree.map(band, query_places)
     q_BRTKGH = q_BRTNH.reshape(*q_BRTNH.shape[:3], num_key_heads, -1, query.shape[3])
-    scores = jnp.einsum("BRTKGH,BRSKH->BRKGTS", q_BRTKGH, band(k_BRSKH), preferred_element_type=jnp.float32)
+    q_BRKGTH = jnp.moveaxis(q_BRTKGH, 2, 4)  # as dense does
+    scores = product.einsum("BRKGTH,BRSKH->BRKGTS", q_BRKGTH, band(k_BRSKH), jnp.float32)
     mask = masks.visible(query_places, key_places, window)
     probs = dense.masked_softmax(scores, mask[:, :, None, None]).astype(value.dtype)
-    out = jnp.einsum("BRKGTS,BRSKH->BRTKGH", probs, band(v_BRSKH))
+    out = product.einsum("BRKGTS,BRSKH->BRTKGH", probs, band(v_BRSKH))
     return out.reshape(out.shape[0], -1, *query.shape[2:])[:, :num_tokens]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gemma3_jax import sharding
-from gemma3_jax.model import masks
+from gemma3_jax.model import masks, product
 
 MASKED = -2.3819763e38  # finite: a row with no key left would turn -inf into NaN
 
@@ -23,9 +23,10 @@ def attend(
     """
     key, value = (sharding.constrain(x, "BSKH") for x in (key, value))
     q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, key, preferred_element_type=jnp.float32)
+    q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)  # else XLA's CPU backend transposes the scores, S / H times as many numbers
+    scores = product.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, key, jnp.float32)
     probs = masked_softmax(scores, masks.visible(places, places, window)[:, None, None])
-    return jnp.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
+    return product.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
 
 
 def masked_softmax(scores: Float[Array, "*dims T S"], mask: Bool[Array, "*#dims T S"]) -> Float[Array, "*dims T S"]:

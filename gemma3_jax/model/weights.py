@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma3_jax import sharding
+from gemma3_jax.model import product
 
 
 def annotated(value) -> nnx.Param:
@@ -44,7 +45,7 @@ def project(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _project(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Array) -> jax.Array:
     _, weight_dims, out_dims = re.split(",|->", spec)
-    out = jnp.einsum(spec, x, gathered(weight, weight_dims, x.dtype), preferred_element_type=dtype)
+    out = product.einsum(spec, x, gathered(weight, weight_dims, x.dtype), dtype)
     return sharding.constrain(out, out_dims)
 
 
@@ -56,8 +57,8 @@ def _project_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array
     x_dims, weight_dims, out_dims = re.split(",|->", spec)
     x, weight = saved
     grad = grad.astype(x.dtype)  # float32 logits, too: both products run at the speed of the activations' dtype
-    grad_x = jnp.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gathered(weight, weight_dims, x.dtype))
-    grad_weight = jnp.einsum(f"{x_dims},{out_dims}->{weight_dims}", x, grad, preferred_element_type=jnp.float32)
+    grad_x = product.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gathered(weight, weight_dims, x.dtype))
+    grad_weight = product.einsum(f"{x_dims},{out_dims}->{weight_dims}", x, grad, jnp.float32)
     grad_weight = sharding.constrain_at_rest(grad_weight, weight_dims).astype(weight.dtype)
     return sharding.constrain(grad_x, x_dims), grad_weight
 
