@@ -50,11 +50,17 @@ def _run_file(text: str) -> Mapping:
 
 def _defaults(schema: type) -> dict:
     """A nested dict of a dataclass's defaults; a dict of dataclasses starts empty."""
-    instance = schema()
     return {
-        field.name: _defaults(field.type) if dataclasses.is_dataclass(field.type) else getattr(instance, field.name)
+        field.name: _defaults(field.type) if dataclasses.is_dataclass(field.type) else _default(field)
         for field in dataclasses.fields(schema)
     }
+
+
+def _default(field: dataclasses.Field) -> object:
+    """A field's default; of one that has none, the type's zero, which the dataclass has to refuse."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return (field.type if field.default_factory is dataclasses.MISSING else field.default_factory)()
 
 
 def _fields(schema: type) -> dict[str, object]:
@@ -134,14 +140,15 @@ def _kind(path: str, config: ml_collections.ConfigDict, schema: type) -> object:
 def describe(schema: type, where: str = "config") -> list[str]:
     """A line for each field: its path and its default. Entries of a dict are called NAME."""
     lines = []
-    instance = schema()
-    for name, kind in _fields(schema).items():
-        if dataclasses.is_dataclass(kind):
-            lines += describe(kind, f"{where}.{name}")
-        elif entry_type := _entry_type(kind):
-            lines += describe(entry_type, f"{where}.{name}.NAME")
+    for field in dataclasses.fields(schema):
+        path = f"{where}.{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            lines += describe(field.type, path)
+        elif entry_type := _entry_type(field.type):
+            lines += describe(entry_type, f"{path}.NAME")
         else:
-            lines.append(f"--{where}.{name}={getattr(instance, name)!r}")
+            has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
+            lines.append(f"--{path}={_default(field)!r}" if has_default else f"--{path}=(must be set)")
     return lines
 
 
@@ -169,4 +176,7 @@ def _build(schema: type, config: Mapping, where: str):
             values[name] = {key: _build(entry_type, entry, f"{path}.{key}") for key, entry in config[name].items()}
         else:
             values[name] = _typed(config[name], annotation, path)
-    return schema(**values)
+    try:
+        return schema(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -2,20 +2,16 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 
 # Activation dtype by policy name. Parameters keep their own dtype; norms, RoPE, softmax and logits are float32 always.
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-# What the backward pass finds ready instead of computing again, by policy name; None keeps everything.
+# What a layer's backward pass finds ready instead of computing again: everything; nothing; or these, which are
+# (2N + 2K) * H numbers a token and layer, a small part of the 2F and more of the MLP, which is computed again.
+REMAT_POLICIES = ("none", "full", "keep_attention")
 KEPT_NAMES = ("query", "key", "value", "attended")
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # (2N + 2K) * H numbers a token and layer: a small part of the 2F and more of the MLP, which is computed again.
-    "keep_attention": jax.checkpoint_policies.save_only_these_names(*KEPT_NAMES),
-}
 
 ATTENTION_PATHS = ("auto", "dense", "banded")
 
@@ -31,7 +27,7 @@ class Execution:
     def __post_init__(self):
         for name, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES), ("attention", ATTENTION_PATHS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"execution.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
 
 
 REFERENCE = Execution()  # float32, nothing computed twice: what every other choice is held against

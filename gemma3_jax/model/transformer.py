@@ -9,6 +9,11 @@ from jaxtyping import Array, Float, Int
 
 from gemma3_jax.model import attention, config, execution, layers, masks, rope
 
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "keep_attention": jax.checkpoint_policies.save_only_these_names(*execution.KEPT_NAMES),
+}
+
 
 class Block(nnx.Module):
     """Attention and MLP, each between two norms and added to the residual stream."""
@@ -77,7 +82,7 @@ class Transformer(nnx.Module):
 
         if execute.remat != "none":
             # Inside a scan nothing can merge the two computations, so the barrier against it would only cost.
-            layer = jax.checkpoint(layer, policy=execution.REMAT_POLICIES[execute.remat], prevent_cse=False)
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execute.remat], prevent_cse=False)
 
         def local_layer(x, block):
             return layer(x, block, local_angles), None

@@ -3,31 +3,24 @@
 Knows neither the model nor the data: a loss is a function of parameters and rows that returns sums.
 """
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-Sums = dict[str, jax.Array]  # what is reported, summed as the loss is
-# (parameters, rows) -> (summed loss in nats, number of targets, sums of what is reported beside it)
+from gemma3_jax.train import optimizer, settings
+
+# What is reported beside the loss, summed as it is; "loss" is shown instead of what is minimised, where they differ.
+Sums = dict[str, jax.Array]
+# (parameters, rows) -> (summed loss in nats, number of targets, sums)
 Loss = Callable[[dict, object], tuple[jax.Array, jax.Array, Sums]]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch:
-    """When a step's loss or gradient norm is too far from those before it to be believed."""
-
-    num_deviations: float = 6.0  # standard above the running mean; infinity: only what is not finite is refused
-    memory: float = 0.98  # share of the running mean and variance that a step keeps
-    num_steps_before: int = 100  # believed steps to know them by, before any is refused for its size
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Normal:
+class Normal(NamedTuple):
     """What the watch has seen: running mean and variance of (loss, gradient norm), over the steps it believed."""
 
     mean: Float[Array, "2"]
@@ -37,10 +30,8 @@ class Normal:
     num_skipped_in_a_row: Int[Array, ""]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
-    """All that a step changes."""
+class State(NamedTuple):
+    """All that a step changes; also a tree of their shapes, or of their places."""
 
     step: Int[Array, ""]  # steps of the stage, skipped ones too
     params: dict
@@ -48,21 +39,43 @@ class State:
     average: dict | None  # of the parameters, exponential; None: not kept
     normal: Normal
 
+    def beside_params(self) -> dict:
+        """All fields but the parameters."""
+        return {"step": self.step, "moments": self.moments, "average": self.average, "normal": self.normal}
 
-def init(params: dict, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:
+
+def init(params: dict, optimize: optimizer.Optimizer, *, average: bool = False) -> State:
     """The state before the first step."""
     counts = [jnp.zeros((), jnp.int32) for _ in range(4)]  # buffers of their own, as each is donated
     normal = Normal(jnp.zeros(2), jnp.zeros(2), *counts[1:])
     kept = jax.tree.map(jnp.copy, params) if average else None
-    return State(counts[0], params, optimizer.init(params), kept, normal)
+    return State(counts[0], params, optimize.transform.init(params), kept, normal)
+
+
+def places(params: dict, optimize: optimizer.Optimizer, param_places: dict, *, average: bool = False) -> State:
+    """Where everything of a state rests: moments and the average where their parameters do, the rest everywhere.
+
+    `params` may be shapes and dtypes alone.
+    """
+    state = jax.eval_shape(lambda params: init(params, optimize, average=average), params)
+    everywhere = NamedSharding(jax.tree.leaves(param_places)[0].mesh, PartitionSpec())
+    moments = optax.tree.map_params(
+        optimize.transform,
+        lambda _, place: place,
+        state.moments,
+        param_places,
+        transform_non_params=lambda _: everywhere,
+    )
+    normal = jax.tree.map(lambda _: everywhere, state.normal)
+    return State(everywhere, param_places, moments, param_places if average else None, normal)
 
 
 def make(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimize: optimizer.Optimizer,
     *,
     num_microbatches: int = 1,
-    watch: Watch = Watch(),  # noqa: B008 (frozen)
+    watch: settings.Watch = settings.Watch(),  # noqa: B008 (frozen)
     average_decay: float = 0.9999,
 ) -> Callable[[State, object], tuple[State, Sums]]:
     """`step(state, rows)` -> the next state and what is reported of this one; to be jitted with `state` donated.
@@ -78,16 +91,18 @@ def make(
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
         believed, normal = _look(watch, state.normal, jnp.stack([mean, norm]))
-        updates, moments = optimizer.update(gradients, state.moments, state.params)
+        updates, moments = optimize.transform.update(gradients, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None
         if state.average is not None:
             average = optax.incremental_update(params, state.average, 1 - average_decay)
         taken = (params, moments, average)
         params, moments, average = _where(believed, taken, (state.params, state.moments, state.average))
-        reported = {name: value / jnp.maximum(num_targets, 1) for name, value in sums.items()}
+        # Updates count what they took alone, and so does their schedule.
+        num_updates = state.step - state.normal.num_skipped
+        reported = {"loss": mean} | {name: value / jnp.maximum(num_targets, 1) for name, value in sums.items()}
         reported |= {
-            "loss": mean,
+            "learning_rate": jnp.asarray(optimize.learning_rate(num_updates), jnp.float32),
             "num_targets": num_targets,
             "gradient_norm": norm,
             "update_norm": optax.tree.norm(updates),
@@ -137,7 +152,7 @@ def split(x: jax.Array, num_microbatches: int) -> jax.Array:
     return jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1)
 
 
-def _look(watch: Watch, normal: Normal, seen: Float[Array, "2"]) -> tuple[Bool[Array, ""], Normal]:
+def _look(watch: settings.Watch, normal: Normal, seen: Float[Array, "2"]) -> tuple[Bool[Array, ""], Normal]:
     """Whether to believe a step, and what to remember of it."""
     finite = jnp.all(jnp.isfinite(seen))
     too_far = seen > normal.mean + watch.num_deviations * jnp.sqrt(normal.variance)

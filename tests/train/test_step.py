@@ -10,7 +10,7 @@ import pytest
 
 from gemma3_jax import sharding
 from gemma3_jax.model import masks, parameters
-from gemma3_jax.train import optimizer, step
+from gemma3_jax.train import optimizer, settings, step
 from tests import toys
 
 NUM_ROWS, NUM_TOKENS = 8, 12
@@ -56,8 +56,8 @@ def test_the_mean_is_over_targets_not_over_rows(rows, params):
     total, count, _ = loss(params, rows)
     halves = [jax.tree.map(lambda x, part=part: step.split(x, 2)[part], rows) for part in range(2)]
     means = [float(summed / number) for summed, number, _ in (loss(params, half) for half in halves)]
-    made = jax.jit(step.make(gemma_loss, optax.sgd(0.1), num_microbatches=2))
-    _, reported = made(step.init(params, optax.sgd(0.1)), rows)
+    made = jax.jit(step.make(gemma_loss, sgd(0.1), num_microbatches=2))
+    _, reported = made(step.init(params, sgd(0.1)), rows)
     assert float(reported["loss"]) == pytest.approx(float(total / count), rel=1e-5)
     assert abs(np.mean(means) - float(total / count)) > 1e-3
 
@@ -84,6 +84,10 @@ def square_loss(params, rows):
     return 0.5 * jnp.sum(jnp.square(params["w"][None] - rows)), jnp.asarray(rows.size), {}
 
 
+def sgd(rate):
+    return optimizer.Optimizer(optax.sgd(rate), lambda step: rate)
+
+
 def take(made, state, *values):
     reported = []
     for value in values:
@@ -98,7 +102,7 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def adam():
-    return optimizer.make(optimizer.AdamW(peak_rate=0.01, num_steps=1_000, decay="constant", final_share=1.0))
+    return optimizer.make(settings.AdamW(peak_rate=0.01, decay="constant", final_share=1.0), 1_000)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
@@ -122,7 +126,7 @@ def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
 
 
 def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
-    watch = step.Watch(num_deviations=4.0, num_steps_before=20)
+    watch = settings.Watch(num_deviations=4.0, num_steps_before=20)
     made = jax.jit(step.make(square_loss, adam, watch=watch))
     draw = np.random.default_rng(0)
     early, [reported] = take(made, step.init({"w": jnp.zeros(1)}, adam), 1_000.0)
@@ -137,25 +141,26 @@ def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
 
 
 def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
-    made = jax.jit(step.make(square_loss, optax.sgd(0.0), watch=step.Watch(memory=1 - 1e-9)))
+    made = jax.jit(step.make(square_loss, sgd(0.0), watch=settings.Watch(memory=1 - 1e-9)))
     values = np.random.default_rng(0).normal(5, 1, 30)
-    state, _ = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.0)), *values)
+    state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.0)), *values)
     losses = 0.5 * values**2
     assert state.normal.mean == pytest.approx([losses.mean(), np.abs(values).mean()], rel=1e-4)
     assert state.normal.variance == pytest.approx([losses.var(), np.abs(values).var()], rel=1e-3)
 
 
 def test_the_average_follows_the_parameters(adam):
-    made = jax.jit(step.make(square_loss, optax.sgd(0.5), average_decay=0.75))
-    state, _ = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.5), average=True), 4.0, 4.0)
+    made = jax.jit(step.make(square_loss, sgd(0.5), average_decay=0.75))
+    state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5), average=True), 4.0, 4.0)
     # w: 0, 2, 3; average: 0, 0.5, 0.75 * 0.5 + 0.25 * 3
     assert float(state.params["w"][0]) == 3.0 and float(state.average["w"][0]) == pytest.approx(1.125)
 
 
 def test_what_is_reported_is_of_this_step(adam):
-    made = jax.jit(step.make(square_loss, optax.sgd(0.5)))
-    _, [reported] = take(made, step.init({"w": jnp.zeros(1)}, optax.sgd(0.5)), 4.0)
+    made = jax.jit(step.make(square_loss, sgd(0.5)))
+    _, [reported] = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5)), 4.0)
     expected = {"loss": 8.0, "num_targets": 2, "gradient_norm": 4.0, "update_norm": 2.0, "parameter_norm": 2.0}
+    expected["learning_rate"] = 0.5
     assert {name: float(reported[name]) for name in expected} == pytest.approx(expected)
 
 
