@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gemma3_jax import sharding
+from gemma3_jax.distill import loss
 from gemma3_jax.model import config, execution, masks, parameters, weights
 
 TOKENS_PER_BATCH = 8192
-LOGITS_PER_CHUNK = 1 << 26  # on one device: 256 MiB of float32; 8,192 tokens at once would be 8 GiB
 
 
 def check(token_lists: object, vocab_size: int, place: str) -> None:
@@ -46,7 +46,7 @@ def next_token_logprobs(
     hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
     table = weights.gathered(params["embedder"]["table"], "VD", hidden.dtype)  # once, not for every chunk
     num_rows, num_tokens = tokens.shape
-    size = _chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
+    size = loss.chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
 
     def score_chunk(chunk):
         hidden, targets = chunk
@@ -55,18 +55,9 @@ def next_token_logprobs(
         target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return target_logits - jax.nn.logsumexp(logits, axis=-1)
 
-    # Token t goes to chunk t % num_chunks, so that every chunk has tokens of every `seq` shard.
-    spread = [x.reshape(num_rows, size, -1, *x.shape[2:]) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
-    scores = jax.lax.map(score_chunk, tuple(jnp.moveaxis(x, 2, 0) for x in spread))
+    parts = [loss.spread(x, size) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
+    scores = jax.lax.map(score_chunk, tuple(jnp.moveaxis(x, 2, 0) for x in parts))
     return jnp.moveaxis(scores, 0, 2).reshape(num_rows, num_tokens)
-
-
-def _chunk_size(num_rows: int, num_tokens: int, vocab_size: int, mesh_shape: Mapping[str, int]) -> int:
-    """Tokens of each row whose logits fit LOGITS_PER_CHUNK on a device: a divisor of T, and a multiple of `seq`."""
-    seq = mesh_shape["seq"]
-    rows_per_device = num_rows // (mesh_shape["replica"] * mesh_shape["data"])
-    fitting = max(1, LOGITS_PER_CHUNK // (rows_per_device * vocab_size)) * seq
-    return max(size for size in range(seq, num_tokens + 1, seq) if num_tokens % size == 0 and size <= fitting)
 
 
 def score(
@@ -90,7 +81,7 @@ def score(
     row_multiple = mesh.shape["replica"] * mesh.shape["data"]
     for num_tokens, numbers in sorted(by_length.items()):
         # A chunk has at least one token of every row.
-        most = min(TOKENS_PER_BATCH // num_tokens, LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
+        most = min(TOKENS_PER_BATCH // num_tokens, loss.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
         wanted = max(1, min(len(numbers), most))
         num_rows = -(-(1 << (wanted.bit_length() - 1)) // row_multiple) * row_multiple
         for start in range(0, len(numbers), num_rows):
