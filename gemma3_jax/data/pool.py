@@ -34,12 +34,18 @@ class Pool:
     def _submit(self, function: Callable, task):
         if not self._executor:
             return function(task)
-        # A process may be spawned here, and inherits what is blocked: Ctrl-C is for its parent to answer.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with parent_answers():
             return self._executor.submit(function, task)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def parent_answers() -> Iterator[None]:
+    """Processes and threads begun in the block inherit what is blocked in it: Ctrl-C is for their parent to answer."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import jax
@@ -26,8 +27,7 @@ from gemma3_jax.data import dataset, order, pool, shards
 MAX_OPEN_SHARDS = 256  # in a process: systems allow about a thousand files
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Packed rows of token ids; what a loss needs of them. Padding is segment 0, id 0."""
 
     tokens: Int[Array | np.ndarray, "B T"]
@@ -35,9 +35,6 @@ class Rows:
     loss_mask: Bool[Array | np.ndarray, "B T"]  # whether the target is to be learned
     segments: Int[Array | np.ndarray, "B T"]  # 1, 2, ... in a row
     positions: Int[Array | np.ndarray, "B T"]  # from 0 in each document
-
-
-jax.tree_util.register_dataclass(Rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +162,8 @@ class Stream:
         if devices is None:
             place = _Place(mesh, numbers, rows.rows_per_step)
             batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(place), prefetch_buffer_size=2)
-        self._batches: list[Iterator] = [iter(batches)]
+        with pool.parent_answers():
+            self._batches: list[Iterator] = [iter(batches)]
         # Grain's iterators cannot be collected any more when the interpreter has begun to take itself apart.
         self._finalize = weakref.finalize(self, _close, self._batches)
 
@@ -177,7 +175,8 @@ class Stream:
         started = time.monotonic()
         if not self._batches:
             raise ValueError("this stream is closed; open another at the step where it was")
-        found = next(self._batches[0])
+        with pool.parent_answers():  # Grain begins its processes with the first batch
+            found = next(self._batches[0])
         self.seconds_waiting += time.monotonic() - started
         batch = Batch(self.step, found["id"], Rows(**found["rows"]))
         self.step += 1

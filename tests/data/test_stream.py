@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +42,7 @@ def mesh():
 
 
 def arrays(rows):
-    return {field.name: np.asarray(getattr(rows, field.name)) for field in dataclasses.fields(rows)}
+    return {name: np.asarray(array) for name, array in rows._asdict().items()}
 
 
 def same(one, other):
@@ -306,3 +309,19 @@ def test_a_batch_is_a_tree_that_jit_takes(straight):
     total = jax.jit(lambda rows: (rows.tokens * rows.loss_mask).sum())(straight[0].rows)
     found = arrays(straight[0].rows)
     assert int(total) == (found["tokens"] * found["loss_mask"]).sum()
+
+
+def test_ctrl_c_is_for_the_parent_of_the_workers_to_answer(data, rows, mesh):
+    """A terminal sends it to all of them, and a worker that it ends has rows that the last steps need."""
+    with stream.Stream(data, rows, mesh, num_workers=2) as batches:
+        next(batches)
+        states = [path.read_text() for path in pathlib.Path("/proc").glob("[0-9]*/status")]
+        children = [state for state in states if f"PPid:\t{os.getpid()}\n" in state]
+        pids = [re.search(r"^Pid:\s*(\d+)", state, re.MULTILINE)[1] for state in children]
+        lines = [pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+        blocked = [
+            int(re.search(r"SigBlk:\s*(\w+)", state)[1], 16) >> (signal.SIGINT - 1) & 1
+            for state, line in zip(children, lines, strict=True)
+            if b"spawn_main" in line  # and not Python's resource tracker, which ignores it
+        ]
+        assert blocked and all(blocked)
