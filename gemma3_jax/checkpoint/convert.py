@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import hf, hf_config, placing, published, store, target
+from gemma3_jax.checkpoint import hf, hf_config, placing, published, series, store, target
 from gemma3_jax.model import config
 
 FORMATS = ("orbax", "hf")
+CHECKPOINTS = "checkpoints"  # of a run, in its directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Checkpoint:
     shapes: dict  # shape and stored dtype of every parameter
     notes: tuple[str, ...]
     load: Callable[..., dict]
+    tokenizer: str = ""  # digest of the one it was trained with; empty: not known
 
     def num_bytes(self, dtype: DTypeLike | None = None) -> int:
         """Bytes of the parameters as `dtype`, or as stored."""
@@ -49,6 +51,8 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no directory; a checkpoint is one")
+    if (path / CHECKPOINTS).is_dir():
+        path = _newest(path / CHECKPOINTS)
     is_ours = store.is_ours(path)
     is_published = store.is_orbax(path) and not is_ours
     if model is not None and not is_published:
@@ -61,18 +65,25 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
             progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             return params
 
-        return Checkpoint("orbax", model, shapes, (), load)
+        return Checkpoint("orbax", model, shapes, (), load, store.read_tokenizer(path))
     if is_published:
         kind, source = "published", published.open_source(path, model)
     elif hf.is_hf(path):
         kind, source = "hf", hf.open_source(path)
     else:
         raise ValueError(
-            f"{path} is no known kind of checkpoint; it must be an Orbax checkpoint of this program, a Hugging Face "
-            f"directory ({hf.CONFIG}, {hf.WEIGHTS}), or an Orbax tree of the gemma library"
+            f"{path} is no known kind of checkpoint; it must be a run directory, an Orbax checkpoint of this program, "
+            f"a Hugging Face directory ({hf.CONFIG}, {hf.WEIGHTS}), or an Orbax tree of the gemma library"
         )
     shapes = placing.stored_shapes(source)
     return Checkpoint(kind, source.model, shapes, source.notes, functools.partial(placing.load, source))
+
+
+def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
+    found = series.steps(checkpoints)
+    if not found:
+        raise ValueError(f"{checkpoints} holds no checkpoint yet")
+    return checkpoints / str(found[0])
 
 
 def write(

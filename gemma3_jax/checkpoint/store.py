@@ -33,10 +33,10 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax wraps what tensorstore and json raise in exceptions of any class
-        cause = _first_cause(error)
+        cause = first_cause(error)
         if isinstance(cause, MemoryError) or str(cause).startswith("RESOURCE_EXHAUSTED"):
             raise cause from None  # too large for this machine, not damaged
-        raise ValueError(f"{path} cannot be read: {_first_line(cause)}") from error
+        raise ValueError(f"{path} cannot be read: {first_line(cause)}") from error
 
 
 def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
@@ -48,7 +48,7 @@ def save(path: pathlib.Path, model: config.Config, params: dict) -> None:
     try:
         ocp.save_checkpointables(path.absolute(), {PARAMS: params}, custom_metadata=meta)
     except (ValueError, OSError) as error:  # tensorstore makes a ValueError of a full disk
-        raise OSError(f"{path} cannot be written: {_first_line(_first_cause(error))}") from error
+        raise OSError(f"{path} cannot be written: {first_line(first_cause(error))}") from error
 
 
 def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
@@ -87,6 +87,12 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
     return model, shapes
 
 
+def read_tokenizer(path: pathlib.Path) -> str:
+    """The digest of the tokenizer that the parameters were trained with; empty if it is not said."""
+    with reading(path):
+        return ocp.checkpointables_metadata(path.absolute()).custom_metadata[METADATA_KEY].get("tokenizer", "")
+
+
 def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = None) -> dict:
     """The parameters, each read straight to where it rests on the mesh; `dtype` None keeps what is stored.
 
@@ -102,13 +108,13 @@ def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = 
         return ocp.load_checkpointables(path.absolute(), {PARAMS: abstract})[PARAMS]
 
 
-def _first_cause(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """The exception that started it all; what wraps it prints pages."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     line = str(error).partition("\n")[0]
     return line if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {line}"
