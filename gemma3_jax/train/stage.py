@@ -1,0 +1,102 @@
+"""A stage is four fields; a leg is a stage and how far it goes; a recipe is a list of legs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from gemma3_jax.train import optimizer, settings, step
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """The rows of one step, on the mesh, and a digest of them."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def rows(self) -> object: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What is minimised, over which rows, of parameters seen through what, and how."""
+
+    loss: step.Loss
+    next_batch: Callable[[int], Batch]  # of step 0, 1, ...; asked for in order it reads ahead
+    view_params: Callable[[dict], dict]  # what the loss sees of the parameters: themselves, or quantised
+    optimizer: optimizer.Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A stage, and how far it goes, on which devices."""
+
+    name: str
+    stage: Stage
+    num_steps: int
+    mesh: Mesh | AbstractMesh
+    param_shapes: dict
+    param_places: dict  # a NamedSharding each
+    row_places: NamedSharding  # of every array of a batch, [B, T]
+    num_microbatches: int
+    watch: settings.Watch
+    average_decay: float  # 0: no average of the parameters is kept
+    tokens_per_step: int
+    flops_per_token: float
+    cursor: Callable[[int], dict]  # what a checkpoint remembers of the data, before a step
+    check_cursor: Callable[[Mapping], None]  # raises ValueError if the data is not what it was
+    identity: dict[str, str]  # what a checkpoint has to agree in: field -> value
+    about: dict  # the model's columns and the tokenizer's digest, for whoever opens a checkpoint by itself
+
+    @property
+    def average(self) -> bool:
+        return self.average_decay > 0
+
+    def places(self) -> step.State:
+        """Where a state of this leg rests."""
+        return step.places(self.param_shapes, self.stage.optimizer, self.param_places, average=self.average)
+
+    def abstract(self) -> step.State:
+        """A state's shapes, dtypes and places."""
+        shapes = jax.eval_shape(
+            lambda params: step.init(params, self.stage.optimizer, average=self.average), self.param_shapes
+        )
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.places()
+        )
+
+    def begin(self, params: dict) -> step.State:
+        """The state before the first step; `params` are given away."""
+        params = jax.device_put(params, self.param_places)
+        make = jax.jit(
+            lambda params: step.init(params, self.stage.optimizer, average=self.average),
+            donate_argnums=0,
+            out_shardings=self.places(),
+        )
+        with jax.set_mesh(self.mesh):
+            return make(params)
+
+    def step(self) -> Callable[[step.State, object], tuple[step.State, step.Sums]]:
+        """`(state, rows) -> (state, reported)`, to be traced with the leg's mesh set."""
+        stage = self.stage
+
+        def loss(params, rows):
+            return stage.loss(stage.view_params(params), rows)
+
+        return step.make(
+            loss,
+            stage.optimizer,
+            num_microbatches=self.num_microbatches,
+            watch=self.watch,
+            average_decay=self.average_decay,
+        )
+
+    def jitted(self):
+        """The step as it is compiled: its state donated, everything where it rests."""
+        places = self.places()
+        return jax.jit(
+            self.step(), donate_argnums=0, in_shardings=(places, self.row_places), out_shardings=(places, None)
+        )

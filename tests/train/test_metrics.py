@@ -1,0 +1,376 @@
+"""Rows: what they say, by hand, and that each place they go to holds each step once."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import struct
+import subprocess
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gemma3_jax import sharding
+from gemma3_jax.train import goodput, journal, metrics, optimizer, settings, stage
+
+# Nobody closes the events: they are on the disk after every row.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tfevents:ResourceWarning")
+PLACE = {"stage": "first", "step": 5, "global_step": 105, "batch_id": "abc"}
+
+
+def reported(**more):
+    """What a step reports: arrays."""
+    return {name: np.asarray(value) for name, value in {"loss": np.float32(1.5), "skipped": False, **more}.items()}
+
+
+def make_leg() -> stage.Leg:
+    """A leg on four devices, of which a meter reads three numbers."""
+    mesh = sharding.make_mesh(data=4)
+    nothing = stage.Stage(
+        loss=lambda params, rows: (0.0, 0, {}),
+        next_batch=lambda number: None,
+        view_params=lambda params: params,
+        optimizer=optimizer.Optimizer(optax.sgd(0.1), lambda number: 0.1),
+    )
+    return stage.Leg(
+        name="first",
+        stage=nothing,
+        num_steps=100,
+        mesh=mesh,
+        param_shapes={},
+        param_places={},
+        row_places=sharding.batch_sharding(mesh),
+        num_microbatches=1,
+        watch=settings.Watch(),
+        average_decay=0.0,
+        tokens_per_step=1_000,
+        flops_per_token=6e6,
+        cursor=lambda number: {},
+        check_cursor=lambda cursor: None,
+        identity={},
+        about={},
+    )
+
+
+@pytest.fixture(scope="module")
+def leg():
+    return make_leg()
+
+
+# --- a row ---
+
+
+def test_a_row_has_plain_numbers_under_the_names_of_the_step(leg):
+    found = metrics.row(leg, PLACE, reported(gradient_norm=np.float32(0.25), num_targets=np.int32(7)), 4_096)
+    assert found == PLACE | {
+        "loss": 1.5,
+        "skipped": False,
+        "gradient_norm": 0.25,
+        "num_targets": 7,
+        "tokens_seen": 4_096,
+    }
+    assert [type(found[name]) for name in ("loss", "skipped", "num_targets")] == [float, bool, int]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_bits_per_byte_are_the_nats_of_a_target_over_its_bytes(leg):
+    found = metrics.row(leg, PLACE, reported(loss=np.float32(3.0), bytes_per_target=np.float32(4.0)), 0)
+    assert found["bits_per_byte"] == pytest.approx(3 / 0.6931471805599453 / 4) and "bytes_per_target" not in found
+
+
+def test_a_row_of_a_stage_that_does_not_count_bytes_has_no_bits(leg):
+    assert "bits_per_byte" not in metrics.row(leg, PLACE, reported(), 0)
+
+
+def test_a_loss_that_is_not_finite_is_a_row_too(leg):
+    found = metrics.row(leg, PLACE, reported(loss=np.float32("nan"), bytes_per_target=np.float32(4.0)), 0)
+    assert math.isnan(found["loss"]) and math.isnan(found["bits_per_byte"])
+
+
+def test_arrays_of_a_device_make_the_same_row_as_those_of_the_host(leg):
+    values = reported(loss=np.float32(2.25), num_targets=np.int32(7), bytes_per_target=np.float32(3.0))
+    on_device = {name: jnp.asarray(value) for name, value in values.items()}
+    assert metrics.row(leg, PLACE, values, 1) == metrics.row(leg, PLACE, on_device, 1)
+
+
+# --- speeds ---
+
+
+@pytest.fixture
+def clock():
+    return types.SimpleNamespace(now=100.0)
+
+
+@pytest.fixture
+def ledger(tmp_path, clock):
+    return goodput.Ledger(journal.Journal(tmp_path / "goodput.jsonl", pytest.fail), lambda: clock.now)
+
+
+def spend(ledger, clock, **seconds):
+    for kind, number in seconds.items():
+        with ledger.spend(kind):
+            clock.now += number
+
+
+def test_speeds_by_hand(leg, ledger, clock):
+    meter = metrics.Meter(ledger, peak_flops=1e9)
+    for _ in range(4):
+        spend(ledger, clock, data=0.5, step=2.0)
+        meter.count()
+    spend(ledger, clock, save=3.0, compile=50.0)  # slow no step
+    clock.now += 7  # nor does what is between
+    found = meter.read(leg)
+    assert found.pop("peak_memory_bytes") > 0
+    assert found == {
+        "step_seconds": 2.5,
+        "tokens_per_second": 400.0,
+        "tokens_per_second_per_chip": 100.0,
+        "data_wait_share": 0.2,
+        "save_seconds": 3.0,
+        "mfu": pytest.approx(100.0 * 6e6 / 1e9),
+    }
+
+
+def test_speeds_are_of_what_was_since_they_were_last_read(leg, ledger, clock):
+    spend(ledger, clock, data=100.0, step=100.0)  # before there was a meter
+    meter = metrics.Meter(ledger, peak_flops=None)
+    spend(ledger, clock, data=1.0, step=1.0, save=5.0)
+    meter.count()
+    assert meter.read(leg)["tokens_per_second"] == 500.0
+    spend(ledger, clock, step=8.0)
+    meter.count()
+    meter.count()
+    found = meter.read(leg)
+    assert (found["tokens_per_second"], found["data_wait_share"], found["save_seconds"]) == (250.0, 0.0, 0.0)
+
+
+def test_speeds_within_a_step_that_goes_on_count_it_up_to_now(leg, ledger, clock):
+    meter = metrics.Meter(ledger, peak_flops=None)
+    with ledger.spend("step"):
+        clock.now += 4
+        meter.count()
+        assert meter.read(leg)["step_seconds"] == 4.0
+        clock.now += 6
+        meter.count()
+        assert meter.read(leg)["step_seconds"] == 6.0
+
+
+def test_there_is_no_mfu_where_the_peak_is_not_known(leg, ledger, clock):
+    meter = metrics.Meter(ledger, peak_flops=None)
+    spend(ledger, clock, step=1.0)
+    meter.count()
+    found = meter.read(leg)
+    assert "mfu" not in found and set(found) <= set(metrics.TIMINGS)
+
+
+def test_a_clock_that_stands_still_is_no_division_by_zero(leg, ledger):
+    meter = metrics.Meter(ledger, peak_flops=None)
+    meter.count()
+    assert meter.read(leg)["tokens_per_second"] > 0
+
+
+# --- where rows go ---
+
+
+def a_row(global_step, **more):
+    return {"stage": "first", "step": global_step, "global_step": global_step, "batch_id": f"b{global_step}"} | {
+        "loss": 1.5,
+        "gradient_norm": 0.25,
+        "skipped": False,
+        "time": 1_000.0 + global_step,
+        **more,
+    }
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def writers(tmp_path, said):
+    def make(after=0, shown=None, **log):
+        return metrics.Writers(
+            tmp_path,
+            settings.Log(**{"tensorboard": False, **log}),
+            after=after,
+            config={"seed": 7},
+            warn=said.append,
+            show=(lambda row: None) if shown is None else shown.append,
+        )
+
+    return make
+
+
+def rows_of(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_row_goes_to_the_file_and_is_shown(writers, tmp_path):
+    shown = []
+    at = writers(shown=shown)
+    at.write(a_row(1))
+    at.write(a_row(2, loss=float("inf")))
+    assert rows_of(tmp_path / "metrics.jsonl") == [a_row(1), a_row(2, loss=None)]
+    assert shown == [a_row(1), a_row(2, loss=float("inf"))]
+    assert not (tmp_path / "tensorboard").exists() and not (tmp_path / "wandb").exists()
+
+
+def test_a_step_that_was_not_believed_is_noted_with_its_batch(writers, tmp_path):
+    writers().skip(a_row(3, loss=float("nan"), tokens_seen=9))
+    assert rows_of(tmp_path / "skipped.jsonl") == [
+        {"stage": "first", "step": 3, "global_step": 3, "batch_id": "b3", "loss": None, "gradient_norm": 0.25}
+    ]
+
+
+def test_rows_of_steps_that_are_done_again_are_cut_off(writers, tmp_path):
+    at = writers()
+    for step in range(1, 6):
+        at.write(a_row(step))
+        at.skip(a_row(step))
+    with (tmp_path / "metrics.jsonl").open("ab") as killed:
+        killed.write(b'{"stage": "fir')
+    at = writers(after=3)
+    for name in (metrics.FILE, metrics.SKIPPED_FILE):
+        assert [row["global_step"] for row in rows_of(tmp_path / name)] == [1, 2, 3]
+    at.write(a_row(4, loss=9.0))
+    assert [row["loss"] for row in rows_of(tmp_path / metrics.FILE)] == [1.5, 1.5, 1.5, 9.0]
+
+
+def test_going_back_to_the_start_leaves_no_row(writers, tmp_path):
+    writers().write(a_row(1))
+    writers(after=0)
+    assert (tmp_path / metrics.FILE).read_bytes() == b""
+
+
+def test_flushing_has_rows_and_skipped_steps_reach_the_disk(writers, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    at = writers()
+    at.write(a_row(1))
+    at.skip(a_row(1))
+    assert synced == []
+    at.flush()
+    assert synced == [str(tmp_path / metrics.FILE), str(tmp_path / metrics.SKIPPED_FILE)]
+
+
+# --- TensorBoard ---
+
+
+def events(file: pathlib.Path) -> list:
+    """The events of a file, by hand: (length, its check sum, data, its check sum) until nothing is left."""
+    from tensorboardX import record_writer
+    from tensorboardX.proto import event_pb2
+
+    content, found = file.read_bytes(), []
+    while content:
+        [length] = struct.unpack("<Q", content[:8])
+        head, data, sums = content[:8], content[12 : 12 + length], content[8:12] + content[12 + length : 16 + length]
+        assert struct.unpack("<II", sums) == (record_writer.masked_crc32c(head), record_writer.masked_crc32c(data))
+        found.append(event_pb2.Event.FromString(data))
+        content = content[16 + length :]
+    return found
+
+
+def event_files(tmp_path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((tmp_path / "tensorboard").iterdir(), key=lambda path: path.name.split(".")[-1])
+
+
+def test_tensorboard_gets_every_number_of_a_row_under_its_stage(writers, tmp_path):
+    writers(tensorboard=True).write(a_row(7, loss=2.5))
+    [file] = event_files(tmp_path)
+    assert ".tfevents." in file.name  # by which the viewer finds it
+    version, session, row = events(file)
+    assert version.file_version == "brain.Event:2"
+    assert (row.step, row.wall_time) == (7, 1_007.0)
+    assert {value.tag: value.simple_value for value in row.summary.value} == {
+        "first/step": 7.0,
+        "first/global_step": 7.0,
+        "first/loss": 2.5,
+        "first/gradient_norm": 0.25,
+        "first/skipped": 0.0,
+    }
+
+
+def test_tensorboard_is_told_from_which_step_on_it_is_done_again(writers, tmp_path):
+    at = writers(tensorboard=True)
+    for step in (1, 2, 3):
+        at.write(a_row(step))
+    writers(tensorboard=True, after=2).write(a_row(3, loss=9.0))
+    old, new = map(events, event_files(tmp_path))
+    assert [event.step for event in old[2:]] == [1, 2, 3] and [event.step for event in new[2:]] == [3]
+    for session, step in ((old[1], 1), (new[1], 3)):
+        assert session.session_log.status == session.session_log.START and session.step == step
+
+
+def test_tensorboard_has_a_row_at_once(writers, tmp_path):
+    """A process that is killed loses nothing of it."""
+    at = writers(tensorboard=True)
+    for step in (1, 2, 3):
+        at.write(a_row(step))
+        assert events(event_files(tmp_path)[0])[-1].step == step
+
+
+def test_a_number_that_is_not_finite_stays_so_in_tensorboard(writers, tmp_path):
+    writers(tensorboard=True).write(a_row(1, loss=float("nan")))
+    [file] = event_files(tmp_path)
+    [loss] = [value.simple_value for value in events(file)[-1].summary.value if value.tag == "first/loss"]
+    assert math.isnan(loss)
+
+
+def test_no_place_for_tensorboard_is_told_and_rows_go_on(writers, tmp_path, said):
+    (tmp_path / "tensorboard").write_text("a file where the directory should be")
+    writers(tensorboard=True).write(a_row(1))
+    [line] = said
+    assert "cannot be written, and is tried again: File exists" in line
+    assert rows_of(tmp_path / metrics.FILE) == [a_row(1)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 128 KiB; needs the right to mount."""
+    disk = tmp_path / "tensorboard"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the events file is still open
+
+
+def test_a_disk_that_is_full_for_a_while_spoils_no_event_before_or_after(writers, small_disk, tmp_path):
+    """The viewer stops reading a file at the first event that it cannot read."""
+    at, filler = writers(tensorboard=True), small_disk / "filler"
+    at.write(a_row(1))
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    for step in range(2, 200):
+        at.write(a_row(step))
+    filler.unlink()
+    at.write(a_row(200))
+    at.write(a_row(201))
+    steps = [event.step for file in event_files(tmp_path) for event in events(file) if event.summary.value]
+    assert {1, 200, 201} <= set(steps) and steps == sorted(set(steps))
+
+
+# --- wandb ---
+
+
+def test_wandb_keeps_one_run_for_all_processes_of_a_run(writers, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+    for after in (0, 2):
+        at = writers(after=after, wandb_project="toys")
+        at.write(a_row(after + 1))
+        ids.append(((tmp_path / metrics.WANDB_ID_FILE).read_text(), wandb.run.id, wandb.run.project))
+        assert wandb.run.config["seed"] == 7
+        wandb.finish()
+    assert ids[0] == ids[1] and ids[0][0] == ids[0][1] and ids[0][2] == "toys"

@@ -1,0 +1,238 @@
+"""The watchdog: real processes that hang end with 124 and say where; those that do not hang do not notice it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from gemma3_jax.train import settings, watchdog
+
+HEAD = """
+import ctypes, pathlib, sys, threading, time
+from gemma3_jax.train import settings, watchdog
+
+def a_function_that_hangs(seconds=30):
+    time.sleep(seconds)
+
+stacks = pathlib.Path(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def stacks(tmp_path):
+    return tmp_path / "stacks-0.txt"
+
+
+def start(code: str, stacks: pathlib.Path, **options) -> subprocess.Popen:
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    line = [sys.executable, "-c", HEAD + textwrap.dedent(code), str(stacks)]
+    return subprocess.Popen(line, env=env, text=True, **{"stderr": subprocess.PIPE, **options})
+
+
+def end(code: str, stacks: pathlib.Path) -> tuple[int, str]:
+    """The exit status, and what was said on stderr."""
+    process = start(code, stacks)
+    _, said = process.communicate(timeout=25)  # under the 30 s of what hangs
+    return process.returncode, said
+
+
+def assert_named(text: str) -> None:
+    """The stack of what hangs, down to the line."""
+    assert "in a_function_that_hangs" in text and 'File "<string>", line 6' in text
+
+
+@pytest.mark.parametrize("phase", ["start_up", "compile", "step", "save"])
+def test_a_phase_over_its_deadline_ends_the_process_and_says_where_it_hung(phase, stacks):
+    status, said = end(
+        f"""
+        watch = watchdog.Watchdog(settings.Deadlines({phase}=0.25), stacks)
+        with watch.phase("{phase}"):
+            a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == watchdog.STALLED == 124
+    first, *stack = said.splitlines()
+    assert first == (
+        f"gemma3_jax: stalled: {phase} has taken over 0.25 s (config.deadlines.{phase}); the stacks of all threads "
+        f"are below and in {stacks}"
+    )
+    assert_named("\n".join(stack))
+    assert_named(stacks.read_text())
+
+
+def test_a_thread_that_hangs_ends_the_process_too_and_is_named(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(save=0.25), stacks)
+
+        def save():
+            with watch.phase("save"):
+                a_function_that_hangs()
+
+        thread = threading.Thread(target=save)
+        thread.start()
+        thread.join()
+        """,
+        stacks,
+    )
+    assert status == 124 and "stalled: save" in said
+    assert_named(said)
+    assert_named(stacks.read_text())
+
+
+def test_a_thread_that_is_still_saving_when_its_deadline_comes_ends_a_run_whose_steps_are_well(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(save=0.25, step=20), stacks)
+        watch.start("save")
+        while True:
+            with watch.phase("step"):
+                time.sleep(0.01)
+        """,
+        stacks,
+    )
+    assert status == 124 and "stalled: save has taken over 0.25 s" in said
+
+
+def test_the_phase_that_is_over_its_deadline_is_named_not_the_one_that_began_first(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(save=20, step=0.25), stacks)
+        with watch.phase("save"), watch.phase("step"):
+            a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == 124 and "stalled: step has taken over 0.25 s" in said
+
+
+def test_what_hangs_in_c_is_found(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
+
+        def a_function_that_hangs():
+            ctypes.CDLL(None).sleep(30)
+
+        with watch.phase("step"):
+            a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == 124 and "in a_function_that_hangs" in said
+
+
+def test_a_phase_that_ends_in_time_does_nothing_however_often_and_long_afterwards(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.4, save=0.4), stacks)
+        began = time.monotonic()
+        while time.monotonic() < began + 0.8:
+            with watch.phase("step"), watch.phase("save"):
+                time.sleep(0.02)
+        time.sleep(0.6)
+        """,
+        stacks,
+    )
+    assert (status, said) == (0, "") and not stacks.exists()
+
+
+def test_a_phase_that_ends_in_an_error_has_ended(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.2), stacks)
+        try:
+            with watch.phase("step"):
+                raise OSError("no room")
+        except OSError:
+            time.sleep(0.5)
+        """,
+        stacks,
+    )
+    assert (status, said) == (0, "")
+
+
+def test_a_deadline_of_zero_is_none(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0, save=0.6), stacks)
+        with watch.phase("step"):
+            time.sleep(0.3)
+        with watch.phase("save"):
+            with watch.phase("step"):
+                a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == 124 and "stalled: save" in said
+
+
+def test_beginning_again_moves_the_deadline(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.5), stacks)
+        for _ in range(8):  # 0.8 s in all
+            watch.start("step")
+            time.sleep(0.1)
+        print("moved", file=sys.stderr, flush=True)
+        a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == 124 and said.startswith("moved\ngemma3_jax: stalled: step has taken over 0.5 s")
+
+
+def test_a_phase_with_a_short_deadline_that_begins_while_another_is_waited_for_is_seen(stacks):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(start_up=25, step=0.25), stacks)
+        watch.start("start_up")
+        time.sleep(0.2)  # the watchdog now waits for the end of that one
+        with watch.phase("step"):
+            a_function_that_hangs()
+        """,
+        stacks,
+    )
+    assert status == 124 and "stalled: step" in said
+
+
+def test_stacks_that_cannot_be_written_are_still_said_and_the_process_ends(tmp_path):
+    status, said = end(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
+        with watch.phase("step"):
+            a_function_that_hangs()
+        """,
+        tmp_path / "nowhere" / "stacks-0.txt",
+    )
+    assert status == 124
+    assert f"{tmp_path}/nowhere/stacks-0.txt, which cannot be written: [Errno 2] No such file or directory" in said
+    assert_named(said)
+
+
+def test_a_process_that_nobody_listens_to_ends_too(stacks):
+    """The terminal is gone, or what stderr was piped to: the stacks are in the file."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(
+        """
+        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
+        with watch.phase("step"):
+            a_function_that_hangs(8)
+        """,
+        stacks,
+        stderr=writer,
+    )
+    os.close(writer)
+    assert process.wait(timeout=25) == 124
+    assert_named(stacks.read_text())
+
+
+def test_a_phase_that_is_none_is_refused(stacks):
+    watch = watchdog.Watchdog(settings.Deadlines(), stacks)
+    with pytest.raises(KeyError, match="lunch"):
+        watch.start("lunch")
