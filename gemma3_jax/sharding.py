@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "seq", "model")
+AnyMesh = Mesh | AbstractMesh  # of devices, or of shapes alone: enough to trace
 
 # Where activations, and parameters in use, are split. A dim that is not listed is whole on every device.
 ACTIVATION_AXES = {
@@ -80,7 +81,7 @@ def arrange(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
     )
 
 
-def check_mesh(mesh: Mesh) -> None:
+def check_mesh(mesh: AnyMesh) -> None:
     """Refuses a mesh that this package's annotations cannot drive.
 
     Raises: ValueError if an axis has another name, or is not of type Auto.
@@ -93,12 +94,12 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Where rows of tokens [B, T] rest."""
     return NamedSharding(mesh, PartitionSpec(*(ACTIVATION_AXES[dim] for dim in "BT")))
 
 
-def check_batch(mesh: Mesh, num_rows: int, row_length: int) -> None:
+def check_batch(mesh: AnyMesh, num_rows: int, row_length: int) -> None:
     """Refuses rows that do not split evenly.
 
     Raises: ValueError that says which number to change.
@@ -185,7 +186,7 @@ def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Ma
     return PartitionSpec(*spec)
 
 
-def parameter_shardings(dims: Mapping, shapes: Mapping, mesh: Mesh) -> dict:
+def parameter_shardings(dims: Mapping, shapes: Mapping, mesh: AnyMesh) -> dict:
     """A NamedSharding for every parameter. `dims` and `shapes` are nested dicts of the same keys."""
     check_mesh(mesh)
     sizes = dict(mesh.shape)

@@ -18,10 +18,16 @@ MAY_IMPORT = {
     "tokenizer": "",
     "model": "sharding",
     "checkpoint": "model sharding",
-    "evals": "model sharding",
+    "distill": "model sharding",
+    "evals": "distill model sharding",
     "data": "sharding tokenizer",
-    "train": "",  # no model, no data: it sees a loss
-    "cli": "checkpoint data evals model sharding",
+    "train": "",  # no model, no data: it sees a stage
+    "settings": "data model train",
+    "stages": "checkpoint data distill model settings sharding tokenizer train",
+    "chips": "",
+    "hosts": "",
+    "run": "checkpoint chips settings stages train",
+    "cli": "checkpoint data evals hosts model run settings sharding train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.
@@ -31,6 +37,8 @@ HOME = {
     "safetensors": "checkpoint",
     "einops": "checkpoint",
     "optax": "train",
+    "tensorboardX": "train",
+    "wandb": "train",
     "sentencepiece": "tokenizer",
     "grain": "data",
     "array_record": "data",

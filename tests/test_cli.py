@@ -43,7 +43,7 @@ def fails(capsys, *arguments):
 def test_help_lists_the_verbs_there_are(capsys, arguments):
     status, out, _ = run(capsys, *arguments)
     assert status == 0 and all(verb in out for verb in program.VERBS)
-    assert "train" not in out  # not built yet, so not listed
+    assert "generate" not in out  # not built yet, so not listed
 
 
 def test_no_verb_prints_the_overview_and_fails(capsys):
@@ -149,7 +149,9 @@ def test_evaluate_in_bfloat16_is_near(capsys, hf_directory, tmp_path):
 
 def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_path):
     convert = ["convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}"]
-    assert "no verb evalute; did you mean evaluate? (there are: prepare, convert, evaluate)" in fails(capsys, "evalute")
+    assert "no verb evalute; did you mean evaluate? (there are: prepare, train, convert, evaluate)" in fails(
+        capsys, "evalute"
+    )
     assert "convert has no flag --formt; did you mean --format?" in fails(capsys, *convert, "--formt=hf")
     assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")
     assert "required: --format" in fails(capsys, *convert)

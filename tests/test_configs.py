@@ -24,6 +24,7 @@ class Outer:
     inner: Inner = Inner()
     many: dict[str, Inner] = dataclasses.field(default_factory=dict)
     lengths: tuple[int, ...] = (1, 2)
+    other: Inner = Inner(rate=0.75)
 
 
 def load(tmp_path, body, *overrides, argument=""):
@@ -42,6 +43,34 @@ def test_defaults_then_the_file_then_the_command_line(tmp_path):
 
 def test_a_file_may_be_a_plain_dict_and_take_an_argument(tmp_path):
     assert load(tmp_path, "{'label': argument}", argument="1b") == Outer(label="1b")
+
+
+def test_a_nested_default_is_that_of_its_field_not_of_its_class(tmp_path):
+    assert load(tmp_path, "{'other': {'names': ['b']}}").other == Inner(0.75, ("b",))
+    lines = configs.describe(Outer)
+    assert "--config.other.rate=0.75" in lines and "--config.inner.rate=0.5" in lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    size: int
+    inner: Inner
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be at least 1")
+
+
+def test_a_field_without_a_default_must_be_set(tmp_path):
+    (tmp_path / "config.py").write_text("def get_config(): return {}")
+    with pytest.raises(ValueError, match="config: size is 0; it must be at least 1"):
+        configs.load(str(tmp_path / "config.py"), [], Needs)
+    assert configs.load(str(tmp_path / "config.py"), ["--config.size=3"], Needs) == Needs(3, Inner())
+    assert configs.describe(Needs) == [
+        "--config.size=(must be set)",
+        "--config.inner.rate=0.5",
+        "--config.inner.names=('a',)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -48,19 +48,22 @@ def _run_file(text: str) -> Mapping:
     return config
 
 
-def _defaults(schema: type) -> dict:
-    """A nested dict of a dataclass's defaults; a dict of dataclasses starts empty."""
-    return {
-        field.name: _defaults(field.type) if dataclasses.is_dataclass(field.type) else _default(field)
-        for field in dataclasses.fields(schema)
-    }
+def _defaults(schema: type, of: object = None) -> dict:
+    """A nested dict of a dataclass's defaults, or of the values `of` an instance; dicts of dataclasses start empty."""
+    found = {}
+    for field in dataclasses.fields(schema):
+        value = _default(field) if of is None else getattr(of, field.name)
+        found[field.name] = _defaults(field.type, value) if dataclasses.is_dataclass(field.type) else value
+    return found
 
 
 def _default(field: dataclasses.Field) -> object:
-    """A field's default; of one that has none, the type's zero, which the dataclass has to refuse."""
+    """A field's default. Of one that has none: the type's zero, which the dataclass has to refuse; None for fields."""
     if field.default is not dataclasses.MISSING:
         return field.default
-    return (field.type if field.default_factory is dataclasses.MISSING else field.default_factory)()
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if dataclasses.is_dataclass(field.type) else field.type()
 
 
 def _fields(schema: type) -> dict[str, object]:
@@ -137,18 +140,18 @@ def _kind(path: str, config: ml_collections.ConfigDict, schema: type) -> object:
     return kind
 
 
-def describe(schema: type, where: str = "config") -> list[str]:
+def describe(schema: type, where: str = "config", of: object = None) -> list[str]:
     """A line for each field: its path and its default. Entries of a dict are called NAME."""
     lines = []
     for field in dataclasses.fields(schema):
-        path = f"{where}.{field.name}"
+        path, value = f"{where}.{field.name}", _default(field) if of is None else getattr(of, field.name)
         if dataclasses.is_dataclass(field.type):
-            lines += describe(field.type, path)
+            lines += describe(field.type, path, value)
         elif entry_type := _entry_type(field.type):
             lines += describe(entry_type, f"{path}.NAME")
         else:
-            has_default = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-            lines.append(f"--{path}={_default(field)!r}" if has_default else f"--{path}=(must be set)")
+            must_be_set = of is None and (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
+            lines.append(f"--{path}=(must be set)" if must_be_set else f"--{path}={value!r}")
     return lines
 
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, prepare, terminal
+from gemma3_jax.cli import convert, evaluate, prepare, terminal, train
 
 USER_ERROR = 1
 # Libraries that not everybody needs, and the extra of setup.cfg that brings them.
@@ -20,10 +20,12 @@ EXTRAS = {
     "stdnum": "prepare",
     "apache_beam": "beam",
     "tensorflow_datasets": "tfds",
+    "wandb": "wandb",
 }
 
 VERBS = {
     "prepare": (prepare, "raw text -> filtered, tokenised, packed rows"),
+    "train": (train, "walks a recipe's stages in one run directory"),
     "convert": (convert, "writes a checkpoint as another kind"),
     "evaluate": (evaluate, "scores a checkpoint"),
 }
@@ -52,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"no verb {verb}{hint} (there are: {', '.join(VERBS)})")
         module, _ = VERBS[verb]
-        module.run(module.parser().parse_all(rest))
+        status = module.run(module.parser().parse_all(rest))
         sys.stdout.flush()  # a full disk or a closed pipe is an error of this verb, not of the interpreter's end
-        return 0
+        return status or 0
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise

@@ -1,11 +1,15 @@
 """How every verb reads its flags and speaks to its user: one parser, one progress bar, lines on stderr."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import re
 import sys
+import time
 from collections.abc import Sequence
+
+STARTED = time.monotonic()  # this module is the first that the program imports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,10 @@ def mesh(text: str):
 
 
 def say(*lines: str) -> None:
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    """Lines on stderr; if nobody reads it any more, as when Ctrl-C has ended a `tee`, what is at work goes on."""
+    with contextlib.suppress(OSError):
+        if lines:
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def bar(label: str, total: int | None, unit: str = "B"):
@@ -88,6 +95,27 @@ def bar(label: str, total: int | None, unit: str = "B"):
         delay=seconds,
         file=sys.stderr if sys.stderr.isatty() else _Lines(),
     )
+
+
+def steps_bar(label: str, total: int, initial: int):
+    """A live line of steps with ETA, for a terminal."""
+    import tqdm
+
+    return tqdm.tqdm(
+        desc=label,
+        total=total,
+        initial=initial,
+        dynamic_ncols=True,
+        bar_format="{desc} {n_fmt}/{total_fmt}  {postfix}  {remaining} left |{bar}|",
+        file=sys.stderr,
+    )
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
 class _Lines:

@@ -35,7 +35,7 @@ def dims(model: config.Config) -> dict:
     )
 
 
-def shardings(model: config.Config, mesh: jax.sharding.Mesh) -> dict:
+def shardings(model: config.Config, mesh: sharding.AnyMesh) -> dict:
     """Where every parameter rests on the mesh."""
     return sharding.parameter_shardings(dims(model), shapes(model), mesh)
 

@@ -1,0 +1,95 @@
+"""What `train` can be told: every field with its default and its unit.
+
+A config file (`experiments/demo.py` is one) sets what differs; `--config.a.b=value` overrides that.
+"""
+
+import dataclasses
+
+from gemma3_jax.data import settings as data_settings
+from gemma3_jax.model import config as model_config
+from gemma3_jax.model import execution as model_execution
+from gemma3_jax.train import settings as train_settings
+
+AXES = ("replica", "data", "seq", "model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many ways each axis splits. 0 in config.mesh: `data` takes the devices that are left, the others are 1.
+
+    0 in the mesh of a stage: as config.mesh says.
+    """
+
+    replica: int = 0  # whole copies of the parameters; over several slices a multiple of their number
+    data: int = 0  # shards of parameters (ZeRO-3) and of the rows of a step
+    seq: int = 0  # shards of a row
+    model: int = 0  # shards of heads and of the MLP
+
+    def __post_init__(self):
+        for axis in AXES:
+            if getattr(self, axis) < 0:
+                raise ValueError(f"{axis} is {getattr(self, axis)}; it must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the recipe."""
+
+    num_steps: int
+    row_length: int  # tokens
+    rows_per_step: int
+    num_microbatches: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
+    rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
+    data: str = ""  # directory that `prepare` wrote; empty: config.data
+    mixture: dict[str, data_settings.Bucket] = dataclasses.field(default_factory=dict)  # empty: as it was prepared
+    mesh: Mesh = Mesh()
+    optimizer: train_settings.AdamW = train_settings.AdamW()
+    watch: train_settings.Watch = train_settings.Watch()
+    average_decay: float = 0.0  # of an exponential average of the parameters, kept beside them; 0: none
+    z_loss: float = 0.0  # of the squared log-denominator of the softmax, added to what is minimised
+
+    def __post_init__(self):
+        for name in ("num_steps", "row_length", "rows_per_step", "num_microbatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.rows_per_step % self.num_microbatches:
+            raise ValueError(
+                f"rows_per_step is {self.rows_per_step} and num_microbatches {self.num_microbatches}; make the first a "
+                "multiple of the second"
+            )
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay is {self.average_decay}; it must be at least 0 and under 1")
+        if self.rope_scale < 0 or self.z_loss < 0:
+            raise ValueError(f"rope_scale is {self.rope_scale} and z_loss {self.z_loss}; neither may be under 0")
+        self.optimizer.check_fits(self.num_steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The whole of a run."""
+
+    model: model_config.Config
+    data: str = ""  # directory that `prepare` wrote
+    num_data_workers: int = 0  # processes that read ahead on each host; 0: threads
+    init_from: str = ""  # a checkpoint of any kind that `convert` reads; empty: fresh parameters
+    seed: int = 0  # of fresh parameters and of the order of the data
+    mesh: Mesh = Mesh()
+    execution: model_execution.Execution = model_execution.Execution(dtype="bfloat16", remat="full")
+    walk: tuple[str, ...] = ()  # names of stages, in the order they are walked
+    stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
+    checkpoints: train_settings.Checkpoints = train_settings.Checkpoints()
+    deadlines: train_settings.Deadlines = train_settings.Deadlines()
+    log: train_settings.Log = train_settings.Log()
+
+    def __post_init__(self):
+        if not self.walk:
+            raise ValueError("walk is empty; it lists the stages, in order")
+        for name in self.walk:
+            if name not in self.stages:
+                raise ValueError(f"walk names stage {name}; stages has: {', '.join(self.stages) or 'none'}")
+        if len(set(self.walk)) < len(self.walk):
+            raise ValueError(f"walk is {self.walk}; name every stage once")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
+        if self.num_data_workers < 0:
+            raise ValueError(f"num_data_workers is {self.num_data_workers}; it must be at least 0")

@@ -1,0 +1,81 @@
+"""Toy runs of `train`, in this process and in real ones."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from gemma3_jax.train import metrics
+from tests import texts
+
+NUM_STEPS = {"first": 20, "second": 20}
+CONFIG = """
+def get_config(data=""):
+    stage = {"row_length": 64, "rows_per_step": 8, "num_steps": 20,
+             "optimizer": {"peak_rate": 1e-2, "warmup_steps": 4}}
+    return {
+        "model": {"num_layers": 2, "num_local_per_global": 1, "width": 16, "mlp_width": 32, "num_heads": 2,
+                  "num_key_heads": 1, "head_width": 8, "window": 16, "query_scale": 8**-0.5, "rope_scale": 1.0,
+                  "vocab_size": 800},
+        "execution": {"dtype": "float32"},
+        "data": data,
+        "walk": ("first", "second"),
+        "stages": {"first": stage, "second": stage | {"rope_scale": 8.0}},
+        "checkpoints": {"every_steps": 3},
+    }
+"""
+
+
+def make_data(directory: pathlib.Path) -> pathlib.Path:
+    """A toy data set; beside it the config that trains on it."""
+    (directory / "toy_run.py").write_text(CONFIG)
+    return texts.toy_dataset(directory).path
+
+
+def command(data: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
+    config = f"--config={data.parent / 'toy_run.py'}:{data}"
+    # One cache for all runs of a test: the program is the same.
+    return ["train", config, f"--workdir={workdir}", f"--cache={data.parent / 'cache'}", *flags]
+
+
+def start(data: pathlib.Path, workdir: pathlib.Path, *flags: str, num_devices: int = 8, **environment):
+    """A real process, with its own devices."""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    line = [sys.executable, "-m", "gemma3_jax", *command(data, workdir, *flags)]
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, status: int = 0, seconds: float = 300) -> str:
+    """What it said on stderr, once it has ended as it should."""
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == status, err
+    return err
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    """The rows of a run without their timings."""
+    lines = (workdir / metrics.FILE).read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in metrics.TIMINGS} for line in lines]
+
+
+def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Everything that a checkpoint holds, as plain arrays."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    found = ocp.load_checkpointables((workdir / "checkpoints" / str(step)).absolute(), {"params": None, "state": None})
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_end(one: pathlib.Path, other: pathlib.Path, step: int = 40) -> None:
+    """Parameters, optimizer, rows: to the last bit."""
+    assert rows(one) == rows(other)
+    left, right = arrays(one, step), arrays(other, step)
+    assert left.keys() == right.keys() and len(left) > 20
+    for name, array in left.items():
+        np.testing.assert_array_equal(array, right[name], err_msg=name)

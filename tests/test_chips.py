@@ -1,0 +1,18 @@
+"""The kinds that JAX names, and the speed each is counted by."""
+
+import pytest
+
+from gemma3_jax import chips
+
+
+@pytest.mark.parametrize(
+    ("kind", "teraflops"),
+    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918),
+     ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989)],
+)  # fmt: skip
+def test_a_chip_is_known_by_what_jax_calls_it(kind, teraflops):
+    assert chips.peak_flops(kind) == teraflops * 1e12
+
+
+def test_a_cpu_has_no_peak():
+    assert chips.peak_flops("cpu") is None
