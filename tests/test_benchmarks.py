@@ -39,3 +39,9 @@ def test_prepare_is_measured_by_stage_against_plain_sentencepiece():
     stages = {"read", "length", "quality", "personal data", "decontamination", "tokenise", "MinHash", "pack"}
     assert set(found) == stages | {"plain SentencePiece", "prepare without near-duplicates", "prepare"}
     assert found["plain SentencePiece"]["of_plain"] == 1.0
+
+
+def test_the_loop_costs_little_over_the_bare_step():
+    bare, full = lines("train.py", "--steps=3", "--rounds=1", "--library_files=40", "--devices=2")
+    assert min(bare["tokens_per_second"], full["tokens_per_second"], full["peak_memory_mib"]) > 0
+    assert full["devices"] == 2 and full["overhead"] < 1  # a hundredth where it was measured

@@ -1,0 +1,59 @@
+"""What the benchmarks of training train: a fixed toy Gemma 3 on rows of the Python standard library.
+
+6 layers, D 256, 4 query heads and 1 key head of 64, F 1,024, V 2,048, window 128, rows of 512, AdamW, bfloat16
+activations, full remat: MaxText 0.2.5 does 2,047 tokens/s with it on two CPU cores, 1,636 over four virtual devices.
+"""
+
+import json
+import pathlib
+
+from gemma3_jax import settings
+from gemma3_jax.data import builtin, dataset, prepare
+from gemma3_jax.data import settings as data_settings
+from gemma3_jax.model import config, execution
+from gemma3_jax.train import settings as train_settings
+
+ROW_LENGTH = 512
+MODEL = config.Config(
+    num_layers=6,
+    width=256,
+    mlp_width=1_024,
+    num_heads=4,
+    num_key_heads=1,
+    head_width=64,
+    window=128,
+    query_scale=64**-0.5,
+    rope_scale=1.0,
+    vocab_size=2_048,
+)
+
+
+def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset:
+    """Rows of the first so many modules; None: of all."""
+    texts = [row["text"] for file in builtin.files()[:num_files] for row in builtin.rows(file)]
+    (directory / "library.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    made = data_settings.Prepare(
+        sources={"library": data_settings.Source(paths=(str(directory / "library.jsonl"),))},
+        row_lengths=(ROW_LENGTH,),
+        duplicates=data_settings.Duplicates(near=False),
+        tokenizer=data_settings.Tokenizer(size=MODEL.vocab_size, max_characters=3_000_000),
+    )
+    prepare.run(made, str(directory / "data"))
+    return dataset.open_dataset(directory / "data")
+
+
+def recipe(data: dataset.Dataset, rows_per_step: int, num_steps: int) -> settings.Train:
+    """One stage over that data."""
+    stage = settings.Stage(
+        num_steps=num_steps,
+        row_length=ROW_LENGTH,
+        rows_per_step=rows_per_step,
+        optimizer=train_settings.AdamW(peak_rate=1e-3),
+    )
+    return settings.Train(
+        model=MODEL,
+        data=str(data.path),
+        execution=execution.Execution(dtype="bfloat16", remat="full"),
+        walk=("pretrain",),
+        stages={"pretrain": stage},
+    )

@@ -1,0 +1,92 @@
+"""Training of a fixed toy: the step in a bare loop, and the whole of `train` around it.
+
+    python experiments/benchmarks/train.py [--devices=1] [--steps=20] [--rounds=3]
+
+One JSON line for each, with tokens per second, seconds per step (of the fastest round) and peak memory; the second with
+the overhead of the loop: what data, metrics (a row of every step, in metrics.jsonl and TensorBoard), watchdog and
+accounts cost. The rounds of the two alternate. The toy is that of toy.py, where the figures of MaxText are. Grows with
+tokens and parameters; about three minutes on two CPU cores.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import tempfile
+import time
+
+
+def bare_round(leg, compiled, state, batches) -> tuple:
+    """The state after the steps, and seconds per step."""
+    import jax
+
+    started = time.perf_counter()
+    for batch in batches:
+        state, reported = compiled(state, batch.rows)
+    jax.block_until_ready((state, reported))
+    return state, (time.perf_counter() - started) / len(batches)
+
+
+def full_round(given, workdir: pathlib.Path) -> float:
+    """Seconds per step of a run of its own, from its rows, without the first two steps."""
+    import contextlib
+
+    from gemma3_jax import run
+
+    class Bar:
+        update = staticmethod(lambda num_bytes: None)
+
+    front = run.Front(
+        say=lambda *lines: None, show=lambda leg, row: None, bar=lambda label, total: contextlib.nullcontext(Bar)
+    )
+    run.execute(given, run.Asked(workdir=workdir, started=time.monotonic()), front)
+    times = [json.loads(line)["time"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return (times[-1] - times[1]) / (len(times) - 2)
+
+
+def report(what: str, seconds: float, tokens_per_step: int, **more) -> None:
+    import jax
+
+    line = {"benchmark": "train", "what": what, "devices": jax.device_count(), "step_seconds": round(seconds, 4)}
+    line |= {"tokens_per_second": round(tokens_per_step / seconds)}
+    line |= {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, **more}
+    print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=1, help="virtual ones, where there is no accelerator")
+    parser.add_argument("--rows_per_step", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
+    flags = parser.parse_args()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
+
+    import jax
+    import toy
+
+    from gemma3_jax import stages
+
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # the rounds are one program
+        given = toy.recipe(toy.make_data(directory, flags.library_files), flags.rows_per_step, flags.steps + 2)
+        [leg] = stages.build(given, given.walk)
+        batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
+        state = leg.begin(stages.fresh_params(given, leg, given.model))
+        with jax.set_mesh(leg.mesh):
+            compiled = leg.jitted().lower(state, batches[0].rows).compile()
+        state, _ = bare_round(leg, compiled, state, batches[:2])
+        bare, full = [], []
+        for number in range(flags.rounds):
+            state, seconds = bare_round(leg, compiled, state, batches)
+            bare.append(seconds)
+            full.append(full_round(given, directory / f"run{number}"))
+        report("step in a bare loop", min(bare), leg.tokens_per_step)
+        report("train", min(full), leg.tokens_per_step, overhead=round(min(full) / min(bare) - 1, 4))
+
+
+if __name__ == "__main__":
+    main()

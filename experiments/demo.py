@@ -1,0 +1,91 @@
+"""The whole recipe in miniature, on the CPU: a teacher, and a student through the recipe's stages.
+
+    bash launch/demo.sh
+
+Two CPU cores, under ten minutes after installation. The text is the Python standard library (`demo_data.py`). What is
+not here yet of a stage is left out of it: the student learns the next token, not yet from the teacher, and `qat` rounds
+nothing yet. Sizes and rates are ours: of a toy nothing is published.
+
+    python experiments/demo.py runs/demo        # the table of results of a demo that has run there
+"""
+
+import json
+import pathlib
+import sys
+
+import ml_collections
+
+# About 1.7 million parameters, and 3.6; the pattern of 5 local layers and a global one, once.
+STUDENT = {
+    "num_layers": 6,
+    "width": 128,
+    "mlp_width": 512,
+    "num_heads": 4,
+    "num_key_heads": 1,
+    "head_width": 32,
+    "window": 64,  # tokens
+    "query_scale": 32**-0.5,
+    "rope_scale": 8.0,  # of the model that comes out; the stage before the extension has 1
+    "vocab_size": 2_048,
+}
+TEACHER = STUDENT | {"width": 192, "mlp_width": 768, "head_width": 48, "query_scale": 48**-0.5, "rope_scale": 1.0}
+
+
+def get_config(who: str = "student") -> ml_collections.ConfigDict:
+    if who not in ("student", "teacher"):
+        raise ValueError(
+            f"the argument is {who!r}; it must be student or teacher: --config=experiments/demo.py:teacher"
+        )
+    pretrain = {
+        "row_length": 512,  # tokens
+        "rows_per_step": 4,
+        "num_steps": 320 if who == "student" else 180,
+        "rope_scale": 1.0,
+        "optimizer": {"peak_rate": 4e-3, "warmup_steps": 40, "final_share": 0.1},
+    }
+    long_context = pretrain | {
+        "row_length": 4_096,  # 8 times as long, as 32K to 128K and the scale of 8 are
+        "rows_per_step": 1,
+        "num_steps": 30,
+        "rope_scale": 8.0,
+        "optimizer": {"peak_rate": 1e-3, "warmup_steps": 3},
+    }
+    qat = pretrain | {
+        "num_steps": 60,
+        "rope_scale": 8.0,
+        "optimizer": {"peak_rate": 4e-4, "warmup_steps": 6, "weight_decay": 0.0},
+    }
+    stages = {"pretrain": pretrain}
+    if who == "student":
+        stages |= {"long_context": long_context, "qat": qat}
+    return ml_collections.ConfigDict(
+        {
+            "model": STUDENT if who == "student" else TEACHER,
+            "execution": {"dtype": "bfloat16", "remat": "none"},  # a toy's activations fit
+            "walk": tuple(stages),
+            "stages": stages,
+            "checkpoints": {"every_steps": 50},
+        }
+    )
+
+
+def main(directory: str) -> None:
+    """Prints what each stage came to: means over its last tenth of steps."""
+    print(f"{'':<10}{'stage':<14}{'steps':>7}{'tokens':>12}{'loss':>8}{'bits/byte':>11}{'tokens/s':>10}{'minutes':>9}")
+    for who in ("teacher", "student"):
+        file = pathlib.Path(directory) / who / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for stage in dict.fromkeys(row["stage"] for row in rows):
+            of_stage = [row for row in rows if row["stage"] == stage]
+            last = of_stage[-max(1, len(of_stage) // 10) :]
+            loss, bits = (sum(row[name] for row in last) / len(last) for name in ("loss", "bits_per_byte"))
+            seconds = sum(row["step_seconds"] for row in of_stage)
+            tokens = round(sum(row["tokens_per_second"] * row["step_seconds"] for row in of_stage))
+            print(
+                f"{who:<10}{stage:<14}{len(of_stage):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
+                f"{tokens / seconds:>10,.0f}{seconds / 60:>9.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,101 @@
+"""The published recipe of one size: 270m, 1b, 4b, 12b or 27b, on the mesh of the report's Table 2.
+
+    python -m gemma3_jax train --config=experiments/recipe.py:1b --workdir=gs-mounted/1b --config.data=/data/prepared
+
+Hardware and hours: Table 2 (512 v5e chips for 1B, 2,048 v5e for 4B, 6,144 v4 for 12B, 6,144 v5p for 27B); 27B would
+take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 operations over
+6,144 x 4.59e14 a second). It has been traced (tests/test_experiments.py), not run: no accelerator was at hand.
+Sources: "report" is the Gemma 3 technical report (arXiv 2503.19786). "Not published" marks what is ours, and why.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from gemma3_jax.model import config
+
+K = 1_024
+# Tokens of pre-training: report, section 2.2; of 270M: Google's announcement of it (2025-08-14).
+TOKENS = {"270m": 6e12, "1b": 2e12, "4b": 4e12, "12b": 12e12, "27b": 14e12}
+# Report, Table 2: shards of data, of sequence, replicas. 270M is not in it: a pod of 256 v5e chips.
+MESH = {
+    "270m": {"data": 64, "seq": 4, "replica": 1},
+    "1b": {"data": 16, "seq": 16, "replica": 2},  # 512 v5e
+    "4b": {"data": 16, "seq": 16, "replica": 8},  # 2,048 v5e
+    "12b": {"data": 16, "seq": 16, "replica": 24},  # 6,144 v4
+    "27b": {"data": 24, "seq": 8, "replica": 32},  # 6,144 v5p
+}
+# Not published. Usual for the size at millions of tokens a step; falls as the width grows.
+PEAK_RATE = {"270m": 2e-3, "1b": 1e-3, "4b": 6e-4, "12b": 4e-4, "27b": 3e-4}
+LONG_STEPS = 2_000  # not published; twice the 1,000 of position interpolation (Chen et al. 2023, section 3.1)
+QAT_STEPS = 5_000  # report, section 2.3
+
+
+def get_config(size: str) -> ml_collections.ConfigDict:
+    if size not in config.SIZES:
+        raise ValueError(
+            f"size is {size!r}; it must be one of {', '.join(config.SIZES)}: --config=experiments/recipe.py:1b"
+        )
+    model = config.SIZES[size]
+    is_extended = model.rope_scale > 1  # to 128K: 4B and up (report, section 2)
+    mesh = MESH[size]
+    rows_per_step = mesh["data"] * mesh["replica"]  # not published; one row a data shard: the least that fills the mesh
+    pretrain = {
+        "row_length": 32 * K,  # tokens; report, section 2
+        "rows_per_step": rows_per_step,
+        "num_steps": round(TOKENS[size] / (rows_per_step * 32 * K)),
+        "rope_scale": 1.0,  # report, section 5.3: rescaled when rows grow to 128K
+        "optimizer": _optimizer(PEAK_RATE[size], warmup_steps=2_000),
+        "z_loss": 1e-4,  # not published; PaLM's, against logits that drift in bfloat16
+    }
+    stages = {"pretrain": pretrain}
+    if is_extended:
+        # Not published how: a quarter of the data shards and four times the sequence shards, so that a chip holds as
+        # many tokens as before and parameters have as many shards.
+        long_mesh = {"data": mesh["data"] // 4, "seq": mesh["seq"] * 4}
+        stages["long_context"] = pretrain | {
+            "row_length": 128 * K,  # report, section 2
+            "rows_per_step": long_mesh["data"] * mesh["replica"],  # the same tokens a step
+            "num_steps": LONG_STEPS,
+            "rope_scale": model.rope_scale,  # 8, of the global layers; report, section 2
+            "mesh": long_mesh,
+            # Not published; where the cosine of pre-training has ended.
+            "optimizer": _optimizer(PEAK_RATE[size] / 10, warmup_steps=20),
+        }
+    stages["qat"] = pretrain | {
+        "num_steps": QAT_STEPS,
+        "rope_scale": model.rope_scale,
+        # Not published; small, to a tenth, and no decay, which would pull weights off the grid they were trained to.
+        "optimizer": _optimizer(1e-5, warmup_steps=100) | {"weight_decay": 0.0},
+    }
+    return ml_collections.ConfigDict(
+        {
+            "model": dataclasses.asdict(model),  # report, Table 1 and section 2
+            "mesh": mesh,
+            "execution": {"dtype": "bfloat16", "remat": "full"},  # not published; what fits (README)
+            "walk": tuple(name for name in ("pretrain", "long_context", "qat") if name in stages),
+            "stages": stages,
+            "num_data_workers": 4,  # processes a host
+            "checkpoints": {
+                "every_steps": 0,
+                "every_minutes": 15.0,  # what a lost machine may cost
+                "keep_last": 3,
+                "keep_every_steps": 20_000,
+            },
+            "log": {"every_steps": 10},
+        }
+    )
+
+
+def _optimizer(peak_rate: float, *, warmup_steps: int) -> dict:
+    """Not published but for the sharding of its state: AdamW as most use it, a cosine to a tenth."""
+    return {
+        "peak_rate": peak_rate,
+        "warmup_steps": warmup_steps,
+        "decay": "cosine",
+        "final_share": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.1,
+        "max_gradient_norm": 1.0,
+    }

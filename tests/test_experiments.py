@@ -1,0 +1,72 @@
+"""Every experiment is built; those for pods are traced on their meshes, with nothing allocated."""
+
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from gemma3_jax import settings, sharding, stages
+from gemma3_jax.cli import configs
+from gemma3_jax.data import stream
+from gemma3_jax.model import config
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+CHIPS = {"270m": 256, "1b": 512, "4b": 2_048, "12b": 6_144, "27b": 6_144}  # report, Table 2; 270m: ours
+
+
+def load(argument: str) -> settings.Train:
+    return configs.load(f"{EXPERIMENTS / 'recipe.py'}:{argument}", [], settings.Train)
+
+
+def mesh_of(given: settings.Train, name: str) -> AbstractMesh:
+    sizes = [getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) or 1 for axis in sharding.AXES]
+    return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def rows_of(num_rows: int, row_length: int) -> stream.Rows:
+    ids = jnp.zeros((num_rows, row_length), jnp.int32)
+    return stream.Rows(ids, ids, ids > 0, ids, ids)
+
+
+@pytest.mark.parametrize("size", config.SIZES)
+def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
+    given = load(size)
+    for name in given.walk:
+        mesh = mesh_of(given, name)
+        assert mesh.size == CHIPS[size]
+        leg = stages.abstract_leg(given, name, mesh, np.zeros(given.model.vocab_size, np.int32))
+        asked = given.stages[name]
+        step, shape = leg.step(), (asked.rows_per_step, asked.row_length)
+        with jax.sharding.use_abstract_mesh(mesh):
+            state, reported = jax.eval_shape(lambda state: step(state, rows_of(*shape)), leg.abstract())  # noqa: B023
+        assert reported["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(leg.abstract())
+
+
+@pytest.mark.parametrize("size", config.SIZES)
+def test_the_recipe_of_a_size_is_the_reports(size):
+    given = load(size)
+    names = ["pretrain", "qat"] if size in ("270m", "1b") else ["pretrain", "long_context", "qat"]
+    assert list(given.walk) == names and given.stages["qat"].num_steps == 5_000
+    asked = [given.stages[name] for name in names]
+    assert [stage.row_length for stage in asked[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
+    assert [stages.stage_model(given, name).rope_scale for name in names] == [
+        1.0,
+        *[given.model.rope_scale] * (len(names) - 1),
+    ]
+    tokens = asked[0].num_steps * asked[0].rows_per_step * asked[0].row_length
+    assert tokens == pytest.approx({"270m": 6e12, "1b": 2e12, "4b": 4e12, "12b": 12e12, "27b": 14e12}[size], rel=1e-5)
+    assert len({stage.rows_per_step * stage.row_length for stage in asked}) == 1
+
+
+def test_a_size_that_is_not_published_is_named():
+    with pytest.raises(ValueError, match=r"size is '2b'; it must be one of 270m, 1b, 4b, 12b, 27b: --config="):
+        load("2b")
+
+
+def test_the_demo_is_built():
+    given = configs.load(str(EXPERIMENTS / "demo.py"), [], settings.Train)
+    assert math.prod(getattr(given.mesh, axis) or 1 for axis in sharding.AXES) == 1
