@@ -16,10 +16,15 @@ def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, ca
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^    python -m gemma3_jax (.*)$", README, flags=re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["prepare", "convert", "evaluate", "convert"]
-    for command in commands:
-        fewer = ["--config.sources.library.share=0.1"] if command.startswith("prepare") else []
-        assert program.main([*command.split(), *fewer]) == 0, capsys.readouterr().err
+    verbs = [command.split()[0] for command in commands]
+    assert verbs == ["prepare", "train", "convert", "convert", "evaluate", "convert"]
+    fewer = {
+        "prepare": ["--config.sources.library.share=0.1"],
+        "train": ["--stage=pretrain", "--config.stages.pretrain.num_steps=2", "--config.mesh.data=1"]
+        + ["--config.stages.pretrain.optimizer.warmup_steps=0", "--config.stages.pretrain.row_length=512"],
+    }
+    for verb, command in zip(verbs, commands, strict=True):
+        assert program.main([*command.split(), *fewer.get(verb, [])]) == 0, capsys.readouterr().err
     capsys.readouterr()
     names: dict = {}
     for example in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
