@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 
@@ -41,6 +43,7 @@ def test_prepare_is_measured_by_stage_against_plain_sentencepiece():
     assert found["plain SentencePiece"]["of_plain"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_loop_costs_little_over_the_bare_step():
     bare, full = lines("train.py", "--steps=3", "--rounds=1", "--library_files=40", "--devices=2")
     assert min(bare["tokens_per_second"], full["tokens_per_second"], full["peak_memory_mib"]) > 0

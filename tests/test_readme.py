@@ -21,7 +21,8 @@ def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, ca
     fewer = {
         "prepare": ["--config.sources.library.share=0.1"],
         "train": ["--stage=pretrain", "--config.stages.pretrain.num_steps=2", "--config.mesh.data=1"]
-        + ["--config.stages.pretrain.optimizer.warmup_steps=0", "--config.stages.pretrain.row_length=512"],
+        + ["--config.stages.pretrain.optimizer.warmup_steps=0", "--config.model.num_layers=1"]
+        + ["--config.model.num_local_per_global=0"],
     }
     for verb, command in zip(verbs, commands, strict=True):
         assert program.main([*command.split(), *fewer.get(verb, [])]) == 0, capsys.readouterr().err

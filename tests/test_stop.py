@@ -27,7 +27,7 @@ def wait_for_rows(process, workdir, num_rows):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(data, tmp_path, number):
     process = runs.start(data, tmp_path / "run", SLOW, num_devices=1)
     wait_for_rows(process, tmp_path / "run", 4)
@@ -73,7 +73,9 @@ def start_hanging(data, workdir, where, *flags):
     return subprocess.Popen(line, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("phase", ["step", "save", "start_up"])
+@pytest.mark.parametrize(
+    "phase", ["step", *(pytest.param(name, marks=pytest.mark.slow) for name in ("save", "start_up"))]
+)
 def test_a_phase_that_hangs_leaves_its_stacks_and_status_124(data, tmp_path, phase):
     process = start_hanging(data, tmp_path / "run", phase, f"--config.deadlines.{phase}=4")
     err = runs.finish(process, status=124)

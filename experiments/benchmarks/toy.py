@@ -42,8 +42,8 @@ def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset
     return dataset.open_dataset(directory / "data")
 
 
-def recipe(data: dataset.Dataset, rows_per_step: int, num_steps: int) -> settings.Train:
-    """One stage over that data."""
+def recipe(data: dataset.Dataset, rows_per_step: int, num_steps: int, *, num_devices: int = 1) -> settings.Train:
+    """One stage over that data, its rows split over so many devices."""
     stage = settings.Stage(
         num_steps=num_steps,
         row_length=ROW_LENGTH,
@@ -53,6 +53,7 @@ def recipe(data: dataset.Dataset, rows_per_step: int, num_steps: int) -> setting
     return settings.Train(
         model=MODEL,
         data=str(data.path),
+        mesh=settings.Mesh(data=num_devices),
         execution=execution.Execution(dtype="bfloat16", remat="full"),
         walk=("pretrain",),
         stages={"pretrain": stage},

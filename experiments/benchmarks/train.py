@@ -72,7 +72,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # the rounds are one program
-        given = toy.recipe(toy.make_data(directory, flags.library_files), flags.rows_per_step, flags.steps + 2)
+        given = toy.recipe(
+            toy.make_data(directory, flags.library_files),
+            flags.rows_per_step,
+            flags.steps + 2,
+            num_devices=flags.devices,
+        )
         [leg] = stages.build(given, given.walk)
         batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
         state = leg.begin(stages.fresh_params(given, leg, given.model))

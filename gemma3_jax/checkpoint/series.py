@@ -117,8 +117,6 @@ class Series:
             yield
         except (ValueError, OSError, RuntimeError) as error:
             self._checkpointer = None  # it takes the failed one for written; the next one sweeps up
-            if not isinstance(error, OSError) and not re.match("[A-Z_]+: ", str(error)):
-                raise  # no status of tensorstore's: not the disk's doing
             place = self._directory if step is None else self.path(step)
             raise OSError(f"{place} cannot be written: {store.first_line(store.first_cause(error))}") from error
 
