@@ -362,6 +362,7 @@ def test_a_disk_that_is_full_for_a_while_spoils_no_event_before_or_after(writers
 # --- wandb ---
 
 
+@pytest.mark.interop
 def test_wandb_keeps_one_run_for_all_processes_of_a_run(writers, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
