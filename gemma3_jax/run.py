@@ -25,7 +25,7 @@ from gemma3_jax.checkpoint import series
 from gemma3_jax.train import goodput, interrupts, journal, loop, metrics, saver, stage, step, trace, walk, watchdog
 
 DONE, DIVERGED, STOPPED = 0, 70, interrupts.STOPPED  # exit statuses
-CONFIG, STARTS, GOODPUT, CHECKPOINTS = "config.json", "starts.jsonl", "goodput.jsonl", "checkpoints"
+CONFIG, STARTS, GOODPUT = "config.json", "starts.jsonl", "goodput.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
     ledger_file = asked.workdir / GOODPUT if is_first else pathlib.Path(os.devnull)
     ledger = goodput.Ledger(journal.Journal(ledger_file, front.say), started=asked.started)
     checkpoints = series.Series(
-        asked.workdir / CHECKPOINTS,
+        asked.workdir / series.CHECKPOINTS,
         keep_last=given.checkpoints.keep_last,
         keep_every_steps=given.checkpoints.keep_every_steps,
         keep_steps=walk.offsets(legs)[1:],
@@ -217,7 +217,7 @@ def _describe(leg: stage.Leg) -> str:
 
 
 def differences(old: object, new: object) -> list[str]:
-    """ "config.a.b: old -> new" for each field in which two configs, as nested dicts, differ."""
+    """A line for each field in which two configs, as nested dicts, differ: config.a.b: old -> new."""
     olds, news = _flat(old), _flat(new)
     fields = sorted(name for name in olds.keys() | news.keys() if olds.get(name) != news.get(name))
     return [f"config.{name}: {olds.get(name)!r} -> {news.get(name)!r}" for name in fields]
@@ -241,10 +241,8 @@ def _write_config(given: settings.Train, workdir: pathlib.Path, say: Callable[..
             say(*(f"changed since the last start: {line}" for line in differences(json.loads(path.read_text()), now)))
     except ValueError as error:
         say(f"warning: {path} is not what a run writes, and is written anew: {error}")
-    partial = path.with_name(f".{path.name}")
     try:
-        partial.write_text(json.dumps(journal.finite(now), indent=2) + "\n")
-        partial.replace(path)
+        journal.replace(path, json.dumps(journal.finite(now), indent=2).encode() + b"\n")
     except OSError as error:
         say(f"warning: {path} cannot be written: {error}")
     journal.Journal(workdir / STARTS, say).write({"time": time.time(), "command": sys.argv[1:], "config": now})

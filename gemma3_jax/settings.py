@@ -10,8 +10,6 @@ from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution as model_execution
 from gemma3_jax.train import settings as train_settings
 
-AXES = ("replica", "data", "seq", "model")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -26,9 +24,9 @@ class Mesh:
     model: int = 0  # shards of heads and of the MLP
 
     def __post_init__(self):
-        for axis in AXES:
-            if getattr(self, axis) < 0:
-                raise ValueError(f"{axis} is {getattr(self, axis)}; it must be at least 0")
+        for axis, size in dataclasses.asdict(self).items():
+            if size < 0:
+                raise ValueError(f"{axis} is {size}; it must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

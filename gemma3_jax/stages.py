@@ -129,8 +129,8 @@ def stage_mesh(given: settings.Train, name: str) -> Mesh:
 
     Raises: ValueError if the axes do not multiply to the devices there are, or to a part of them on one host.
     """
-    sizes = {axis: getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) for axis in settings.AXES}
-    others = math.prod(sizes[axis] or 1 for axis in settings.AXES if axis != "data")
+    sizes = {axis: getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) for axis in sharding.AXES}
+    others = math.prod(sizes[axis] or 1 for axis in sharding.AXES if axis != "data")
     if not sizes["data"]:
         if jax.device_count() % others:
             raise ValueError(

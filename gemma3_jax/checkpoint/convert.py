@@ -13,7 +13,6 @@ from gemma3_jax.checkpoint import hf, hf_config, placing, published, series, sto
 from gemma3_jax.model import config
 
 FORMATS = ("orbax", "hf")
-CHECKPOINTS = "checkpoints"  # of a run, in its directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,8 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no directory; a checkpoint is one")
-    if (path / CHECKPOINTS).is_dir():
-        path = _newest(path / CHECKPOINTS)
+    if (path / series.CHECKPOINTS).is_dir():
+        path = _newest(path / series.CHECKPOINTS)
     is_ours = store.is_ours(path)
     is_published = store.is_orbax(path) and not is_ours
     if model is not None and not is_published:

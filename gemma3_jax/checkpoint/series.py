@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from gemma3_jax.checkpoint import store
 
+CHECKPOINTS = "checkpoints"  # the directory, in that of a run
 STATE, CURSOR, META = "state", "cursor", "meta"
 # Replicas share the writing of what they all hold, but not of vectors: cutting those took longer than writing them.
 LEAST_SLICE_BYTES = 1 << 20

@@ -36,12 +36,7 @@ class Journal:
         content = b"".join(lines)
         if not self._path.exists() or content == self._path.read_bytes():
             return
-        partial = self._path.with_name(f"{self._path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        replace(self._path, content)
 
     def _lines(self) -> list[tuple[bytes, dict]]:
         found = []
@@ -53,6 +48,16 @@ class Journal:
             if line.endswith(b"\n") and isinstance(entry, dict):
                 found.append((line, entry))
         return found
+
+
+def replace(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole, or leaves what is there. Raises: OSError."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def finite(value: object) -> object:

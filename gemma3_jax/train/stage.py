@@ -51,19 +51,18 @@ class Leg:
     identity: dict[str, str]  # what a checkpoint has to agree in: field -> value
     about: dict  # the model's columns and the tokenizer's digest, for whoever opens a checkpoint by itself
 
-    @property
-    def average(self) -> bool:
-        return self.average_decay > 0
+    def init(self, params: dict) -> step.State:
+        """The state before the first step; to be traced."""
+        return step.init(params, self.stage.optimizer, average=self.average_decay > 0)
 
     def places(self) -> step.State:
         """Where a state of this leg rests."""
-        return step.places(self.param_shapes, self.stage.optimizer, self.param_places, average=self.average)
+        shapes = jax.eval_shape(self.init, self.param_shapes)
+        return step.places(shapes, self.stage.optimizer, self.param_places)
 
     def abstract(self) -> step.State:
         """A state's shapes, dtypes and places."""
-        shapes = jax.eval_shape(
-            lambda params: step.init(params, self.stage.optimizer, average=self.average), self.param_shapes
-        )
+        shapes = jax.eval_shape(self.init, self.param_shapes)
         return jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.places()
         )
@@ -71,11 +70,7 @@ class Leg:
     def begin(self, params: dict) -> step.State:
         """The state before the first step; `params` are given away."""
         params = jax.device_put(params, self.param_places)
-        make = jax.jit(
-            lambda params: step.init(params, self.stage.optimizer, average=self.average),
-            donate_argnums=0,
-            out_shardings=self.places(),
-        )
+        make = jax.jit(self.init, donate_argnums=0, out_shardings=self.places())
         with jax.set_mesh(self.mesh):
             return make(params)
 

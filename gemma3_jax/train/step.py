@@ -52,12 +52,11 @@ def init(params: dict, optimize: optimizer.Optimizer, *, average: bool = False) 
     return State(counts[0], params, optimize.transform.init(params), kept, normal)
 
 
-def places(params: dict, optimize: optimizer.Optimizer, param_places: dict, *, average: bool = False) -> State:
+def places(state: State, optimize: optimizer.Optimizer, param_places: dict) -> State:
     """Where everything of a state rests: moments and the average where their parameters do, the rest everywhere.
 
-    `params` may be shapes and dtypes alone.
+    `state` may be shapes and dtypes alone.
     """
-    state = jax.eval_shape(lambda params: init(params, optimize, average=average), params)
     everywhere = NamedSharding(jax.tree.leaves(param_places)[0].mesh, PartitionSpec())
     moments = optax.tree.map_params(
         optimize.transform,
@@ -67,7 +66,7 @@ def places(params: dict, optimize: optimizer.Optimizer, param_places: dict, *, a
         transform_non_params=lambda _: everywhere,
     )
     normal = jax.tree.map(lambda _: everywhere, state.normal)
-    return State(everywhere, param_places, moments, param_places if average else None, normal)
+    return State(everywhere, param_places, moments, None if state.average is None else param_places, normal)
 
 
 def make(
