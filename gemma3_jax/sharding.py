@@ -7,7 +7,7 @@ annotations, in einsum strings and in sharding annotations alike:
     T query tokens      K key heads         M teacher samples       Q soft tokens
     S key tokens        G = N / K           I images                W vision width
     D width             H head width        L layers                R blocks
-    F MLP width         V vocabulary                                Z tokens in a block
+    F MLP width         V vocabulary                                Z items in a block
 
 The mesh axes are those of the report's Table 2, and one more: `replica` (whole copies of the parameters, across pods),
 `data` (ZeRO-3), `seq` (context), and `model` (tensor parallel; 1 unless asked for).

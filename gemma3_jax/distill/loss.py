@@ -1,79 +1,83 @@
-"""The loss over the vocabulary: cross-entropy of the next token, for a chunk of tokens at a time."""
+"""What a stage minimises: the cross-entropy of the next token, or of a teacher's word on it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from gemma3_jax.model import config, execution, masks, parameters, transformer
+from gemma3_jax.distill import cross_entropy, settings, targets
+from gemma3_jax.model import config, execution, masks, parameters
 
-LOGITS_PER_CHUNK = 1 << 26  # on one device: 256 MiB of float32; 8,192 tokens of V = 262,144 at once would be 8 GiB
+# (summed loss in nats, number of targets, sums of what is reported)
+Result = tuple[jax.Array, jax.Array, dict[str, jax.Array]]
 
 
 def next_token(
-    model: config.Config,
-    execute: execution.Execution,
-    mesh_shape: Mapping[str, int],
-    *,
-    num_bytes: np.ndarray,
-    z_loss: float = 0.0,
-) -> Callable[[dict, object], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]:
+    model: config.Config, execute: execution.Execution, *, num_bytes: np.ndarray, z_loss: float = 0.0
+) -> Callable[[dict, object], Result]:
     """(parameters, rows) -> summed cross-entropy (nats), number of targets, and sums of what is reported.
 
     `rows` has tokens, targets, loss_mask, segments and positions, each [B, T]; `num_bytes` is int32[V], the bytes of
     text that an id stands for. `z_loss` adds so much of the squared log of the softmax's denominator to what is
-    minimised, and not to the loss that is shown (PaLM, section 5: 1e-4).
+    minimised, and not to the `loss` that is shown (PaLM, section 5: 1e-4).
     """
 
     def loss(params, rows):
-        bound = parameters.bind(model, params)
-        hidden = bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execute)
-        nats, z = _summed(bound, hidden, rows.targets, rows.loss_mask, mesh_shape)
-        sums = {"bytes_per_target": jnp.sum(jnp.asarray(num_bytes)[rows.targets] * rows.loss_mask)}
-        if z_loss:
-            sums["loss"] = nats
-        return nats + z_loss * z, jnp.sum(rows.loss_mask, dtype=jnp.int32), sums
+        hidden, table = _hidden(model, execute, params, rows), params["embedder"]["table"]
+        total, sums = cross_entropy.summed(hidden, table, rows.labels, rows.loss_mask, None, z_loss=z_loss)
+        return total, *_counts(rows, num_bytes, {"loss": sums["loss"]})
 
     return loss
 
 
-def _summed(
-    bound: transformer.Transformer,
-    hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    mesh_shape: Mapping[str, int],
-) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and squared log-denominator, each summed over the masked tokens."""
-    num_rows, num_tokens = targets.shape
-    size = chunk_size(num_rows, num_tokens, bound.model.vocab_size, mesh_shape)
+def distilled(
+    model: config.Config,
+    execute: execution.Execution,
+    *,
+    num_bytes: np.ndarray,
+    samples: settings.Samples,
+    hard_label_weight: float = 0.0,
+    z_loss: float = 0.0,
+    targets_of: Callable[[object, object], targets.Targets],
+) -> Callable[[dict, object, object], Result]:
+    """(parameters, what is frozen, rows) -> as `next_token`, of what `targets_of(frozen, rows)` says of each token.
 
-    def one(hidden, targets, mask):
-        logits = bound.logits(hidden)
-        log_denominator = jax.nn.logsumexp(logits, axis=-1)
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jnp.sum((log_denominator - picked) * mask), jnp.sum(jnp.square(log_denominator) * mask)
+    `loss` is what is minimised but for `z_loss`; beside it come, of the masked tokens, `cross_entropy` of the student
+    and `teacher_cross_entropy` (nats, of the token that did come, at temperature 1), `kept_mass`, `agreement`, and
+    `kl_to_teacher` (nats, at the temperature of the samples): unbiased where the estimator is, exact where all ids are
+    kept, and left out elsewhere.
+    """
+    knows_kl = samples.estimator in settings.UNBIASED or samples.num_samples >= model.vocab_size
+    shown = ("loss", "cross_entropy", "kept_mass", "teacher_cross_entropy", "agreement")
 
-    if size == num_tokens:
-        return one(hidden, targets, mask)
+    def loss(params, frozen, rows):
+        hidden, table = _hidden(model, execute, params, rows), params["embedder"]["table"]
+        total, sums = cross_entropy.summed(
+            hidden,
+            table,
+            rows.labels,
+            rows.loss_mask,
+            targets_of(frozen, rows),
+            temperature=samples.temperature,
+            hard_label_weight=hard_label_weight,
+            z_loss=z_loss,
+        )
+        found = {name: sums[name] for name in shown}
+        if knows_kl:
+            found["kl_to_teacher"] = sums["soft_loss"] - sums["teacher_entropy"]
+        return total, *_counts(rows, num_bytes, found)
 
-    def chunk(total, parts):
-        return jax.tree.map(jnp.add, total, jax.checkpoint(one, prevent_cse=False)(*parts)), None
-
-    parts = [jnp.moveaxis(spread(x, size), 2, 0) for x in (hidden, targets, mask)]
-    return jax.lax.scan(chunk, (jnp.zeros(()), jnp.zeros(())), tuple(parts))[0]
+    return loss
 
 
-def spread(x: jax.Array, size: int) -> jax.Array:
-    """[B, T, ...] -> [B, size, T / size, ...]: chunk n is [:, :, n], and has tokens of every `seq` shard."""
-    return x.reshape(x.shape[0], size, -1, *x.shape[2:])
+def _hidden(model: config.Config, execute: execution.Execution, params: dict, rows) -> Float[Array, "B T D"]:
+    bound = parameters.bind(model, params)
+    return bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execute)
 
 
-def chunk_size(num_rows: int, num_tokens: int, vocab_size: int, mesh_shape: Mapping[str, int]) -> int:
-    """Tokens of each row whose logits fit LOGITS_PER_CHUNK on a device: a divisor of T, and a multiple of `seq`."""
-    seq = mesh_shape["seq"]
-    rows_per_device = num_rows // (mesh_shape["replica"] * mesh_shape["data"])
-    fitting = max(1, LOGITS_PER_CHUNK // (rows_per_device * vocab_size)) * seq
-    return max(size for size in range(seq, num_tokens + 1, seq) if num_tokens % size == 0 and size <= fitting)
+def _counts(rows, num_bytes: np.ndarray, sums: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The number of targets, and the sums with their bytes."""
+    bytes_of_targets = jnp.sum(jnp.asarray(num_bytes)[rows.labels] * rows.loss_mask)
+    return jnp.sum(rows.loss_mask, dtype=jnp.int32), sums | {"bytes_per_target": bytes_of_targets}

@@ -2,16 +2,15 @@
 
 import collections
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax import sharding
-from gemma3_jax.distill import loss
-from gemma3_jax.model import config, execution, masks, parameters, weights
+from gemma3_jax.distill import cross_entropy, vocabulary
+from gemma3_jax.model import config, execution, masks, parameters
 
 TOKENS_PER_BATCH = 8192
 
@@ -31,33 +30,13 @@ def check(token_lists: object, vocab_size: int, place: str) -> None:
 
 
 def next_token_logprobs(
-    model: config.Config,
-    execute: execution.Execution,
-    mesh_shape: Mapping[str, int],
-    params: dict,
-    tokens: Int[Array, "B T"],
+    model: config.Config, execute: execution.Execution, params: dict, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """Natural log of the probability of tokens[:, t + 1] after tokens[:, :t + 1]; the last column means nothing.
-
-    Logits are made for a chunk of tokens at a time and never kept.
-    """
+    """Natural log of the probability of tokens[:, t + 1] after tokens[:, :t + 1]; the last column means nothing."""
     transformer = parameters.bind(model, params)
     # Rows are filled up at their ends, where no earlier token looks: one document each will do.
     hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
-    table = weights.gathered(params["embedder"]["table"], "VD", hidden.dtype)  # once, not for every chunk
-    num_rows, num_tokens = tokens.shape
-    size = loss.chunk_size(num_rows, num_tokens, model.vocab_size, mesh_shape)
-
-    def score_chunk(chunk):
-        hidden, targets = chunk
-        logits = jnp.einsum("BTD,VD->BTV", hidden, table, preferred_element_type=jnp.float32)
-        logits = sharding.constrain(logits, "BTV")
-        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return target_logits - jax.nn.logsumexp(logits, axis=-1)
-
-    parts = [loss.spread(x, size) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
-    scores = jax.lax.map(score_chunk, tuple(jnp.moveaxis(x, 2, 0) for x in parts))
-    return jnp.moveaxis(scores, 0, 2).reshape(num_rows, num_tokens)
+    return cross_entropy.label_log_probs(hidden, params["embedder"]["table"], jnp.roll(tokens, -1, axis=1))
 
 
 def score(
@@ -73,7 +52,7 @@ def score(
 
     Lists of like length share a batch, filled up to a power of two, so few shapes are compiled.
     """
-    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute, mesh.shape))
+    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute))
     by_length = collections.defaultdict(list)
     for number, tokens in enumerate(token_lists):
         by_length[_padded_length(len(tokens), mesh.shape["seq"])].append(number)
@@ -81,7 +60,7 @@ def score(
     row_multiple = mesh.shape["replica"] * mesh.shape["data"]
     for num_tokens, numbers in sorted(by_length.items()):
         # A chunk has at least one token of every row.
-        most = min(TOKENS_PER_BATCH // num_tokens, loss.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
+        most = min(TOKENS_PER_BATCH // num_tokens, vocabulary.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
         wanted = max(1, min(len(numbers), most))
         num_rows = -(-(1 << (wanted.bit_length() - 1)) // row_multiple) * row_multiple
         for start in range(0, len(numbers), num_rows):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import loss
+from gemma3_jax.distill import vocabulary
 from gemma3_jax.evals import logprobs
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
@@ -41,7 +41,7 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
     )
     whole = score()
     monkeypatch.setattr(logprobs, "TOKENS_PER_BATCH", 32)
-    monkeypatch.setattr(loss, "LOGITS_PER_CHUNK", 96 * 8)
+    monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", 96 * 8)
     for a, b in zip(whole, score(), strict=True):
         np.testing.assert_allclose(a, b, atol=toys.ROUNDING)
 
@@ -50,8 +50,7 @@ def test_logits_are_never_whole():
     model = toys.variant("padded_table")
     shapes = parameters.shapes(model)
     tokens = jax.ShapeDtypeStruct((2, 4096), jnp.int32)
-    mesh_shape = sharding.make_mesh().shape
-    score = lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, mesh_shape, *a)  # noqa: E731
+    score = lambda *a: logprobs.next_token_logprobs(model, execution.REFERENCE, *a)  # noqa: E731
     jaxpr = jax.make_jaxpr(score)(shapes, tokens)
 
     def largest(jaxpr):
@@ -59,7 +58,7 @@ def test_logits_are_never_whole():
         own = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
         return max(own + [largest(sub) for sub in inner])
 
-    assert largest(jaxpr.jaxpr) <= max(loss.LOGITS_PER_CHUNK, 4 * 4096**2)
+    assert largest(jaxpr.jaxpr) <= max(vocabulary.LOGITS_PER_CHUNK, 4 * 4096**2)
 
 
 def test_probabilities_of_all_next_tokens_sum_to_one():

@@ -1,0 +1,100 @@
+"""The loss against 256 weights a token, ours against optax with the target written out: time and temporary memory.
+
+    python experiments/benchmarks/vocabulary_loss.py [--tokens=4096] [--width=1152] [--vocabulary=262144] [--rounds=3]
+
+Value, and gradients of the hidden states and of the table, from bfloat16 hidden states and a float32 table on one
+device; both with products of bfloat16 and float32 logits, as in training. The target [tokens, V] of
+optax.softmax_cross_entropy, float32, is made outside of what is measured. They take turns, and the fastest of the
+rounds counts. Prints a JSON line for each and one with their ratios. Needs 18 GB of memory.
+"""
+
+import argparse
+import json
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gemma3_jax.distill import cross_entropy, targets
+from gemma3_jax.model import weights
+
+
+def ours(hidden, table, labels, soft):
+    return cross_entropy.summed(hidden, table, labels, jnp.ones(labels.shape, bool), soft)[0]
+
+
+def dense(hidden, table, target):
+    logits = weights.project("BTD,VD->BTV", hidden, table, jnp.float32)
+    return jnp.sum(optax.softmax_cross_entropy(logits, target))
+
+
+def arguments(num_tokens: int, width: int, vocab_size: int, num_samples: int) -> tuple:
+    """Hidden states, table, labels and targets."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden = jax.random.normal(keys[0], (1, num_tokens, width), jnp.bfloat16)
+    table = jax.random.normal(keys[1], (vocab_size, width)) * width**-0.5
+    labels = jax.random.randint(keys[2], (1, num_tokens), 0, vocab_size)
+    ids = jax.random.randint(keys[3], (1, num_tokens, num_samples), 0, vocab_size)
+    of_ids = jax.nn.softmax(jax.random.normal(keys[4], ids.shape), axis=-1)
+    unknown = jnp.zeros(labels.shape)
+    return hidden, table, labels, targets.Targets(ids, of_ids, unknown, unknown, unknown, labels)
+
+
+def written_out(soft: targets.Targets, vocab_size: int) -> jax.Array:
+    target = jnp.zeros((*soft.ids.shape[:2], vocab_size))
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, soft.ids.shape, dim) for dim in (0, 1))
+    return target.at[row, column, soft.ids].add(soft.weights)
+
+
+def compiled(loss, made: tuple):
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*made).compile()
+
+
+def timed(program, made: tuple) -> tuple[float, float]:
+    """Seconds, and the value."""
+    started = time.perf_counter()
+    value, _ = jax.block_until_ready(program(*made))
+    return time.perf_counter() - started, value.item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=1152)
+    parser.add_argument("--vocabulary", type=int, default=262_144)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args()
+    hidden, table, labels, soft = arguments(flags.tokens, flags.width, flags.vocabulary, flags.samples)
+    target = jax.jit(written_out, static_argnums=1)(soft, flags.vocabulary)
+    made = {ours: (hidden, table, labels, soft), dense: (hidden, table, target)}
+    programs = {loss: compiled(loss, made[loss]) for loss in made}
+    rounds = [{loss: timed(programs[loss], made[loss]) for loss in made} for _ in range(1 + flags.rounds)]
+    seconds = {loss: min(one[loss][0] for one in rounds[1:]) for loss in made}
+    num_bytes = {loss: programs[loss].memory_analysis().temp_size_in_bytes for loss in made}
+    for loss in made:
+        line = {
+            "benchmark": "vocabulary_loss",
+            "loss": loss.__name__,
+            **vars(flags),
+            "seconds": round(seconds[loss], 3),
+            "peak_temporary_bytes": num_bytes[loss],
+            "device": jax.devices()[0].device_kind,
+            "machine": platform.machine(),
+            "jax": jax.__version__,
+        }
+        print(json.dumps(line))
+    (_, value), (_, other) = rounds[0].values()
+    ratios = {
+        "benchmark": "vocabulary_loss",
+        "ours_is_faster_by": round(seconds[dense] / seconds[ours], 2),
+        "ours_is_smaller_by": round(num_bytes[dense] / num_bytes[ours], 2),
+        "relative_difference": abs(value - other) / abs(other),
+    }
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()

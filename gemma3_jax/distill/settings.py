@@ -1,0 +1,25 @@
+"""What can be told of distillation: every field with its default and its unit."""
+
+import dataclasses
+
+# Which weights stand for the teacher's probabilities: distill/estimators.py says of each how, and how it is biased.
+UNBIASED = ("stratified", "systematic", "sampled_counts", "gumbel_ht")
+BIASED = ("gumbel_ht_normalized", "top_k", "sampled")
+ESTIMATORS = UNBIASED + BIASED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """How a teacher's distribution over the next token is told in few numbers."""
+
+    estimator: str = "stratified"
+    num_samples: int = 256  # M, of each token (report, section 2.2); as many as V: nothing is sampled
+    temperature: float = 1.0  # of the teacher's softmax, and of the student's against it
+
+    def __post_init__(self):
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}")
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0")

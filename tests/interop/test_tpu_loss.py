@@ -1,0 +1,86 @@
+"""The loss over V = 262,144 as XLA compiles it for TPUs, none of which is needed: what is held, and what travels."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("libtpu")
+
+pytestmark = pytest.mark.interop
+
+# Of 4 rows of 8,192 tokens; in a process of its own, as libtpu wants these variables and JAX no other devices.
+COMPILE = """
+import json, sys
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from gemma3_jax import sharding
+from gemma3_jax.distill import cross_entropy, targets
+
+topology, axes, with_targets = json.loads(sys.argv[1])
+devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+mesh = Mesh(sharding.arrange(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
+rows = sharding.batch_sharding(mesh)
+table = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), (262_144, 1152), mesh.shape))
+
+
+def tokens(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct((4, 8192, *shape), dtype, sharding=rows)
+
+
+ids = tokens(dtype=jnp.int32)
+told = tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids
+arguments = (
+    tokens(1152, dtype=jnp.bfloat16),
+    jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table),
+    ids,
+    tokens(dtype=jnp.bool),
+    targets.Targets(*told) if with_targets else None,
+)
+with jax.set_mesh(mesh):
+    run = jax.value_and_grad(cross_entropy.summed, argnums=(0, 1), has_aux=True)
+    compiled = jax.jit(run).lower(*arguments).compile()
+print(json.dumps([compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()]))
+"""
+
+
+def compiled(topology, axes, with_targets):
+    """Temporary bytes of a device, and the program."""
+    variables = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    environment = os.environ | variables | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", COMPILE, json.dumps([topology, axes, with_targets])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def num_elements(shape):
+    return math.prod(int(size) for size in shape.split(",") if size)
+
+
+@pytest.mark.parametrize("with_targets", [True, False])
+def test_no_device_holds_the_logits_of_its_tokens(with_targets):
+    temporary_bytes, text = compiled("v5e:2x2", [1, 2, 2, 1], with_targets)
+    table, logits = 131_072 * 1152, 2 * 8192 * 131_072  # of one device: half of V, and both halves of its two rows
+    arrays = {num_elements(shape) for shape in re.findall(r"\bf32\[([\d,]+)\]", text)}
+    assert 1 << 26 in arrays  # the logits of a chunk
+    assert max(arrays) < 1.05 * table < logits / 10  # its gradient, padded: whole on no device
+    assert temporary_bytes < 4 * logits / 4
+    assert "[262144,1152]" not in text
+
+
+def test_chunks_exchange_tokens_and_never_the_table():
+    _, text = compiled("v5e:4x4", [1, 4, 4, 1], True)
+    sent = r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    inside, outside = [], []
+    for line in text.splitlines():
+        if found := re.search(sent, line):
+            (inside if "while/body" in line else outside).append(num_elements(found[1]))
+    assert 0 < max(inside) <= 1024 * 1152  # hidden states of a chunk
+    assert 0 < max(outside) < 1.05 * 65_536 * 1152
