@@ -4,11 +4,9 @@ Every host reads the rows that its devices hold some of, and no others.
 """
 
 import bisect
-import collections
 import dataclasses
 import pathlib
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,19 +20,26 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.data import dataset, order, pool, shards
-
-MAX_OPEN_SHARDS = 256  # in a process: systems allow about a thousand files
+from gemma3_jax.data import dataset, open_shards, order, pool, shards, taught
+from gemma3_jax.distill import targets
 
 
 class Rows(NamedTuple):
     """Packed rows of token ids; what a loss needs of them. Padding is segment 0, id 0."""
 
     tokens: Int[Array | np.ndarray, "B T"]
-    targets: Int[Array | np.ndarray, "B T"]  # the token after, in the same document; 0 where there is none
-    loss_mask: Bool[Array | np.ndarray, "B T"]  # whether the target is to be learned
+    labels: Int[Array | np.ndarray, "B T"]  # the token after, in the same document; 0 where there is none
+    loss_mask: Bool[Array | np.ndarray, "B T"]  # whether the label is to be learned
     segments: Int[Array | np.ndarray, "B T"]  # 1, 2, ... in a row
     positions: Int[Array | np.ndarray, "B T"]  # from 0 in each document
+    numbers: Int[Array | np.ndarray, "B T"]  # of the row in the stage, at each of its tokens
+
+
+class TaughtRows(NamedTuple):
+    """Rows, and what a teacher said of them before."""
+
+    rows: Rows
+    targets: targets.Targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +48,14 @@ class Batch:
 
     step: int
     id: str
-    rows: Rows
+    rows: Rows | TaughtRows
 
 
 def unpack(row: shards.Row, row_length: int) -> dict[str, np.ndarray]:
-    """The fields of `Rows` for one row, [T], padded to its length."""
+    """The fields of `Rows` for one row, but for its number, [T], padded to its length."""
     num_tokens, num_pieces = len(row.tokens), len(row.lengths)
     starts = np.cumsum(row.lengths) - row.lengths
-    fields = {name: np.zeros(row_length, np.int32) for name in ("tokens", "targets", "segments", "positions")}
+    fields = {name: np.zeros(row_length, np.int32) for name in ("tokens", "labels", "segments", "positions")}
     fields["tokens"][:num_tokens] = row.tokens
     fields["segments"][:num_tokens] = np.repeat(np.arange(1, num_pieces + 1), row.lengths)
     fields["positions"][:num_tokens] = np.arange(num_tokens) - np.repeat(starts, row.lengths)
@@ -58,7 +63,7 @@ def unpack(row: shards.Row, row_length: int) -> dict[str, np.ndarray]:
     has_target[:num_tokens] = True
     has_target[starts + row.lengths - 1] = False  # the last token of each piece
     [sources] = np.nonzero(has_target)
-    fields["targets"][sources] = row.tokens[sources + 1]
+    fields["labels"][sources] = row.tokens[sources + 1]
     loss_mask = has_target.copy()
     if row.learned is not None:
         loss_mask[sources] = row.learned[sources + 1]
@@ -68,60 +73,57 @@ def unpack(row: shards.Row, row_length: int) -> dict[str, np.ndarray]:
 class _HostBatches:
     """Random access to the rows that one host needs of each step: a source for Grain, sent to its worker processes."""
 
-    def __init__(self, data: dataset.Dataset, rows: order.Order, numbers: Sequence[int], first: int, num_steps: int):
-        self._path, self._order, self._numbers = data.path, rows, list(numbers)
+    def __init__(
+        self,
+        data: dataset.Dataset,
+        rows: order.Order,
+        numbers: Sequence[int],
+        first: int,
+        num_steps: int,
+        taught: taught.Taught | None = None,
+    ):
+        self._order, self._numbers, self._taught = rows, list(numbers), taught
         self._first, self._num_steps = first, num_steps
-        kind = dataset.rows_kind(rows.row_length)
-        self._files = {
-            part: [(file["path"], file["records"]) for file in data.manifest["parts"][part]["files"][kind]]
-            for part in rows.num_rows
-        }
-        self._ends = {part: np.cumsum([count for _, count in files]).tolist() for part, files in self._files.items()}
-        self._open_nothing()
-
-    def _open_nothing(self) -> None:
-        self._readers: collections.OrderedDict[tuple[str, int], shards.Reader] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self):
-        return {name: value for name, value in self.__dict__.items() if name not in ("_readers", "_lock")}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._open_nothing()  # each process its own
+        kind, files = dataset.rows_kind(rows.row_length), []
+        self._first_shards, self._ends = {}, {}  # of each part
+        for part in rows.num_rows:
+            of_part = [(file["path"], file["records"]) for file in data.manifest["parts"][part]["files"][kind]]
+            self._first_shards[part] = len(files)
+            self._ends[part] = np.cumsum([count for _, count in of_part]).tolist()
+            files += of_part
+        self._shards = open_shards.OpenShards(data.path, files)
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, index: int) -> dict:
         step = self._first + int(index)
-        rows = [unpack(self._read(*self._order.row(step, n)), self._order.row_length) for n in self._numbers]
-        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return {"id": self._order.batch_id(step), "rows": stacked}
+        rows, said = [], []
+        for n in self._numbers:
+            number = step * self._order.rows_per_step + n
+            row = unpack(self._read(*self._order.row(step, n)), self._order.row_length)
+            rows.append(row | {"numbers": np.full(self._order.row_length, number, np.int32)})
+            if self._taught:
+                said.append(self._taught.read(number, row))
+        return {"id": self._order.batch_id(step), "rows": _stack(rows), "targets": _stack(said)}
 
     def _read(self, part: str, row: int) -> shards.Row:
-        shard = bisect.bisect_right(self._ends[part], row)
-        path, count = self._files[part][shard]
-        with self._lock:  # a reader is closed while nobody reads from it
-            reader = self._readers.pop((part, shard), None) or shards.Reader(self._path / path, count)
-            self._readers[part, shard] = reader
-            if len(self._readers) > MAX_OPEN_SHARDS:
-                self._readers.popitem(last=False)[1].close()
-            content = reader[row - self._ends[part][shard] + count]
-        return shards.Row.from_bytes(content)
+        ends = self._ends[part]
+        shard = bisect.bisect_right(ends, row)
+        record = row - (ends[shard - 1] if shard else 0)
+        return shards.Row.from_bytes(self._shards.read(self._first_shards[part] + shard, record))
 
     def check(self) -> None:
-        """Opens every shard once, so that a missing or damaged one is found before a run starts.
+        """Raises: ValueError if a shard is missing or damaged."""
+        self._shards.check()
 
-        Raises: ValueError.
-        """
-        for files in self._files.values():
-            for path, count in files:
-                shards.Reader(self._path / path, count).close()
+
+def _stack(rows: list[dict]) -> dict:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 class Stream:
-    """Batches from a step on, forever; `step` is the one that comes next, and all there is to remember.
+    """Batches from a step on, as far as stored targets go; `step` is the one that comes next, and all to remember.
 
     Its threads and processes end with `close`, with a `with` block, or with the program.
     """
@@ -135,11 +137,12 @@ class Stream:
         first_step: int = 0,
         num_workers: int = 0,
         devices: Sequence | None = None,
+        taught: taught.Taught | None = None,
     ):
-        """`num_workers` processes read and unpack (0: threads of this one).
+        """`num_workers` processes read and unpack (0: threads of this one). Targets come beside the rows of `taught`.
 
         With `devices` the rows are those that these hold some of, as numpy arrays: what a host of theirs would read.
-        Raises: ValueError if rows do not split over the mesh, or a shard is missing or damaged.
+        Raises: ValueError if rows do not split over the mesh, a shard is missing or damaged, or targets end before.
         """
         if first_step < 0:
             raise ValueError(f"first_step is {first_step}; it must be >= 0")
@@ -147,7 +150,12 @@ class Stream:
         self.step, self.seconds_waiting = first_step, 0.0
         self._order = rows
         numbers = sharding.rows_on(mesh.local_devices if devices is None else devices, mesh, rows.rows_per_step)
-        source = _HostBatches(data, rows, numbers, first_step, sys.maxsize - first_step)
+        end = taught.num_rows // rows.rows_per_step if taught else sys.maxsize
+        if first_step >= end:
+            raise ValueError(
+                f"first_step is {first_step}, but {taught.path} has targets of {end} steps; teach more rows"
+            )
+        source = _HostBatches(data, rows, numbers, first_step, end - first_step, taught)
         source.check()
         # Host memory is bounded by the batches named here: those read ahead, and two on their way to the devices.
         batches = grain.MapDataset.source(source).to_iter_dataset(
@@ -178,7 +186,10 @@ class Stream:
         with pool.parent_answers():  # Grain begins its processes with the first batch
             found = next(self._batches[0])
         self.seconds_waiting += time.monotonic() - started
-        batch = Batch(self.step, found["id"], Rows(**found["rows"]))
+        rows = Rows(**found["rows"])
+        if found["targets"]:
+            rows = TaughtRows(rows, targets.Targets(**found["targets"]))
+        batch = Batch(self.step, found["id"], rows)
         self.step += 1
         return batch
 
@@ -207,12 +218,13 @@ class _Place:
         self._rows_per_step = rows_per_step
 
     def __call__(self, local: dict) -> dict:
-        return {"id": local["id"], "rows": {name: self._global(array) for name, array in local["rows"].items()}}
+        arrays = {kind: local[kind] for kind in ("rows", "targets")}
+        return {"id": local["id"], **jax.tree.map(self._global, arrays)}
 
     def _global(self, local: np.ndarray) -> jax.Array:
-        shape = (self._rows_per_step, local.shape[1])
+        shape = (self._rows_per_step, *local.shape[1:])
 
-        def shard(index: tuple[slice, slice]) -> np.ndarray:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
             numbers = range(*index[0].indices(self._rows_per_step))
             first = self._position[numbers[0]]  # rows that are neighbours in a shard are neighbours here
             return local[first : first + len(numbers), index[1]]

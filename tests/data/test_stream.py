@@ -16,8 +16,21 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.data import dataset, order, records, settings, shards, stream
+from gemma3_jax.data import (
+    dataset,
+    open_shards,
+    order,
+    records,
+    settings,
+    shards,
+    stream,
+    taught,
+    taught_output,
+    taught_records,
+)
+from gemma3_jax.distill import settings as distill_settings
 from tests import texts
+from tests.data import said
 
 ROWS_PER_STEP, ROW_LENGTH = 8, 64
 
@@ -101,6 +114,83 @@ def test_rows_rest_on_the_mesh_as_activations_do(straight, mesh):
         assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, ROW_LENGTH)
 
 
+def test_every_token_knows_the_number_of_its_row(straight, data, mesh):
+    for batch in (straight[0], straight[7]):
+        numbers = batch.step * ROWS_PER_STEP + np.arange(ROWS_PER_STEP, dtype=np.int32)
+        np.testing.assert_array_equal(batch.rows.numbers, np.tile(numbers[:, None], ROW_LENGTH))
+    with stream.Stream(data, find(data, rows_per_step=4), mesh, first_step=15) as halves:
+        found = next(halves).rows  # the other half of step 7
+    same_rows = jax.tree.map(lambda array: array[4:], straight[7].rows)
+    assert same(found, same_rows)
+
+
+SAMPLES = distill_settings.Samples(estimator="systematic", num_samples=6)
+
+
+@pytest.fixture(scope="module")
+def stored(data, rows, straight, tmp_path_factory):
+    """Targets of the first 8 steps, and each of them as it is to be read."""
+    path, num_rows = tmp_path_factory.mktemp("targets") / "out", 8 * ROWS_PER_STEP
+    origin = taught.made_of(rows, SAMPLES, tokenizer="tok", vocab_size=said.V, teacher="wise", num_rows=num_rows)
+    written, read = [], []
+    for number in range(num_rows):
+        batch = arrays(straight[number // ROWS_PER_STEP].rows)
+        row = {name: array[number % ROWS_PER_STEP] for name, array in batch.items()}
+        written.append(taught_records.encode(row, said.targets_of(number, SAMPLES, ROW_LENGTH), SAMPLES))
+        read.append(taught_records.spread(taught_records.decode(written[-1]), row["loss_mask"]))
+    with taught_output.begun(path, origin) as writer:
+        writer.write(range(num_rows), written)
+        writer.complete()
+    return taught.open_taught(path), read
+
+
+@pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 0), (2, 0), (1, 2)])
+def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, stored, num_hosts, num_workers):
+    found, read = stored
+    devices = mesh.devices.reshape(num_hosts, -1)
+    hosts = [
+        stream.Stream(data, rows, mesh, num_workers=num_workers, devices=list(mine), taught=found, first_step=2)
+        for mine in devices
+    ]
+    for expected in straight[2:8]:
+        parts = [next(host) for host in hosts]
+        assert {(part.step, part.id) for part in parts} == {(expected.step, expected.id)}
+        for fields, wanted in (
+            ([part.rows.rows for part in parts], arrays(expected.rows)),
+            ([part.rows.targets for part in parts], stream._stack(read[expected.step * 8 : expected.step * 8 + 8])),
+        ):
+            assert fields[0]._fields == tuple(wanted)
+            for name, array in wanted.items():
+                np.testing.assert_array_equal(np.concatenate([arrays(part)[name] for part in fields]), array)
+    for host in hosts:
+        with pytest.raises(StopIteration):  # they read ahead, but not beyond what is stored
+            next(host)
+        host.close()
+
+
+def test_stored_targets_rest_on_the_mesh_as_their_rows_do(data, rows, mesh, stored):
+    found, read = stored
+    few = found.of_stage(
+        rows, "tok", dataclasses.replace(SAMPLES, num_samples=3), vocab_size=said.V, num_rows=8 * ROWS_PER_STEP
+    )
+    for taught_, num_samples in ((found, 6), (few, 3)):
+        with stream.Stream(data, rows, mesh, taught=taught_, first_step=5) as batches:
+            batch = next(batches)
+        for array in jax.tree.leaves(batch.rows):
+            assert array.sharding == sharding.batch_sharding(mesh)
+        assert batch.rows.targets.ids.shape == (ROWS_PER_STEP, ROW_LENGTH, num_samples)
+        best = np.stack([one["best_id"] for one in read[40:48]])
+        np.testing.assert_array_equal(batch.rows.targets.best_id, best)
+
+
+def test_targets_that_are_not_of_the_stream_s_rows_are_refused(data, mesh, stored):
+    with stream.Stream(data, find(data, seed=4), mesh, taught=stored[0]) as batches:
+        with pytest.raises(ValueError, match="the targets of row [0-9]+ in .*out are of another row"):
+            next(batches)
+    with pytest.raises(ValueError, match="first_step is 8, but .*out has targets of 8 steps; teach more rows"):
+        stream.Stream(data, find(data), mesh, taught=stored[0], first_step=8)
+
+
 def test_waiting_for_data_is_counted(data, rows, mesh, monkeypatch):
     read = stream._HostBatches.__getitem__
 
@@ -119,16 +209,12 @@ def test_waiting_for_data_is_counted(data, rows, mesh, monkeypatch):
 
 
 def test_few_files_are_open_at_a_time(data, mesh, monkeypatch):
-    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 2)
-    source = stream._HostBatches(data, find(data), range(8), 0, 100)
-    assert sum(map(len, source._files.values())) > 4
-    several = stream._HostBatches(data, find(data), range(8), 0, 100)
-    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 100)
-    for step in range(30):
-        assert all((source[step]["rows"][name] == several[step]["rows"][name]).all() for name in ("tokens", "segments"))
-    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 2)
-    source[0]
-    assert len(source._readers) <= len(several._readers)
+    several, source = (stream._HostBatches(data, find(data), range(8), 0, 100) for _ in range(2))
+    expected = [several[step]["rows"] for step in range(30)]
+    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 2)
+    for step, rows in enumerate(expected):
+        assert all((source[step]["rows"][name] == rows[name]).all() for name in rows)
+    assert len(source._shards._readers) == 2 and len(several._shards._readers) > 4
 
 
 def test_a_program_that_leaves_its_stream_open_ends_in_silence(data):
@@ -155,7 +241,7 @@ def test_rows_are_their_documents(data, straight):
     tokenizer = data.tokenizer()
     for batch in straight[:10]:
         found = arrays(batch.rows)
-        names = ("tokens", "targets", "loss_mask", "segments", "positions")
+        names = ("tokens", "labels", "loss_mask", "segments", "positions")
         for tokens, targets, mask, segments, positions in zip(*(found[name] for name in names), strict=True):
             for segment in range(1, segments.max() + 1):
                 places = np.flatnonzero(segments == segment)
@@ -177,7 +263,7 @@ def test_what_a_chat_does_not_teach_is_masked():
     row = shards.Row(tokens, np.array([4, 3], np.int32), learned, [(place, 0), (place, 0)])
     found = stream.unpack(row, 9)
     assert found["tokens"].tolist() == [10, 11, 12, 13, 14, 15, 16, 0, 0]
-    assert found["targets"].tolist() == [11, 12, 13, 0, 15, 16, 0, 0, 0]
+    assert found["labels"].tolist() == [11, 12, 13, 0, 15, 16, 0, 0, 0]
     assert found["loss_mask"].tolist() == [False, True, True, False, False, True, False, False, False]
     assert found["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0]
     assert found["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 0]

@@ -1,0 +1,48 @@
+"""Records of many shards, with few of them open at a time."""
+
+import collections
+import pathlib
+import threading
+from collections.abc import Sequence
+
+from gemma3_jax.data import shards
+
+MAX_OPEN_SHARDS = 256  # of a kind in a process: systems allow about a thousand files
+
+
+class OpenShards:
+    """Random access to the records of shards. Sent to other processes, where each opens its own."""
+
+    def __init__(self, path: pathlib.Path, files: Sequence[tuple[str, int]]):
+        """`files`: the path of each shard below `path`, and how many records it has."""
+        self._path, self._files = path, list(files)
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
+        self._readers: collections.OrderedDict[int, shards.Reader] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name not in ("_readers", "_lock")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._open_nothing()
+
+    def read(self, shard: int, record: int) -> bytes:
+        """Raises: ValueError if the shard is missing or damaged."""
+        path, count = self._files[shard]
+        with self._lock:  # a reader is closed while nobody reads from it
+            reader = self._readers.pop(shard, None) or shards.Reader(self._path / path, count)
+            self._readers[shard] = reader
+            if len(self._readers) > MAX_OPEN_SHARDS:
+                self._readers.popitem(last=False)[1].close()
+            return reader[record]
+
+    def check(self) -> None:
+        """Opens every shard once, so that a missing or damaged one is found before a run starts.
+
+        Raises: ValueError.
+        """
+        for path, count in self._files:
+            shards.Reader(self._path / path, count).close()
