@@ -210,10 +210,15 @@ def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[None]:
 
 def _describe(leg: stage.Leg) -> str:
     sizes = " x ".join(f"{axis} {size}" for axis, size in leg.mesh.shape.items() if size > 1) or "one device"
-    return (
+    line = (
         f"{leg.name}: {leg.num_steps:,} steps of {leg.tokens_per_step:,} tokens, "
         f"{leg.num_steps * leg.tokens_per_step:,} in all, on {sizes}"
     )
+    if leg.frozen.shapes:
+        share = leg.frozen.flops_per_token / leg.flops_per_token
+        mib = leg.frozen.bytes_per_device() / 2**20
+        line += f"; its teacher: {mib:,.1f} MiB a device and {share:.0%} of the operations"
+    return line
 
 
 def differences(old: object, new: object) -> list[str]:

@@ -6,6 +6,7 @@ A config file (`experiments/demo.py` is one) sets what differs; `--config.a.b=va
 import dataclasses
 
 from gemma3_jax.data import settings as data_settings
+from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution as model_execution
 from gemma3_jax.train import settings as train_settings
@@ -29,6 +30,9 @@ class Mesh:
                 raise ValueError(f"{axis} is {size}; it must be at least 0")
 
 
+LOSSES = ("next_token", "distill")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of the recipe."""
@@ -38,6 +42,11 @@ class Stage:
     rows_per_step: int
     num_microbatches: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
+    loss: str = "next_token"  # or distill: from what a teacher says of every token
+    teacher: str = ""  # a checkpoint of any kind that `convert` reads; empty: config.teacher
+    targets: str = ""  # directory that `teach` wrote; empty: the teacher runs beside the student
+    samples: distill_settings.Samples = distill_settings.Samples()
+    hard_label_weight: float = 0.0  # share of the token that did come in what is minimised, beside the teacher's word
     data: str = ""  # directory that `prepare` wrote; empty: config.data
     mixture: dict[str, data_settings.Bucket] = dataclasses.field(default_factory=dict)  # empty: as it was prepared
     mesh: Mesh = Mesh()
@@ -57,9 +66,24 @@ class Stage:
             )
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay is {self.average_decay}; it must be at least 0 and under 1")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
+        if self.loss == "next_token" and (self.teacher or self.targets or self.hard_label_weight):
+            raise ValueError("teacher, targets or hard_label_weight are set, but loss is next_token; set it to distill")
+        if self.teacher and self.targets:
+            raise ValueError(f"teacher is {self.teacher} and targets are {self.targets}; name one of them")
+        _check_is_directory("targets", self.targets)
+        _check_is_directory("teacher", self.teacher)
+        if not 0 <= self.hard_label_weight <= 1:
+            raise ValueError(f"hard_label_weight is {self.hard_label_weight}; it must be from 0 to 1")
         if self.rope_scale < 0 or self.z_loss < 0:
             raise ValueError(f"rope_scale is {self.rope_scale} and z_loss {self.z_loss}; neither may be under 0")
         self.optimizer.check_fits(self.num_steps)
+
+
+def _check_is_directory(name: str, path: str) -> None:
+    if "://" in path:
+        raise ValueError(f"{name} is {path}; it must be a directory (of a file system that all hosts share)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +92,7 @@ class Train:
 
     model: model_config.Config
     data: str = ""  # directory that `prepare` wrote
+    teacher: str = ""  # of the stages whose loss is distill: a checkpoint of any kind that `convert` reads
     num_data_workers: int = 0  # processes that read ahead on each host; 0: threads
     init_from: str = ""  # a checkpoint of any kind that `convert` reads; empty: fresh parameters
     seed: int = 0  # of fresh parameters and of the order of the data
@@ -85,6 +110,9 @@ class Train:
         for name in self.walk:
             if name not in self.stages:
                 raise ValueError(f"walk names stage {name}; stages has: {', '.join(self.stages) or 'none'}")
+        if self.teacher and "distill" not in [self.stages[name].loss for name in self.walk]:
+            raise ValueError(f"teacher is {self.teacher}, but no stage of walk distils; set the loss of one to distill")
+        _check_is_directory("teacher", self.teacher)
         if len(set(self.walk)) < len(self.walk):
             raise ValueError(f"walk is {self.walk}; name every stage once")
         if not 0 <= self.seed < 1 << 32:

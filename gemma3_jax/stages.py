@@ -3,15 +3,18 @@
 A recipe is a list of legs, each a stage of four fields and how far it goes:
 
     stage          loss                  next_batch      view_params    what the settings say
-    pretrain       next token            packed rows     themselves     32K rows
-    long_context   next token            packed rows     themselves     128K rows, RoPE scale 8 on global layers
-    qat            next token            packed rows     themselves     5,000 steps
+    pretrain       sampled distillation  packed rows     themselves     32K rows
+    long_context   sampled distillation  packed rows     themselves     128K rows, RoPE scale 8 on global layers
+    qat            sampled distillation  packed rows     themselves     5,000 steps
+
+The teacher's word comes with the rows, from targets that `teach` stored, or from a teacher beside the student, whose
+parameters are what is frozen in a leg. A stage can learn the next token alone, too.
 """
 
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -19,11 +22,15 @@ from jax.sharding import Mesh
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.checkpoint import convert
-from gemma3_jax.data import dataset, order, stream
-from gemma3_jax.distill import loss
-from gemma3_jax.model import config, flops, parameters
+from gemma3_jax.data import dataset, order, stream, taught
+from gemma3_jax.distill import estimators, loss, teacher
+from gemma3_jax.model import config, execution, flops, parameters
 from gemma3_jax.tokenizer import vocabulary
 from gemma3_jax.train import optimizer, stage
+
+
+def _no_data(*_):
+    raise AssertionError("this leg has no data")
 
 
 def build(
@@ -43,56 +50,71 @@ def build(
 
 
 def _leg(given: settings.Train, name: str, warn, allow_data_change: bool) -> stage.Leg:
-    asked = given.stages[name]
-    model, mesh = stage_model(given, name), stage_mesh(given, name)
-    data = _open_data(asked.data or given.data)
-    tokenizer = data.tokenizer()
-    if tokenizer.size > model.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {data.path} has {tokenizer.size} pieces, config.model.vocab_size is {model.vocab_size}; "
-            "the second must be at least the first"
-        )
-    rows = order.find(
-        data,
-        row_length=asked.row_length,
-        rows_per_step=asked.rows_per_step,
-        seed=given.seed,
-        buckets=asked.mixture or None,
-    )
-    num_bytes = np.zeros(model.vocab_size, np.int32)
+    asked, mesh = given.stages[name], stage_mesh(given, name)
+    data, tokenizer, rows = open_rows(given, name)
+    num_bytes = np.zeros(given.model.vocab_size, np.int32)
     num_bytes[: tokenizer.size] = tokenizer.num_bytes()
 
     def check_cursor(cursor: Mapping) -> None:
         for change in rows.check_cursor(cursor, allow_data_change=allow_data_change):
             warn(f"warning: {change}")
 
-    leg = abstract_leg(given, name, mesh, num_bytes)
+    stored = found = None
+    if asked.loss == "distill" and asked.targets:
+        stored = _open_targets(given, name, rows, tokenizer.digest)
+    elif asked.loss == "distill":
+        found = open_teacher(given, name, tokenizer.digest, warn)
+
+    def load_teacher() -> dict:
+        warn(f"reading teacher {found.path} ({found.kind}, {found.num_bytes() / 2**20:.1f} MiB)", *found.notes)
+        return found.load(mesh, given.execution.dtype)
+
+    leg = abstract_leg(
+        given, name, mesh, num_bytes, teacher_model=found.model if found else None, load_teacher=load_teacher
+    )
+    teacher_digest = stored.teacher if stored else found.fingerprint() if found else "none"
     return dataclasses.replace(
         leg,
         stage=dataclasses.replace(
-            leg.stage, next_batch=_Rows(data, rows, mesh, asked.num_steps, given.num_data_workers)
+            leg.stage, next_batch=Batches(data, rows, mesh, asked.num_steps, given.num_data_workers, stored)
         ),
         cursor=rows.cursor,
         check_cursor=check_cursor,
-        identity={**leg.identity, "tokenizer": tokenizer.digest},
+        identity={**leg.identity, "tokenizer": tokenizer.digest, "teacher": teacher_digest},
         about={**leg.about, "tokenizer": tokenizer.digest},
     )
 
 
-def abstract_leg(given: settings.Train, name: str, mesh: sharding.AnyMesh, num_bytes: np.ndarray) -> stage.Leg:
-    """A leg without its data: enough to trace and compile its step.
+def abstract_leg(
+    given: settings.Train,
+    name: str,
+    mesh: sharding.AnyMesh,
+    num_bytes: np.ndarray,
+    *,
+    teacher_model: config.Config | None = None,
+    load_teacher: Callable[[], dict] = _no_data,
+) -> stage.Leg:
+    """A leg without its data and its teacher's parameters: enough to trace and compile its step.
 
-    `num_bytes`: int32[V], the bytes of text that each id stands for.
+    `num_bytes`: int32[V], the bytes of text that each id stands for. `teacher_model`: of the one beside the
+    student; None for a stage that distils: its targets come with the rows.
     Raises: ValueError if the rows do not split over the mesh.
     """
     asked, model = given.stages[name], stage_model(given, name)
     sharding.check_batch(mesh, asked.rows_per_step // asked.num_microbatches, asked.row_length)
-    next_token = loss.next_token(model, given.execution, mesh.shape, num_bytes=num_bytes, z_loss=asked.z_loss)
-    columns = dataclasses.asdict(model)
+    columns, frozen = dataclasses.asdict(model), stage.NOTHING
+    if teacher_model:
+        frozen = stage.Frozen(
+            shapes=parameters.shapes(teacher_model, execution.DTYPES[given.execution.dtype]),
+            places=parameters.shardings(teacher_model, mesh),
+            load=load_teacher,
+            flops_per_token=flops.per_token(teacher_model, asked.row_length) / 3,  # forward alone
+        )
     return stage.Leg(
         name=name,
+        frozen=frozen,
         stage=stage.Stage(
-            loss=next_token,
+            loss=_loss(given, name, num_bytes, teacher_model),
             next_batch=_no_data,
             view_params=lambda params: params,
             optimizer=optimizer.make(asked.optimizer, asked.num_steps),
@@ -106,7 +128,7 @@ def abstract_leg(given: settings.Train, name: str, mesh: sharding.AnyMesh, num_b
         watch=asked.watch,
         average_decay=asked.average_decay,
         tokens_per_step=asked.rows_per_step * asked.row_length,
-        flops_per_token=flops.per_token(model, asked.row_length),
+        flops_per_token=flops.per_token(model, asked.row_length) + frozen.flops_per_token,
         cursor=_no_data,
         check_cursor=_no_data,
         identity={f"model.{column}": str(value) for column, value in columns.items()},
@@ -114,8 +136,90 @@ def abstract_leg(given: settings.Train, name: str, mesh: sharding.AnyMesh, num_b
     )
 
 
-def _no_data(*_):
-    raise AssertionError("this leg has no data")
+def _loss(given: settings.Train, name: str, num_bytes: np.ndarray, teacher_model: config.Config | None) -> stage.Loss:
+    asked, model = given.stages[name], stage_model(given, name)
+    if asked.loss == "next_token":
+        next_token = loss.next_token(model, given.execution, num_bytes=num_bytes, z_loss=asked.z_loss)
+        return lambda params, _, rows: next_token(params, rows)
+    estimators.check(asked.samples, model.vocab_size)
+    distilled = loss.distilled(
+        model,
+        given.execution,
+        num_bytes=num_bytes,
+        samples=asked.samples,
+        hard_label_weight=asked.hard_label_weight,
+        z_loss=asked.z_loss,
+        targets_of=make_teacher(given, name, teacher_model) if teacher_model else lambda said, rows: said,
+    )
+    return distilled if teacher_model else lambda params, _, batch: distilled(params, batch.targets, batch.rows)
+
+
+def make_teacher(given: settings.Train, name: str, model: config.Config):
+    """`(the teacher's parameters, rows) -> targets` of a stage."""
+    return teacher.make(model, given.execution, samples=given.stages[name].samples, seed=given.seed)
+
+
+def open_rows(given: settings.Train, name: str) -> tuple[dataset.Dataset, vocabulary.Tokenizer, order.Order]:
+    """The data of a stage, its tokenizer, and which row comes when.
+
+    Raises: ValueError if they do not fit the model.
+    """
+    asked = given.stages[name]
+    path = asked.data or given.data
+    if not path:
+        raise ValueError("data is empty, as config.data is; name the directory that prepare wrote: --config.data=DIR")
+    data = dataset.open_dataset(pathlib.Path(path))
+    tokenizer = data.tokenizer()
+    if tokenizer.size > given.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {path} has {tokenizer.size} pieces, config.model.vocab_size is "
+            f"{given.model.vocab_size}; the second must be at least the first"
+        )
+    rows = order.find(
+        data,
+        row_length=asked.row_length,
+        rows_per_step=asked.rows_per_step,
+        seed=given.seed,
+        buckets=asked.mixture or None,
+    )
+    return data, tokenizer, rows
+
+
+def _open_targets(given: settings.Train, name: str, rows: order.Order, tokenizer: str) -> taught.Taught:
+    asked = given.stages[name]
+    return taught.open_taught(pathlib.Path(asked.targets)).of_stage(
+        rows,
+        tokenizer,
+        asked.samples,
+        vocab_size=given.model.vocab_size,
+        num_rows=asked.num_steps * asked.rows_per_step,
+    )
+
+
+def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> convert.Checkpoint:
+    """The checkpoint that speaks as teacher in a stage whose data has this tokenizer.
+
+    Raises: ValueError if none is named, or if it has other ids.
+    """
+    path = given.stages[name].teacher or given.teacher
+    if not path:
+        raise ValueError(
+            "loss is distill, and teacher is empty, as config.teacher is; name a checkpoint: --config.teacher=DIR, or "
+            f"what teach wrote: --config.stages.{name}.targets=DIR"
+        )
+    found = convert.open_checkpoint(pathlib.Path(path))
+    if found.model.vocab_size != given.model.vocab_size:
+        raise ValueError(
+            f"teacher {path} has {found.model.vocab_size} ids, config.model.vocab_size is {given.model.vocab_size}; "
+            "both must have one tokenizer"
+        )
+    if found.tokenizer:
+        vocabulary.check_same(
+            tokenizer, found.tokenizer, got_from=f"the data of {name}", expected_from=f"teacher {path}"
+        )
+    else:
+        warn(f"warning: teacher {path} does not say which tokenizer it was trained with")
+    return found
 
 
 def stage_model(given: settings.Train, name: str) -> config.Config:
@@ -175,26 +279,34 @@ def open_start(given: settings.Train, leg: stage.Leg, model: config.Config) -> c
     return found
 
 
-def _open_data(path: str) -> dataset.Dataset:
-    if not path:
-        raise ValueError("data is empty, as config.data is; name the directory that prepare wrote: --config.data=DIR")
-    return dataset.open_dataset(pathlib.Path(path))
-
-
-class _Rows:
+class Batches:
     """step -> its batch. Reads ahead as long as steps come one after the other, up to the last one."""
 
-    def __init__(self, data: dataset.Dataset, rows: order.Order, mesh: Mesh, num_steps: int, num_workers: int):
+    def __init__(
+        self,
+        data: dataset.Dataset,
+        rows: order.Order,
+        mesh: Mesh,
+        num_steps: int,
+        num_workers: int,
+        stored: taught.Taught | None = None,
+    ):
         self._num_steps = num_steps
-        self._open = lambda step: stream.Stream(data, rows, mesh, first_step=step, num_workers=num_workers)
+        self._open = lambda step: stream.Stream(
+            data, rows, mesh, first_step=step, num_workers=num_workers, taught=stored
+        )
         self._stream: stream.Stream | None = None
 
     def __call__(self, step: int) -> stream.Batch:
         if self._stream is None or self._stream.step != step:
-            if self._stream is not None:
-                self._stream.close()
+            self.close()
             self._stream = self._open(step)
         batch = next(self._stream)
         if step + 1 == self._num_steps:
-            self._stream.close()
+            self.close()
         return batch
+
+    def close(self) -> None:
+        """Ends what reads ahead."""
+        if self._stream is not None:
+            self._stream.close()

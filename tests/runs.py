@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -42,11 +43,24 @@ def command(data: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]
 
 
 def start(data: pathlib.Path, workdir: pathlib.Path, *flags: str, num_devices: int = 8, **environment):
-    """A real process, with its own devices."""
+    """`train` in a real process, with its own devices."""
+    return start_program(command(data, workdir, *flags), num_devices=num_devices, **environment)
+
+
+def start_program(arguments: list[str], *, num_devices: int = 8, **environment):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
     env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
-    line = [sys.executable, "-m", "gemma3_jax", *command(data, workdir, *flags)]
+    line = [sys.executable, "-m", "gemma3_jax", *arguments]
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(arguments: list[str]) -> list:
+    """Two processes of four devices each, which find each other by JAX's variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [start_program(arguments, num_devices=4, **cluster, JAX_PROCESS_ID=str(number)) for number in range(2)]
 
 
 def finish(process, status: int = 0, seconds: float = 300) -> str:

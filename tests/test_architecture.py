@@ -20,14 +20,15 @@ MAY_IMPORT = {
     "checkpoint": "model sharding",
     "distill": "model sharding",
     "evals": "distill model sharding",
-    "data": "sharding tokenizer",
+    "data": "distill sharding tokenizer",
     "train": "",  # no model, no data: it sees a stage
-    "settings": "data model train",
+    "settings": "data distill model train",
     "stages": "checkpoint data distill model settings sharding tokenizer train",
     "chips": "",
     "hosts": "",
+    "teach": "checkpoint data distill settings sharding stages",
     "run": "checkpoint chips settings stages train",
-    "cli": "checkpoint data evals hosts model run settings sharding train",
+    "cli": "checkpoint data evals hosts model run settings sharding teach train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.

@@ -4,7 +4,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import time
 
 import numpy as np
@@ -86,29 +85,6 @@ def test_killed_at_twenty_moments_it_ends_like_the_straight_run(data, straight, 
     runs.assert_same_end(straight, workdir)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def start_two(data, workdir, *flags):
-    """Two processes of four devices each, which find each other by JAX's variables."""
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        runs.start(
-            data,
-            workdir,
-            *flags,
-            num_devices=4,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
-
-
 def assert_close(straight, workdir):
     """The same rows in the same order; numbers that differ by the order of float32 sums alone."""
     one, other = runs.rows(straight), runs.rows(workdir)
@@ -124,7 +100,7 @@ def test_a_run_goes_on_on_half_the_devices_and_then_on_two_hosts(data, straight,
     process = runs.start(data, workdir, num_devices=4)
     assert kill(process, lambda: newest(workdir) >= 12)
     before = newest(workdir)
-    for process in start_two(data, workdir):
+    for process in runs.start_two(runs.command(data, workdir)):
         err = runs.finish(process)
         assert "Traceback" not in err
     assert before >= 12
@@ -134,7 +110,7 @@ def test_a_run_goes_on_on_half_the_devices_and_then_on_two_hosts(data, straight,
 def test_two_hosts_are_stopped_by_a_signal_to_one_and_go_on_as_one(data, straight, tmp_path):
     """The signal reaches one process; both save the same step, and stop."""
     workdir = tmp_path / "run"
-    processes = start_two(data, workdir)
+    processes = runs.start_two(runs.command(data, workdir))
     deadline = time.monotonic() + 120
     while num_rows(workdir) < 8 and all(process.poll() is None for process in processes):
         assert time.monotonic() < deadline

@@ -114,7 +114,7 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets(straight, data):
     row = json.loads((straight / "metrics.jsonl").read_text().splitlines()[0])
     given = stages.build(load_settings(data), ["first"])[0]
     rows = given.stage.next_batch(0).rows
-    targets = np.asarray(rows.targets)[np.asarray(rows.loss_mask)]
+    targets = np.asarray(rows.labels)[np.asarray(rows.loss_mask)]
     num_bytes = texts.tokenizer().num_bytes()[targets].sum()
     assert row["num_targets"] == targets.size
     assert row["bits_per_byte"] == pytest.approx(row["loss"] * targets.size / np.log(2) / num_bytes, rel=1e-5)
@@ -225,26 +225,27 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
 
 def poison(monkeypatch, value, *steps):
     """The loss of these steps of a stage is `value`."""
-    next_token, call = loss.next_token, stages._Rows.__call__
+    next_token, call = loss.next_token, stages.Batches.__call__
 
     def poisoned(*args, **kwargs):
         inner = next_token(*args, **kwargs)
 
         def outer(params, rows):
             total, num_targets, sums = inner(params, rows)
-            return jnp.where(rows.targets[0, 0] == 799, value * num_targets, 1.0) * total, num_targets, sums
+            factor = jnp.where(rows.labels[0, 0] == 799, value * num_targets, 1.0)
+            return factor * total, num_targets, {**sums, "loss": factor * sums["loss"]}
 
         return outer
 
     def marked(self, step):
         batch = call(self, step)
         if step in steps:
-            targets = batch.rows.targets.at[0, 0].set(799)
-            return dataclasses.replace(batch, rows=batch.rows._replace(targets=targets))
+            labels = batch.rows.labels.at[0, 0].set(799)
+            return dataclasses.replace(batch, rows=batch.rows._replace(labels=labels))
         return batch
 
     monkeypatch.setattr(loss, "next_token", poisoned)
-    monkeypatch.setattr(stages._Rows, "__call__", marked)
+    monkeypatch.setattr(stages.Batches, "__call__", marked)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train, monkeypatch):

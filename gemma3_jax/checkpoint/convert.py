@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import hf, hf_config, placing, published, series, store, target
+from gemma3_jax.checkpoint import fingerprint, hf, hf_config, placing, published, series, store, target
 from gemma3_jax.model import config
 
 FORMATS = ("orbax", "hf")
@@ -19,12 +19,17 @@ FORMATS = ("orbax", "hf")
 class Checkpoint:
     """A recognised checkpoint: checked, not yet loaded. `load` takes (mesh, dtype or None, progress in bytes)."""
 
+    path: pathlib.Path  # of a run directory that of its newest checkpoint
     kind: str
     model: config.Config
     shapes: dict  # shape and stored dtype of every parameter
     notes: tuple[str, ...]
     load: Callable[..., dict]
     tokenizer: str = ""  # digest of the one it was trained with; empty: not known
+
+    def fingerprint(self) -> str:
+        """A short name for what it holds: the same for a copy, wherever it lies."""
+        return fingerprint.of(self.path)
 
     def num_bytes(self, dtype: DTypeLike | None = None) -> int:
         """Bytes of the parameters as `dtype`, or as stored."""
@@ -64,7 +69,7 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
             progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             return params
 
-        return Checkpoint("orbax", model, shapes, (), load, store.read_tokenizer(path))
+        return Checkpoint(path, "orbax", model, shapes, (), load, store.read_tokenizer(path))
     if is_published:
         kind, source = "published", published.open_source(path, model)
     elif hf.is_hf(path):
@@ -75,7 +80,7 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
             f"a Hugging Face directory ({hf.CONFIG}, {hf.WEIGHTS}), or an Orbax tree of the gemma library"
         )
     shapes = placing.stored_shapes(source)
-    return Checkpoint(kind, source.model, shapes, source.notes, functools.partial(placing.load, source))
+    return Checkpoint(path, kind, source.model, shapes, source.notes, functools.partial(placing.load, source))
 
 
 def _newest(checkpoints: pathlib.Path) -> pathlib.Path:

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, prepare, terminal, train
+from gemma3_jax.cli import convert, evaluate, prepare, teach, terminal, train
 
 USER_ERROR = 1
 # Libraries that not everybody needs, and the extra of setup.cfg that brings them.
@@ -26,6 +26,7 @@ EXTRAS = {
 VERBS = {
     "prepare": (prepare, "raw text -> filtered, tokenised, packed rows"),
     "train": (train, "walks a recipe's stages in one run directory"),
+    "teach": (teach, "stores what a teacher says of the rows of a stage"),
     "convert": (convert, "writes a checkpoint as another kind"),
     "evaluate": (evaluate, "scores a checkpoint"),
 }

@@ -54,16 +54,18 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
     compiled, done, flight, last_record = None, int(state.step), None, time.monotonic()
     if done == leg.num_steps:
         return state  # restored from the save at its end
+    with crew.ledger.spend("restore"), crew.watchdog.phase("start_up"):
+        frozen = leg.frozen.load()
     while done < leg.num_steps:
         with crew.ledger.spend("data"), crew.watchdog.phase("step" if compiled else "start_up"):
             batch = leg.stage.next_batch(done)
         if compiled is None:
-            compiled = _compile(leg, state, batch.rows, crew)
+            compiled = _compile(leg, state, frozen, batch.rows, crew)
         crew.watchdog.start("step")
         with crew.ledger.spend("step"):
             asked = interrupts.agree(lambda: (crew.interrupts.requested, crew.saver.is_late()))
             with jax.transfer_guard("disallow"):  # all it needs is on the devices
-                state, reported = compiled(state, batch.rows)
+                state, reported = compiled(state, frozen, batch.rows)
             done += 1
             crew.interrupts.unsaved = True
             landed, flight = flight, _Flight(done, batch.id, reported)
@@ -96,9 +98,9 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
     return state
 
 
-def _compile(leg: stage.Leg, state: step.State, rows: object, crew: Crew) -> Callable:
+def _compile(leg: stage.Leg, state: step.State, frozen: dict, rows: object, crew: Crew) -> Callable:
     with crew.ledger.spend("compile"), crew.watchdog.phase("compile"), jax.set_mesh(leg.mesh):
-        return leg.jitted().lower(state, rows).compile()
+        return leg.jitted().lower(state, frozen, rows).compile()
 
 
 def _land(leg: stage.Leg, flight: _Flight, steps_before: int, tokens_before: int, crew: Crew) -> None:

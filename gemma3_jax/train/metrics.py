@@ -71,7 +71,7 @@ def row(leg: stage.Leg, place: Mapping, reported: Mapping, tokens_seen: int) -> 
     loss = numbers.pop("loss")
     found = {**place, "loss": loss}
     if bytes_per_target := numbers.pop("bytes_per_target", None):
-        found["bits_per_byte"] = loss / math.log(2) / bytes_per_target
+        found["bits_per_byte"] = numbers.get("cross_entropy", loss) / math.log(2) / bytes_per_target
     return {**found, **numbers, "tokens_seen": tokens_seen}
 
 

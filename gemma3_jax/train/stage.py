@@ -1,6 +1,7 @@
 """A stage is four fields; a leg is a stage and how far it goes; a recipe is a list of legs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -20,14 +21,35 @@ class Batch(Protocol):
     def rows(self) -> object: ...
 
 
+# (parameters, what is frozen, rows) -> (summed loss in nats, number of targets, sums)
+Loss = Callable[[dict, dict, object], tuple[jax.Array, jax.Array, step.Sums]]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """What is minimised, over which rows, of parameters seen through what, and how."""
 
-    loss: step.Loss
+    loss: Loss
     next_batch: Callable[[int], Batch]  # of step 0, 1, ...; asked for in order it reads ahead
     view_params: Callable[[dict], dict]  # what the loss sees of the parameters: themselves, or quantised
     optimizer: optimizer.Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What a loss reads and no step changes: the parameters of a teacher."""
+
+    shapes: dict
+    places: dict  # a NamedSharding each
+    load: Callable[[], dict]
+    flops_per_token: float = 0.0  # of its pass over a row
+
+    def bytes_per_device(self) -> int:
+        leaves = zip(jax.tree.leaves(self.shapes), jax.tree.leaves(self.places), strict=True)
+        return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves)
+
+
+NOTHING = Frozen(shapes={}, places={}, load=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +62,7 @@ class Leg:
     mesh: Mesh | AbstractMesh
     param_shapes: dict
     param_places: dict  # a NamedSharding each
-    row_places: NamedSharding  # of every array of a batch, [B, T]
+    row_places: NamedSharding  # of every array of a batch, [B, T, ...]
     num_microbatches: int
     watch: settings.Watch
     average_decay: float  # 0: no average of the parameters is kept
@@ -50,6 +72,7 @@ class Leg:
     check_cursor: Callable[[Mapping], None]  # raises ValueError if the data is not what it was
     identity: dict[str, str]  # what a checkpoint has to agree in: field -> value
     about: dict  # the model's columns and the tokenizer's digest, for whoever opens a checkpoint by itself
+    frozen: Frozen = NOTHING
 
     def init(self, params: dict) -> step.State:
         """The state before the first step; to be traced."""
@@ -74,24 +97,30 @@ class Leg:
         with jax.set_mesh(self.mesh):
             return make(params)
 
-    def step(self) -> Callable[[step.State, object], tuple[step.State, step.Sums]]:
-        """`(state, rows) -> (state, reported)`, to be traced with the leg's mesh set."""
-        stage = self.stage
+    def step(self) -> Callable[[step.State, dict, object], tuple[step.State, step.Sums]]:
+        """`(state, frozen, rows) -> (state, reported)`, to be traced with the leg's mesh set."""
 
-        def loss(params, rows):
-            return stage.loss(stage.view_params(params), rows)
+        def one(state, frozen, rows):
+            def loss(params, rows):
+                return self.stage.loss(self.stage.view_params(params), frozen, rows)
 
-        return step.make(
-            loss,
-            stage.optimizer,
-            num_microbatches=self.num_microbatches,
-            watch=self.watch,
-            average_decay=self.average_decay,
-        )
+            take = step.make(
+                loss,
+                self.stage.optimizer,
+                num_microbatches=self.num_microbatches,
+                watch=self.watch,
+                average_decay=self.average_decay,
+            )
+            return take(state, rows)
+
+        return one
 
     def jitted(self):
         """The step as it is compiled: its state donated, everything where it rests."""
         places = self.places()
         return jax.jit(
-            self.step(), donate_argnums=0, in_shardings=(places, self.row_places), out_shardings=(places, None)
+            self.step(),
+            donate_argnums=0,
+            in_shardings=(places, self.frozen.places, self.row_places),
+            out_shardings=(places, None),
         )
