@@ -1,6 +1,10 @@
 """The published recipe of one size: 270m, 1b, 4b, 12b or 27b, on the mesh of the report's Table 2.
 
-    python -m gemma3_jax train --config=experiments/recipe.py:1b --workdir=gs-mounted/1b --config.data=/data/prepared
+    python -m gemma3_jax train --config=experiments/recipe.py:1b --workdir=gs-mounted/1b --config.data=/data/prepared \
+        --config.teacher=gs-mounted/teacher
+
+Every stage distils, from 256 sampled logits of the teacher for each token (report, section 2.2); which teacher, and at
+which temperature, is not published, so the command names one.
 
 Hardware and hours: Table 2 (512 v5e chips for 1B, 2,048 v5e for 4B, 6,144 v4 for 12B, 6,144 v5p for 27B); 27B would
 take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 operations over
@@ -46,6 +50,8 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         "num_steps": round(TOKENS[size] / (rows_per_step * 32 * K)),
         "rope_scale": 1.0,  # report, section 5.3: rescaled when rows grow to 128K
         "optimizer": _optimizer(PEAK_RATE[size], warmup_steps=2_000),
+        "loss": "distill",
+        "samples": {"num_samples": 256},  # report, section 2.2; the estimator: README
         "z_loss": 1e-4,  # not published; PaLM's, against logits that drift in bfloat16
     }
     stages = {"pretrain": pretrain}

@@ -21,8 +21,8 @@ run() {
 }
 
 [[ -f "$directory/data/manifest.json" ]] || run prepare --config=experiments/demo_data.py --output="$directory/data"
-for who in teacher student; do
-  run train --config="experiments/demo.py:$who" --workdir="$directory/$who" --config.data="$directory/data"
-done
+run train --config=experiments/demo.py:teacher --workdir="$directory/teacher" --config.data="$directory/data"
+run train --config=experiments/demo.py --workdir="$directory/student" --config.data="$directory/data" \
+  --config.teacher="$directory/teacher"
 echo
 python experiments/demo.py "$directory"

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gemma3_jax.distill import settings
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 
@@ -29,6 +31,12 @@ def test_banded_attention_needs_less_memory_than_dense():
     assert ratios["banded_is_smaller_by"] > 3
 
 
+def test_the_loss_needs_less_memory_than_the_target_written_out():
+    ours, dense, ratios = lines("vocabulary_loss.py", "--tokens=512", "--width=16", "--samples=16", "--rounds=1")
+    assert ours["loss"] == "ours" and dense["loss"] == "dense"
+    assert ratios["ours_is_smaller_by"] > 2 and ratios["relative_difference"] < 1e-4
+
+
 def test_the_stream_feeds_a_step_many_times_over():
     threads, workers, bare, fed = lines("stream.py", "--steps=20", "--library_files=40")
     assert min(threads["rows_per_second"], workers["rows_per_second"]) > 0
@@ -48,3 +56,25 @@ def test_the_loop_costs_little_over_the_bare_step():
     bare, full = lines("train.py", "--steps=3", "--rounds=1", "--library_files=40", "--devices=2")
     assert min(bare["tokens_per_second"], full["tokens_per_second"], full["peak_memory_mib"]) > 0
     assert full["devices"] == 2 and full["overhead"] < 1  # a hundredth where it was measured
+
+
+@pytest.mark.slow
+def test_the_loss_needs_a_part_of_the_memory_of_a_dense_one():
+    ours, dense, ratios = lines("vocabulary_loss.py", "--tokens=1024", "--width=64", "--vocabulary=65536", "--rounds=1")
+    assert [ours["loss"], dense["loss"]] == ["ours", "dense"] and ratios["relative_difference"] < 1e-3
+    assert ratios["ours_is_smaller_by"] > 2  # at full size many times as much
+
+
+@pytest.mark.slow
+def test_every_estimator_is_measured_beside_top_k():
+    found = {line["path"]: line for line in lines("estimators.py", "--vocab_size=4096", "--tokens=16", "--repeats=1")}
+    assert set(found) == {"jax.lax.top_k", *settings.ESTIMATORS}
+    assert all(line["microseconds_per_token"] > 0 for line in found.values())
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
+    found = {line["what"]: line for line in lines("distill.py", "--steps=1", "--rounds=1", "--rows_per_step=2")}
+    assert set(found) == {"next token", "targets at hand", "teacher beside", "teacher alone"}
+    assert found["teacher beside"]["teacher_parameter_bytes"] > 1_000_000
+    assert found["next token"]["against_next_token"] == 1.0

@@ -1,7 +1,10 @@
 """Every experiment is built; those for pods are traced on their meshes, with nothing allocated."""
 
+import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 from gemma3_jax import settings, sharding, stages
 from gemma3_jax.cli import configs
 from gemma3_jax.data import stream
+from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -29,7 +33,7 @@ def mesh_of(given: settings.Train, name: str) -> AbstractMesh:
 
 def rows_of(num_rows: int, row_length: int) -> stream.Rows:
     ids = jnp.zeros((num_rows, row_length), jnp.int32)
-    return stream.Rows(ids, ids, ids > 0, ids, ids)
+    return stream.Rows(ids, ids, ids > 0, ids, ids, ids)
 
 
 @pytest.mark.parametrize("size", config.SIZES)
@@ -38,12 +42,13 @@ def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
     for name in given.walk:
         mesh = mesh_of(given, name)
         assert mesh.size == CHIPS[size]
-        leg = stages.abstract_leg(given, name, mesh, np.zeros(given.model.vocab_size, np.int32))
+        num_bytes = np.zeros(given.model.vocab_size, np.int32)
+        leg = stages.abstract_leg(given, name, mesh, num_bytes, teacher_model=config.SIZES["12b"])
         asked = given.stages[name]
         step, shape = leg.step(), (asked.rows_per_step, asked.row_length)
         with jax.sharding.use_abstract_mesh(mesh):
-            state, reported = jax.eval_shape(lambda state: step(state, rows_of(*shape)), leg.abstract())  # noqa: B023
-        assert reported["loss"].shape == () and jax.tree.structure(state) == jax.tree.structure(leg.abstract())
+            state, reported = jax.eval_shape(step, leg.abstract(), leg.frozen.shapes, rows_of(*shape))
+        assert reported["kl_to_teacher"].shape == () and jax.tree.structure(state) == jax.tree.structure(leg.abstract())
 
 
 @pytest.mark.parametrize("size", config.SIZES)
@@ -70,3 +75,29 @@ def test_a_size_that_is_not_published_is_named():
 def test_the_demo_is_built():
     given = configs.load(str(EXPERIMENTS / "demo.py"), [], settings.Train)
     assert math.prod(getattr(given.mesh, axis) or 1 for axis in sharding.AXES) == 1
+
+
+def run_experiment(name: str, *flags: str) -> str:
+    command = [sys.executable, str(EXPERIMENTS / name), "--library_files=60", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_ablation_scores_every_estimator_and_both_ends(tmp_path):
+    out = run_experiment("distill_ablation.py", f"--output={tmp_path}", "--teacher_steps=4", "--steps=4", "--sizes=32")
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (len(distill_settings.ESTIMATORS) + 2) + 1 and "minutes" in out
+    by_name = {(row["estimator"], row["tokens"]): row for row in rows}
+    assert by_name["the teacher", 0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert by_name["dense", 4_096]["kl"] < by_name["dense", 2_048]["kl"]  # it learns
+
+
+@pytest.mark.slow
+def test_teachers_of_two_sizes_are_compared_and_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    run_experiment("teacher_size.py", f"--output={tmp_path}", "--teacher_steps=4", "--horizons=1")
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [row["teacher"] for row in rows] == ["small", "large"]
+    assert (tmp_path / "teacher_size.png").read_bytes().startswith(b"\x89PNG")

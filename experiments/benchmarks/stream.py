@@ -28,7 +28,7 @@ def make_step(given):
 
     def step(state, rows):
         with jax.set_mesh(leg.mesh):
-            return jitted(state, rows)
+            return jitted(state, {}, rows)
 
     jitted = leg.jitted()
     return step, state

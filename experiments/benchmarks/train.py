@@ -23,7 +23,7 @@ def bare_round(leg, compiled, state, batches) -> tuple:
 
     started = time.perf_counter()
     for batch in batches:
-        state, reported = compiled(state, batch.rows)
+        state, reported = compiled(state, {}, batch.rows)
     jax.block_until_ready((state, reported))
     return state, (time.perf_counter() - started) / len(batches)
 
@@ -82,7 +82,7 @@ def main() -> None:
         batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
         state = leg.begin(stages.fresh_params(given, leg, given.model))
         with jax.set_mesh(leg.mesh):
-            compiled = leg.jitted().lower(state, batches[0].rows).compile()
+            compiled = leg.jitted().lower(state, {}, batches[0].rows).compile()
         state, _ = bare_round(leg, compiled, state, batches[:2])
         bare, full = [], []
         for number in range(flags.rounds):
