@@ -15,15 +15,13 @@ def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, ca
     (tmp_path / "ids.json").write_text("[[2, 92, 19]]")  # the README's ids, within a toy's vocabulary
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    python -m gemma3_jax (.*)$", README, flags=re.MULTILINE)
+    commands = re.findall(r"^    python -m gemma3_jax (.*)$", README.replace("\\\n", " "), flags=re.MULTILINE)
     verbs = [command.split()[0] for command in commands]
-    assert verbs == ["prepare", "train", "convert", "convert", "evaluate", "convert"]
-    fewer = {
-        "prepare": ["--config.sources.library.share=0.1"],
-        "train": ["--stage=pretrain", "--config.stages.pretrain.num_steps=2", "--config.mesh.data=1"]
-        + ["--config.stages.pretrain.optimizer.warmup_steps=0", "--config.model.num_layers=1"]
-        + ["--config.model.num_local_per_global=0"],
-    }
+    assert verbs == ["prepare", "train", "train", "convert", "convert", "evaluate", "convert", "teach", "train"]
+    short = ["--stage=pretrain", "--config.stages.pretrain.num_steps=2", "--config.mesh.data=1"]
+    short += ["--config.stages.pretrain.optimizer.warmup_steps=0"]
+    toy = ["--config.model.num_layers=1", "--config.model.num_local_per_global=0"]
+    fewer = {"prepare": ["--config.sources.library.share=0.1"], "train": [*short, *toy], "teach": short}
     for verb, command in zip(verbs, commands, strict=True):
         assert program.main([*command.split(), *fewer.get(verb, [])]) == 0, capsys.readouterr().err
     capsys.readouterr()
