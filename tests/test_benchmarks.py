@@ -9,6 +9,7 @@ import pytest
 
 from gemma3_jax.distill import settings
 
+pytestmark = pytest.mark.slow
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 
@@ -51,28 +52,18 @@ def test_prepare_is_measured_by_stage_against_plain_sentencepiece():
     assert found["plain SentencePiece"]["of_plain"] == 1.0
 
 
-@pytest.mark.slow
 def test_the_loop_costs_little_over_the_bare_step():
     bare, full = lines("train.py", "--steps=3", "--rounds=1", "--library_files=40", "--devices=2")
     assert min(bare["tokens_per_second"], full["tokens_per_second"], full["peak_memory_mib"]) > 0
     assert full["devices"] == 2 and full["overhead"] < 1  # a hundredth where it was measured
 
 
-@pytest.mark.slow
-def test_the_loss_needs_a_part_of_the_memory_of_a_dense_one():
-    ours, dense, ratios = lines("vocabulary_loss.py", "--tokens=1024", "--width=64", "--vocabulary=65536", "--rounds=1")
-    assert [ours["loss"], dense["loss"]] == ["ours", "dense"] and ratios["relative_difference"] < 1e-3
-    assert ratios["ours_is_smaller_by"] > 2  # at full size many times as much
-
-
-@pytest.mark.slow
 def test_every_estimator_is_measured_beside_top_k():
     found = {line["path"]: line for line in lines("estimators.py", "--vocab_size=4096", "--tokens=16", "--repeats=1")}
     assert set(found) == {"jax.lax.top_k", *settings.ESTIMATORS}
     assert all(line["microseconds_per_token"] > 0 for line in found.values())
 
 
-@pytest.mark.slow
 def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
     found = {line["what"]: line for line in lines("distill.py", "--steps=1", "--rounds=1", "--rows_per_step=2")}
     assert set(found) == {"next token", "targets at hand", "teacher beside", "teacher alone"}

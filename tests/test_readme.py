@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 from gemma3_jax.cli import program
 from tests.checkpoint.test_hf import make_directory
 
@@ -10,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, capsys):
     make_directory(tmp_path / "gemma-3-1b-pt")
     (tmp_path / "ids.json").write_text("[[2, 92, 19]]")  # the README's ids, within a toy's vocabulary

@@ -73,9 +73,8 @@ def start_hanging(data, workdir, where, *flags):
     return subprocess.Popen(line, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    "phase", ["step", *(pytest.param(name, marks=pytest.mark.slow) for name in ("save", "start_up"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["step", "save", "start_up"])
 def test_a_phase_that_hangs_leaves_its_stacks_and_status_124(data, tmp_path, phase):
     process = start_hanging(data, tmp_path / "run", phase, f"--config.deadlines.{phase}=4")
     err = runs.finish(process, status=124)

@@ -24,7 +24,15 @@ def one_by_one(params, tokens):
     return [float(table[place, token]) for place, token in enumerate(tokens[1:])]
 
 
-@pytest.mark.parametrize("axes", [{}, {"replica": 2, "data": 2, "seq": 2}, {"seq": 3}, {"data": 3, "model": 2}])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"replica": 2, "data": 2, "seq": 2},
+        {"data": 3, "model": 2},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"seq": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_batched_scores_equal_each_list_alone_on_any_mesh(axes):
     mesh, params, token_lists = sharding.make_mesh(**axes), toys.params(MODEL), lists(5, 1, 40, 17, 16, 3)
     spread, done = jax.device_put(params, parameters.shardings(MODEL, mesh)), []
