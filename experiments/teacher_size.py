@@ -5,8 +5,8 @@
 The report finds that students of a small teacher are better over short horizons and those of a large one over long
 ones. Here two teachers learn the next token, then students of one seed learn from each, by the default estimator with
 M = 32, over several horizons: each is a run of its own, from the first step to a rate that has fallen to a tenth, as
-horizons can only be compared with schedules that end. Two CPU cores, under 15 minutes. Writes a table as JSON lines
-and a plot (extra [plots]); README says what came out.
+horizons can only be compared with schedules that end. Writes a table as JSON lines and a plot (extra [plots]). Not run
+in full yet.
 """
 
 import argparse

@@ -4,8 +4,7 @@
 
 One JSON line for each kind of step, and one for the teacher by itself: seconds (of the fastest round), its ratio to the
 next token's, the compiler's temporary bytes on a device and those of the teacher's parameters. Rounds alternate. The
-cost of targets at hand grows with tokens times M, that of the teacher with its parameters. About three minutes on two
-CPU cores.
+cost of targets at hand grows with tokens times M, that of the teacher with its parameters.
 """
 
 import argparse
