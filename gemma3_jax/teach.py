@@ -17,6 +17,7 @@ from gemma3_jax import settings, sharding, stages
 from gemma3_jax.checkpoint import convert
 from gemma3_jax.data import stream, taught, taught_output, taught_records
 from gemma3_jax.distill import estimators
+from gemma3_jax.train import step, watchdog
 
 Said = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # the fields of a row, and its targets
 NUM_ENCODERS = 4  # threads: half a second for a row of 32K tokens and 256 samples
@@ -24,11 +25,17 @@ MAX_ERROR_BYTES = 400  # that hosts tell each other
 
 
 def execute(
-    given: settings.Train, name: str, output: pathlib.Path, *, say: Callable[..., None], bar: Callable, watch
+    given: settings.Train,
+    name: str,
+    output: pathlib.Path,
+    *,
+    say: Callable[..., None],
+    bar: Callable,
+    watch: watchdog.Watchdog,
 ) -> dict:
     """Stores the targets of all rows of a stage in `output`, or of those that are missing there; says what it took.
 
-    `watch`: a train.watchdog.Watchdog. The first process alone speaks.
+    The first process alone speaks.
     Raises: ValueError if it cannot, or if something else is in `output`; OSError where the disk refuses.
     """
     watch.start("start_up")
@@ -116,22 +123,22 @@ def _by_microbatches(teach: Callable, num_microbatches: int) -> Callable:
     if num_microbatches == 1:
         return teach
 
-    def split(x):
-        return jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1)
-
     def join(x):
         return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def by_parts(params, rows):
-        return jax.tree.map(join, jax.lax.map(lambda part: teach(params, part), jax.tree.map(split, rows)))
+        parts = jax.tree.map(lambda x: step.split(x, num_microbatches), rows)
+        return jax.tree.map(join, jax.lax.map(lambda part: teach(params, part), parts))
 
     return by_parts
 
 
-def _teach(teacher: _Teacher, batches: Callable, units: list[range], writer, progress, watch) -> dict:
+def _teach(
+    teacher: _Teacher, batches: Callable, units: list[range], writer, progress, watch: watchdog.Watchdog
+) -> dict:
     """Writes unit after unit; says what it took, reading and compiling apart."""
     rows_per_step, row_length = teacher.asked.rows_per_step, teacher.asked.row_length
-    steps = [step for unit in units for step in range(unit.start // rows_per_step, unit.stop // rows_per_step)]
+    steps = [number for unit in units for number in range(unit.start // rows_per_step, unit.stop // rows_per_step)]
     first = batches(steps[0]).rows
     watch.stop("start_up")
     with watch.phase("compile"):
@@ -162,8 +169,8 @@ def _of_steps(
     The devices are given a step before the one before it is fetched.
     """
     before = teacher(first)
-    for step in steps[1:]:
-        now = teacher(batches(step).rows)
+    for number in steps[1:]:
+        now = teacher(batches(number).rows)
         yield _rows_here(*before)
         before = now
     yield _rows_here(*before)

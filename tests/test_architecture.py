@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "stages": "checkpoint data distill model settings sharding tokenizer train",
     "chips": "",
     "hosts": "",
-    "teach": "checkpoint data distill settings sharding stages",
+    "teach": "checkpoint data distill settings sharding stages train",
     "run": "checkpoint chips settings stages train",
     "cli": "checkpoint data evals hosts model run settings sharding teach train",
     "__main__": "cli",
