@@ -143,22 +143,35 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def constrain_at_rest(x: jax.Array, dims: str) -> jax.Array:
-    """`x`, a parameter or its gradient, laid out over the current mesh as parameters rest on it."""
+def constrain_at_rest(x: jax.Array, dims: str, *, shard_multiples: Mapping[str, int] | None = None) -> jax.Array:
+    """`x`, a parameter or its gradient, laid out over the current mesh as parameters rest on it.
+
+    With `shard_multiples`, as parameter_spec has them: the same layout where that one is legal, the best legal one
+    where it is not.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, parameter_spec(tuple(dims), x.shape, mesh.shape))
+    spec = parameter_spec(tuple(dims), x.shape, mesh.shape, shard_multiples=shard_multiples)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
-def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Mapping[str, int]) -> PartitionSpec:
+def parameter_spec(
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    axis_sizes: Mapping[str, int],
+    *,
+    shard_multiples: Mapping[str, int] | None = None,
+) -> PartitionSpec:
     """The best legal layout of one parameter at rest.
 
     Best is, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding to the
     tiles of a TPU; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as the scan walks
     them, and vectors (norm scales) stay whole, as gathering them would cost more than they weigh. Every choice of a dim
-    (or none) for each axis is weighed: at most 4**3 of them.
+    (or none) for each axis is weighed: at most 4**3 of them. A dim in `shard_multiples` is split only into shards of a
+    multiple of so many elements: {"D": 32} keeps blocks of 32 whole.
     """
+    whole = [(shard_multiples or {}).get(letter, 1) for letter in dims]
     if sum(letter != "L" for letter in dims) < 2:
         return PartitionSpec()
     axes = [axis for axis in (*ZERO_AXES, "model") if axis_sizes[axis] > 1]
@@ -169,7 +182,7 @@ def parameter_spec(dims: tuple[str, ...], shape: tuple[int, ...], axis_sizes: Ma
         for axis, place in zip(axes, places, strict=True):
             if place is not None:
                 split[place] *= axis_sizes[axis]
-        if any(size % parts for size, parts in zip(shape, split, strict=True)):
+        if any(parts > 1 and size % (parts * unit) for size, parts, unit in zip(shape, split, whole, strict=True)):
             continue
         at_home = all(
             place is not None and axis in ACTIVATION_AXES.get(dims[place], ())
