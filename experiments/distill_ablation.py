@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/distill_ablation", help="directory of the data and the table")
     parser.add_argument("--teacher_steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=160, help="of a student; scored at a half of them, too")
+    parser.add_argument("--steps", type=int, default=128, help="of a student; scored at a half of them, too")
     parser.add_argument("--rows_per_step", type=int, default=4)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="M, numbers a token")
     parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")

@@ -106,7 +106,7 @@ class School:
     def by_samples(self, samples: distill_settings.Samples, seed: int = 0) -> Student:
         """Of the teacher's word in so many numbers a token; as many as V are all of them."""
         shard = vocabulary.Shard(VOCAB_SIZE)
-        draw = jax.jit(functools.partial(targets.draw, samples=samples, seed=seed, shard=shard))
+        draw = jax.jit(functools.partial(targets.draw, shard, samples=samples, seed=seed))
 
         def view(rows, logits):
             places = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1], dtype=jnp.int32), rows.tokens.shape)

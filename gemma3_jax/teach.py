@@ -17,6 +17,7 @@ from gemma3_jax import settings, sharding, stages
 from gemma3_jax.checkpoint import convert
 from gemma3_jax.data import stream, taught, taught_output, taught_records
 from gemma3_jax.distill import estimators
+from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.train import step, watchdog
 
 Said = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # the fields of a row, and its targets
@@ -44,6 +45,7 @@ def execute(
         say, bar = _nothing, _no_bar
     asked, mesh = given.stages[name], stages.stage_mesh(given, name)
     sharding.check_batch(mesh, asked.rows_per_step // asked.num_microbatches, asked.row_length)
+    _check_can_be_stored(asked.samples)
     data, tokenizer, rows = stages.open_rows(given, name)
     found = stages.open_teacher(given, name, tokenizer.digest, say)
     estimators.check(asked.samples, found.model.vocab_size)
@@ -80,6 +82,14 @@ def execute(
         "bytes": manifest.get("bytes", 0),
         "teacher": origin["teacher"],
     }
+
+
+def _check_can_be_stored(samples: distill_settings.Samples) -> None:
+    if samples.estimator == distill_settings.WHOLE:
+        raise ValueError(
+            "samples.estimator is whole, which is as many numbers a token as there are ids; to be stored, name one of "
+            + ", ".join(distill_settings.ESTIMATORS)
+        )
 
 
 def _announce(origin: Mapping, bytes_per_token: int) -> str:

@@ -51,7 +51,7 @@ def main() -> None:
     for name in settings.ESTIMATORS:
         samples = settings.Samples(estimator=name, num_samples=flags.num_samples)
         shard = vocabulary.Shard(flags.vocab_size)
-        programs[name] = functools.partial(targets.draw, samples=samples, seed=0, shard=shard)
+        programs[name] = functools.partial(targets.draw, shard, samples=samples, seed=0)
     arrays = (scores, zeros, zeros, places)
     compiled = {name: jax.jit(program).lower(*arrays).compile() for name, program in programs.items()}
     # Round by round, so that what else the machine does strikes all alike; the first is not counted.

@@ -1,8 +1,9 @@
-"""Cross-entropy of a student against weights on few ids of its vocabulary, with a gradient of its own.
+"""Cross-entropy of a student against weights on ids of its vocabulary, with a gradient of its own.
 
 For a token with logits z, weights w on ids i and temperature t it is (sum of w) * lse(z / t) - (sum of w_i z_i) / t:
 the softmax is over all V ids, the weights may add up to anything, and an id may come twice. The gradient is
-(sum of w) * softmax(z / t) / t with w_i / t taken off at i.
+(sum of w) * softmax(z / t) / t with w_i / t taken off at i. The weights stand on few ids, or are a teacher's
+probabilities of all: then its logits are made with the student's, a chunk at a time, and are as short-lived.
 
 What is asked for is one number, the total over the tokens, so its gradient is known, but for a factor, as soon as the
 logits are. A differentiated forward pass makes it with them, for a chunk of tokens at a time, and the backward pass
@@ -19,11 +20,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import targets, vocabulary
+from gemma3_jax.distill import estimators, targets, vocabulary
 from gemma3_jax.model import product
 
 Sums = dict[str, jax.Array]
 SUMMED = ("soft_loss", "cross_entropy", "agreement", "squares")
+TOLD = ("kept_mass", "teacher_entropy", "teacher_cross_entropy")  # what is reported of the teacher alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,7 @@ class _Tokens(NamedTuple):
 
     mask: Bool[Array, "B T"]
     labels: Int[Array, "B T"]
-    ids: Int[Array, "B T M"]
-    weights: Float[Array, "B T M"]
-    best_id: Int[Array, "B T"] | None  # the teacher's
+    soft: targets.Targets | Float[Array, "B T _"] | None  # a teacher's word, or its hidden states; or there is none
 
 
 class _Scores(NamedTuple):
@@ -65,10 +65,55 @@ class _Scores(NamedTuple):
 
     lse: Float[Array, "B T"]
     soft_lse: Float[Array, "B T"]  # at the temperature
-    soft_loss: Float[Array, "B T"]  # at the temperature
-    cross_entropy: Float[Array, "B T"]
-    agreement: Bool[Array, "B T"]  # nowhere, if there is no teacher
-    squares: Float[Array, "B T"]  # of lse
+    shown: dict[str, Shaped[Array, "B T"]]  # SUMMED, and TOLD where there is a teacher
+
+
+class _Few(NamedTuple):
+    """Weights on few ids, as a teacher's word has them or a label is."""
+
+    ids: Int[Array, "B T M"]
+    weights: Float[Array, "B T M"]
+    best_id: Int[Array, "B T"]
+    told: dict[str, Float[Array, "B T"]]  # TOLD
+    shard: vocabulary.Shard
+
+    def mass(self) -> Float[Array, "B T"]:
+        return jnp.sum(self.weights, axis=-1)
+
+    def mean(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        """The sum of weight times logit."""
+        return jnp.sum(self.weights * self.shard.pick(logits, self.ids), axis=-1)
+
+    def agrees(self, logits: Float[Array, "B T V"], top: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+        """Whether the best id has the student's largest logit."""
+        return self.shard.pick(logits, self.best_id[..., None])[..., 0] == top
+
+    def take_off(self, slope: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        """`slope` less factor times weight."""
+        return self.shard.add(slope, self.ids, -factor[..., None] * self.weights)
+
+
+class _All(NamedTuple):
+    """A teacher's probabilities of all ids; the methods are those of _Few."""
+
+    teacher: estimators.Softmax
+    told: dict[str, Float[Array, "B T"]]
+
+    def probabilities(self) -> Float[Array, "B T V"]:
+        return self.teacher.masses / self.teacher.total[..., None]
+
+    def mass(self) -> Float[Array, "B T"]:
+        return jnp.ones_like(self.teacher.total)
+
+    def mean(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        return self.teacher.shard.sum(jnp.sum(self.probabilities() * logits, axis=-1))
+
+    def agrees(self, logits: Float[Array, "B T V"], top: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+        at_top = jnp.where(logits == top[..., None], self.teacher.scores, -jnp.inf)
+        return self.teacher.shard.max(jnp.max(at_top, axis=-1)) == self.teacher.largest
+
+    def take_off(self, slope: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        return slope - factor[..., None] * self.probabilities()
 
 
 def summed(
@@ -76,7 +121,7 @@ def summed(
     table: Float[Array, "V D"],
     labels: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-    soft: targets.Targets | None,
+    soft: targets.Targets | targets.Whole | None,
     *,
     temperature: float = 1.0,
     hard_label_weight: float = 0.0,
@@ -90,74 +135,75 @@ def summed(
     is the teacher's), and of what the teacher says `kept_mass`, `teacher_entropy` and `teacher_cross_entropy`. Only the
     first result has a gradient, with respect to `hidden` and `table`.
     """
-    blend = _Blend(temperature, hard_label_weight, z_loss)
-    if soft is None:
-        ids, weights, best_id = labels[..., None], jnp.ones((*labels.shape, 1), jnp.float32), None
-    else:
-        ids, weights, best_id = soft.ids, soft.weights, soft.best_id
-    total, found = _summed(blend, hidden, table, _Tokens(mask, labels, ids, weights, best_id))
-    sums = {"loss": blend.loss(found), "cross_entropy": found["cross_entropy"]}
-    if soft is not None:
-        sums |= {"soft_loss": found["soft_loss"], "agreement": found["agreement"]}
-        told = {
-            "kept_mass": soft.kept_mass,
-            "teacher_entropy": soft.entropy,
-            "teacher_cross_entropy": -soft.label_log_prob,
-        }
-        sums |= {name: _masked_sum(mask, x) for name, x in told.items()}
+    blend, teacher_table = _Blend(temperature, hard_label_weight, z_loss), None
+    if isinstance(soft, targets.Whole):
+        soft, teacher_table = soft
+    total, found = _summed(blend, hidden, table, _Tokens(mask, labels, soft), teacher_table)
+    shown = ("cross_entropy",) if soft is None else ("cross_entropy", "soft_loss", "agreement", *TOLD)
+    sums = {"loss": blend.loss(found)} | {name: found[name] for name in shown}
     return total, jax.lax.stop_gradient(sums)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens) -> tuple[jax.Array, Sums]:
-    sums, *_ = _walked(blend, hidden, table, tokens, differentiate=False)
+def _summed(
+    blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens, teacher_table: jax.Array | None
+) -> tuple[jax.Array, Sums]:
+    sums, *_ = _walked(blend, hidden, table, tokens, teacher_table, differentiate=False)
     return blend.total(sums), sums
 
 
-def _summed_forward(blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens):
-    sums, *gradients = _walked(blend, hidden, table, tokens, differentiate=True)
+def _summed_forward(blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens, teacher_table):
+    sums, *gradients = _walked(blend, hidden, table, tokens, teacher_table, differentiate=True)
     dtypes_of = [jnp.zeros((), hidden.dtype), jnp.zeros((), table.dtype)]
     return (blend.total(sums), sums), (gradients, dtypes_of)
 
 
 def _summed_backward(blend: _Blend, saved: tuple, of_results: tuple):
     factor, _ = of_results
-    return *jax.tree.map(lambda gradient, like: (factor * gradient).astype(like.dtype), *saved), None
+    return *jax.tree.map(lambda gradient, like: (factor * gradient).astype(like.dtype), *saved), None, None
 
 
 _summed.defvjp(_summed_forward, _summed_backward)
 
 
-def _walked(blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens, *, differentiate: bool):
+def _walked(blend: _Blend, hidden: jax.Array, table: jax.Array, tokens: _Tokens, teacher_table, *, differentiate: bool):
     """Sums over the masked tokens; and the gradients of blend.total of them, the table's in float32, or two None."""
     shard, place = vocabulary.shard_of(table.shape[0]), vocabulary.place_of(*table.shape)
+    tables, places = [table], [place]
+    if teacher_table is not None:
+        tables, places = [table, teacher_table], [place, vocabulary.place_of(*teacher_table.shape)]
 
-    def per_device(hidden, table, tokens):
-        whole_table = place.gather(table)
+    def per_device(tables, hidden, tokens):
+        whole_tables = [place.gather(table) for place, table in zip(places, tables, strict=True)]
 
         def chunk(carry, own):
             # Tied to the chunk, as XLA's CPU backend would transpose the table before the walk, and keep both.
-            own, table = jax.lax.optimization_barrier((own, whole_table))
+            own, (table, *of_teacher) = jax.lax.optimization_barrier((own, whole_tables))
             hidden, tokens = jax.tree.map(shard.gather_tokens, own)
             logits = product.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
-            scores = _score(logits, tokens, blend.temperature, shard)
+            soft = _soft(tokens, blend.temperature, shard, *of_teacher)
+            scores = _score(logits, tokens.labels, soft, blend.temperature, shard)
             sums, of_table = carry
-            sums = {name: sums[name] + _masked_sum(tokens.mask, getattr(scores, name)) for name in SUMMED}
+            sums = {name: sums[name] + _masked_sum(tokens.mask, x) for name, x in scores.shown.items()}
             if not differentiate:
                 return (sums, None), None
-            slope = shard.add(_of_softmax(logits, tokens, scores, blend), *_of_picked(tokens, blend))
-            slope = slope.astype(hidden.dtype)  # both products run at the speed of the activations' dtype
+            # Both products run at the speed of the activations' dtype.
+            slope = _slope(logits, tokens, soft, scores, blend, shard).astype(hidden.dtype)
             of_hidden = product.einsum("BTV,VD->BTD", slope, table, jnp.float32)
             of_table = _add_product(of_table, slope, hidden)
             return (sums, of_table), shard.sum_to_own_tokens(of_hidden).astype(hidden.dtype)
 
-        start = dict.fromkeys(SUMMED, jnp.zeros(())), jnp.zeros(whole_table.shape) if differentiate else None
-        (sums, of_table), of_hidden = vocabulary.walk(chunk, start, (hidden, tokens), shard=shard)
+        names = SUMMED if tokens.soft is None else SUMMED + TOLD
+        zeros = jnp.zeros(whole_tables[0].shape) if differentiate else None
+        (sums, of_table), of_hidden = vocabulary.walk(
+            chunk, (dict.fromkeys(names, jnp.zeros(())), zeros), (hidden, tokens), shard=shard
+        )
         return shard.sum_tokens(sums), of_hidden, place.sum(of_table) if differentiate else None
 
-    spec = vocabulary.tokens_spec()
-    run = vocabulary.mapped(per_device, (spec, place.spec, spec), (PartitionSpec(), spec, place.spec))
-    sums, of_hidden, of_table = run(hidden, sharding.constrain_at_rest(table.astype(hidden.dtype), "VD"), tokens)
+    spec, specs = vocabulary.tokens_spec(), [place.spec for place in places]
+    run = vocabulary.mapped(per_device, (specs, spec, spec), (PartitionSpec(), spec, place.spec))
+    at_rest = [sharding.constrain_at_rest(table.astype(hidden.dtype), "VD") for table in tables]
+    sums, of_hidden, of_table = run(at_rest, hidden, tokens)
     return sums, of_hidden, None if of_table is None else sharding.constrain_at_rest(of_table, "VD")
 
 
@@ -177,7 +223,30 @@ def _add_product(
     return jax.lax.fori_loop(0, num_ids // size, block, of_table) if size < num_ids else block(0, of_table)
 
 
-def _score(logits: Float[Array, "B T V"], tokens: _Tokens, temperature: float, shard: vocabulary.Shard) -> _Scores:
+def _soft(tokens: _Tokens, temperature: float, shard: vocabulary.Shard, teacher_table=None) -> _Few | _All:
+    """What the logits of a chunk are held against."""
+    soft, labels = tokens.soft, tokens.labels
+    if soft is None:
+        return _Few(labels[..., None], jnp.ones((*labels.shape, 1), jnp.float32), labels, {}, shard)
+    if teacher_table is None:
+        told = dict(zip(TOLD, (soft.kept_mass, soft.entropy, -soft.label_log_prob), strict=True))
+        weights = jnp.where(tokens.mask[..., None], soft.weights, 0)  # what a masked one was given may not be finite
+        return _Few(soft.ids, weights, soft.best_id, told, shard)
+    logits = product.einsum("BTD,VD->BTV", soft, teacher_table, jnp.float32)
+    teacher = estimators.softmax(logits, temperature, shard)
+    untempered = teacher if temperature == 1 else estimators.softmax(logits, 1.0, shard)
+    label_log_prob = targets.log_prob(untempered, labels)
+    told = dict(zip(TOLD, (jnp.ones(labels.shape), targets.entropy(teacher), -label_log_prob), strict=True))
+    return _All(teacher, told)
+
+
+def _score(
+    logits: Float[Array, "B T V"],
+    labels: Int[Array, "B T"],
+    soft: _Few | _All,
+    temperature: float,
+    shard: vocabulary.Shard,
+) -> _Scores:
     top = shard.max(jnp.max(logits, axis=-1))
 
     def log_sum(temperature: float):
@@ -186,20 +255,13 @@ def _score(logits: Float[Array, "B T V"], tokens: _Tokens, temperature: float, s
 
     lse = log_sum(1.0)
     soft_lse = lse if temperature == 1 else log_sum(temperature)
-    ids = [tokens.ids, tokens.labels[..., None]]
-    if tokens.best_id is not None:
-        ids.append(tokens.best_id[..., None])
-    picked = shard.pick(logits, jnp.concatenate(ids, axis=-1))
-    num_soft = tokens.ids.shape[-1]
-    weighted = jnp.sum(tokens.weights * picked[..., :num_soft], axis=-1) / temperature
-    return _Scores(
-        lse=lse,
-        soft_lse=soft_lse,
-        soft_loss=jnp.sum(tokens.weights, axis=-1) * soft_lse - weighted,
-        cross_entropy=lse - picked[..., num_soft],
-        agreement=jnp.zeros(top.shape, bool) if tokens.best_id is None else picked[..., -1] == top,
-        squares=jnp.square(lse),
-    )
+    shown = {
+        "soft_loss": soft.mass() * soft_lse - soft.mean(logits) / temperature,
+        "cross_entropy": lse - shard.pick(logits, labels[..., None])[..., 0],
+        "agreement": soft.agrees(logits, top),
+        "squares": jnp.square(lse),
+    }
+    return _Scores(lse, soft_lse, shown | soft.told)
 
 
 def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Array, ""]:
@@ -207,31 +269,27 @@ def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Arra
     return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0))
 
 
-# The gradient of _Blend.total with respect to the logits is the sum of two.
-
-
-def _of_softmax(
-    logits: Float[Array, "B T V"], tokens: _Tokens, scores: _Scores, blend: _Blend
+def _slope(
+    logits: Float[Array, "B T V"],
+    tokens: _Tokens,
+    soft: _Few | _All,
+    scores: _Scores,
+    blend: _Blend,
+    shard: vocabulary.Shard,
 ) -> Float[Array, "B T V"]:
-    """Its part that every id has."""
-    soft = jnp.where(tokens.mask, blend.soft_slope * jnp.sum(tokens.weights, axis=-1), 0)
-    hard = jnp.where(tokens.mask, blend.hard_label_weight + 2 * blend.z_loss * scores.lse, 0)
+    """The gradient of _Blend.total with respect to the logits."""
+    of_soft, of_hard = (jnp.where(tokens.mask, factor, 0.0) for factor in (blend.soft_slope, blend.hard_label_weight))
+    to_soft, to_hard = of_soft * soft.mass(), of_hard + jnp.where(tokens.mask, 2 * blend.z_loss * scores.lse, 0)
     if blend.temperature == 1:
-        return (soft + hard)[..., None] * jnp.exp(logits - scores.lse[..., None])
-    found = soft[..., None] * jnp.exp(logits / blend.temperature - scores.soft_lse[..., None])
-    if not (blend.hard_label_weight or blend.z_loss):
-        return found
-    return found + hard[..., None] * jnp.exp(logits - scores.lse[..., None])
-
-
-def _of_picked(tokens: _Tokens, blend: _Blend) -> tuple[Int[Array, "B T _"], Float[Array, "B T _"]]:
-    """Its part that few ids have: these, and what to add there."""
-    ids, amounts = tokens.ids, -blend.soft_slope * tokens.weights
+        slope = (to_soft + to_hard)[..., None] * jnp.exp(logits - scores.lse[..., None])
+    else:
+        slope = to_soft[..., None] * jnp.exp(logits / blend.temperature - scores.soft_lse[..., None])
+        if blend.hard_label_weight or blend.z_loss:
+            slope += to_hard[..., None] * jnp.exp(logits - scores.lse[..., None])
+    slope = soft.take_off(slope, of_soft)
     if blend.hard_label_weight:
-        ids = jnp.concatenate([ids, tokens.labels[..., None]], axis=-1)
-        hard = jnp.full((*tokens.labels.shape, 1), -blend.hard_label_weight)
-        amounts = jnp.concatenate([amounts, hard], axis=-1)
-    return ids, jnp.where(tokens.mask[..., None], amounts, 0)
+        slope = shard.add(slope, tokens.labels[..., None], -of_hard[..., None])
+    return slope
 
 
 def label_log_probs(

@@ -64,7 +64,7 @@ class Sample(NamedTuple):
 
 def check(samples: settings.Samples, vocab_size: int) -> None:
     """Raises: ValueError if there are not so many ids."""
-    if samples.num_samples > vocab_size:
+    if samples.estimator != settings.WHOLE and samples.num_samples > vocab_size:
         raise ValueError(
             f"samples.num_samples is {samples.num_samples}, of a vocabulary of {vocab_size} ids; it must be at most "
             f"{vocab_size}"

@@ -40,7 +40,7 @@ def distilled(
     samples: settings.Samples,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
-    targets_of: Callable[[object, object], targets.Targets],
+    targets_of: Callable[[object, object], targets.Targets | targets.Whole],
 ) -> Callable[[dict, object, object], Result]:
     """(parameters, what is frozen, rows) -> as `next_token`, of what `targets_of(frozen, rows)` says of each token.
 
@@ -49,7 +49,8 @@ def distilled(
     `kl_to_teacher` (nats, at the temperature of the samples): unbiased where the estimator is, exact where all ids are
     kept, and left out elsewhere.
     """
-    knows_kl = samples.estimator in settings.UNBIASED or samples.num_samples >= model.vocab_size
+    is_exact = samples.estimator == settings.WHOLE or samples.num_samples >= model.vocab_size
+    knows_kl = is_exact or samples.estimator in settings.UNBIASED
     shown = ("loss", "cross_entropy", "kept_mass", "teacher_cross_entropy", "agreement")
 
     def loss(params, frozen, rows):

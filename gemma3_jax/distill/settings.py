@@ -6,19 +6,20 @@ import dataclasses
 UNBIASED = ("stratified", "systematic", "sampled_counts", "gumbel_ht")
 BIASED = ("gumbel_ht_normalized", "top_k", "sampled")
 ESTIMATORS = UNBIASED + BIASED
+WHOLE = "whole"  # no estimator: the probabilities of all ids, from a teacher beside the student
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
     """How a teacher's distribution over the next token is told in few numbers."""
 
-    estimator: str = "stratified"
-    num_samples: int = 256  # M, of each token (report, section 2.2); as many as V: nothing is sampled
+    estimator: str = "stratified"  # or whole: nothing is sampled
+    num_samples: int = 256  # M, of each token (report, section 2.2)
     temperature: float = 1.0  # of the teacher's softmax, and of the student's against it
 
     def __post_init__(self):
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(ESTIMATORS)}")
+        if self.estimator not in (*ESTIMATORS, WHOLE):
+            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join((*ESTIMATORS, WHOLE))}")
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {self.num_samples}; it must be at least 1")
         if not self.temperature > 0:

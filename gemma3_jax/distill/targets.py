@@ -1,6 +1,5 @@
 """What a teacher says of the next token: weights on few ids, which stand for its probabilities of all."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -23,7 +22,15 @@ class Targets(NamedTuple):
     best_id: Int[Array, "B T"]  # the teacher's most probable one
 
 
+class Whole(NamedTuple):
+    """Of every token of a batch all that a teacher says, still to be multiplied: hidden states times table."""
+
+    hidden: Float[Array, "B T _"]
+    table: Float[Array, "V _"]
+
+
 def draw(
+    shard: vocabulary.Shard,
     logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
     numbers: Int[Array, "B T"],
@@ -31,14 +38,26 @@ def draw(
     *,
     samples: settings.Samples,
     seed: int,
-    shard: vocabulary.Shard,
 ) -> Targets:
     """Targets from a device's shard of the teacher's logits, the same on every shard.
 
     A function of `seed`, the number of the row in the stage, and the place in the row (not in the document): a restart
     draws the same again.
     """
-    whole = functools.partial(_draw, samples=samples, seed=seed, shard=shard)
+
+    def whole(logits, labels, numbers, positions):
+        teacher = estimators.softmax(logits, samples.temperature, shard)
+        ids, weights, is_new = estimators.estimate(teacher, noise.token_keys(seed, numbers, positions), samples)
+        untempered = teacher if samples.temperature == 1 else estimators.softmax(logits, 1.0, shard)
+        return Targets(
+            ids=ids,
+            weights=weights,
+            kept_mass=jnp.sum(jnp.where(is_new & (weights > 0), teacher.probabilities(ids), 0), axis=-1),
+            entropy=entropy(teacher),
+            label_log_prob=log_prob(untempered, labels),
+            best_id=search.largest_of_all(teacher.scores, 1, shard)[1][..., 0],
+        )
+
     num_rows, num_tokens, num_ids = logits.shape
     part = vocabulary.largest_divisor(num_tokens, max(1, LOGITS_PER_PART // (num_rows * num_ids)))
     if part == num_tokens:
@@ -54,34 +73,13 @@ def draw(
     return jax.lax.platform_dependent(logits, labels, numbers, positions, cpu=in_parts, default=whole)
 
 
-def _draw(
-    logits: Float[Array, "B T V"],
-    labels: Int[Array, "B T"],
-    numbers: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
-    *,
-    samples: settings.Samples,
-    seed: int,
-    shard: vocabulary.Shard,
-) -> Targets:
-    teacher = estimators.softmax(logits, samples.temperature, shard)
-    ids, weights, is_new = estimators.estimate(teacher, noise.token_keys(seed, numbers, positions), samples)
-    untempered = teacher if samples.temperature == 1 else estimators.softmax(logits, 1.0, shard)
-    return Targets(
-        ids=ids,
-        weights=weights,
-        kept_mass=jnp.sum(jnp.where(is_new & (weights > 0), teacher.probabilities(ids), 0), axis=-1),
-        entropy=_entropy(teacher),
-        label_log_prob=_log_prob(untempered, labels),
-        best_id=search.largest_of_all(teacher.scores, 1, shard)[1][..., 0],
-    )
-
-
-def _entropy(teacher: estimators.Softmax) -> Float[Array, "B T"]:
+def entropy(teacher: estimators.Softmax) -> Float[Array, "B T"]:
+    """Nats, of all shards."""
     below = teacher.scores - teacher.largest[..., None]
     parts = search.total(jnp.where(teacher.masses > 0, teacher.masses * below, 0))
     return jnp.log(teacher.total) - teacher.shard.sum(parts) / teacher.total
 
 
-def _log_prob(teacher: estimators.Softmax, ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+def log_prob(teacher: estimators.Softmax, ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+    """Nats of one id each."""
     return teacher.shard.pick(teacher.scores, ids[..., None])[..., 0] - teacher.largest - jnp.log(teacher.total)

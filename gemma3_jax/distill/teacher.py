@@ -12,7 +12,7 @@ from gemma3_jax.model import config, execution, masks, parameters
 
 def make(
     model: config.Config, execute: execution.Execution, *, samples: settings.Samples, seed: int
-) -> Callable[[dict, object], targets.Targets]:
+) -> Callable[[dict, object], targets.Targets | targets.Whole]:
     """`(the teacher's parameters, rows) -> targets`, to be traced with a mesh set or without one.
 
     `rows` has tokens, labels, segments, positions and numbers, each [B, T].
@@ -23,14 +23,12 @@ def make(
         with jax.named_scope("teacher"):
             transformer = parameters.bind(model, params)
             hidden = transformer(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execute)
+            if samples.estimator == settings.WHOLE:
+                return targets.Whole(hidden, params["embedder"]["table"])
             # The place in the row, not in the document, which comes again in a row.
             places = jax.lax.broadcasted_iota(rows.numbers.dtype, rows.numbers.shape, 1)
-            draw = functools.partial(_draw, samples=samples, seed=seed)
+            draw = functools.partial(targets.draw, samples=samples, seed=seed)
             table = params["embedder"]["table"]
             return vocabulary.of_logits(draw, hidden, table, rows.labels, rows.numbers, places)
 
     return teach
-
-
-def _draw(shard: vocabulary.Shard, logits, labels, numbers, places, **asked) -> targets.Targets:
-    return targets.draw(logits, labels, numbers, places, shard=shard, **asked)

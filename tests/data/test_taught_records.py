@@ -131,7 +131,7 @@ def test_a_cut_of_these_is_what_fewer_samples_would_have_been(estimator):
         samples = settings.Samples(estimator=estimator, num_samples=num_samples)
         numbers = positions = jnp.arange(said.T)[None]
         logits = 3 * jax.random.normal(jax.random.key(0), (1, said.T, 96))
-        draw = functools.partial(targets.draw, samples=samples, seed=1, shard=vocabulary.Shard(96))
+        draw = functools.partial(targets.draw, vocabulary.Shard(96), samples=samples, seed=1)
         found = jax.jit(draw)(logits, labels=numbers, numbers=numbers, positions=positions)
         learned = {name: np.asarray(array[0]) for name, array in found._asdict().items()}
         return taught_records.encode(row | {"loss_mask": np.ones(said.T, bool)}, learned, samples)

@@ -75,6 +75,39 @@ def test_value_and_gradients_are_those_of_the_target_written_out(blend):
     )
 
 
+def told_whole(num_ids=V, temperature=1.0):
+    """What a teacher of another width says: to be multiplied, and written out as a weight on every id."""
+    whole = targets.Whole(toys.noise("teacher", (B, T, 12)), 3 * toys.noise("teacher table", (num_ids, 12)))
+    logits = jnp.einsum("BTW,VW->BTV", *whole)
+    nats, untempered = jax.nn.log_softmax(logits / temperature), jax.nn.log_softmax(logits)
+    of_labels = jnp.take_along_axis(untempered, made(num_ids)[2][..., None], axis=-1)[..., 0]
+    ids = jnp.broadcast_to(jnp.arange(num_ids), nats.shape)
+    entropy = -jnp.sum(jnp.exp(nats) * nats, axis=-1)
+    written = (ids, jnp.exp(nats), jnp.ones((B, T)), entropy, of_labels, jnp.argmax(logits, axis=-1))
+    return jax.tree.map(jnp.asarray, whole), targets.Targets(*written)
+
+
+@pytest.mark.parametrize("blend", BLENDS, ids=str)
+def test_the_whole_of_what_a_teacher_says_is_a_weight_on_every_id(blend):
+    *student, _ = made()
+    whole, written = told_whole(temperature=blend.get("temperature", 1.0))
+    expected = differentiated(written_out, (*student, written), **blend)
+    assert_alike(differentiated(cross_entropy.summed, (*student, whole), **blend), expected)
+    _, sums = cross_entropy.summed(*student, whole, **blend)
+    assert_alike(sums, cross_entropy.summed(*student, written, **blend)[1])
+    assert sums["soft_loss"] > sums["teacher_entropy"]
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn():
+    _, _, labels, mask, _ = made()
+    whole, _ = told_whole()
+    (total, sums), gradients = jax.value_and_grad(cross_entropy.summed, argnums=(0, 1), has_aux=True)(
+        *whole, labels, mask, whole
+    )
+    close(total, sums["teacher_entropy"])
+    assert sums["agreement"] == mask.sum() and all(jnp.max(jnp.abs(gradient)) < 1e-5 for gradient in gradients)
+
+
 def test_the_value_is_the_same_whether_or_not_it_is_differentiated():
     arguments = made()
     total, sums = jax.jit(functools.partial(cross_entropy.summed, **ALL))(*arguments)
@@ -184,17 +217,21 @@ MESHES = [
 
 
 @pytest.mark.parametrize("axes, num_ids, width", MESHES, ids=str)
-@pytest.mark.parametrize("with_targets", [True, False])
-def test_a_mesh_changes_nothing(monkeypatch, axes, num_ids, width, with_targets):
-    hidden, table, labels, mask, soft = made(num_ids, width)
-    arguments = hidden, table, labels, mask, soft if with_targets else None
+@pytest.mark.parametrize("told", ["few", "whole", "nothing"])
+def test_a_mesh_changes_nothing(monkeypatch, axes, num_ids, width, told):
+    hidden, table, labels, mask, few = made(num_ids, width)
+    soft = {"few": few, "whole": told_whole(num_ids)[0], "nothing": None}[told]
+    arguments = hidden, table, labels, mask, soft
     run = jax.jit(jax.value_and_grad(functools.partial(cross_entropy.summed, **ALL), argnums=(0, 1), has_aux=True))
     expected = run(*arguments)
     monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", 4 * num_ids)
     mesh = sharding.make_mesh(**axes)
     place = sharding.batch_sharding(mesh)
     rest = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), table.shape, mesh.shape))
-    placed = [jax.device_put(x, rest if x is table else place) for x in arguments]
+    placed = [jax.device_put(x, rest if x is table else place) for x in arguments[:4]]
+    if told == "whole":
+        soft = soft._replace(hidden=jax.device_put(soft.hidden, place))
+    placed.append(soft if told == "whole" else jax.device_put(soft, place))
     with jax.set_mesh(mesh):
         found = run(*placed)
         log_probs = jax.jit(cross_entropy.label_log_probs)(*placed[:3])

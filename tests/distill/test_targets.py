@@ -26,7 +26,7 @@ def rows() -> tuple[np.ndarray, ...]:
 def draw(rows, *, seed: int = 0, **asked) -> targets.Targets:
     samples = settings.Samples(**asked)
     shard = vocabulary.Shard(V)
-    return jax.jit(lambda *rows: targets.draw(*rows, samples=samples, seed=seed, shard=shard))(*map(jnp.asarray, rows))
+    return jax.jit(lambda *rows: targets.draw(shard, *rows, samples=samples, seed=seed))(*map(jnp.asarray, rows))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_a_split_vocabulary_says_the_same(rows):
     with jax.set_mesh(sharding.make_mesh(data=2, seq=2, model=2)):
         shard, batch = vocabulary.shard_of(V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
         split = vocabulary.mapped(
-            lambda *rows: targets.draw(*rows, samples=samples, seed=0, shard=shard),
+            lambda *rows: targets.draw(shard, *rows, samples=samples, seed=0),
             (PartitionSpec(*batch, None, shard.axes), batch, batch, batch),
             batch,
         )

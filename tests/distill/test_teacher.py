@@ -46,13 +46,13 @@ def by_hand(params, rows, estimator):
     logits = model.logits(model(rows.tokens, masks.Places(rows.segments, rows.positions)))
     places = jnp.broadcast_to(jnp.arange(NUM_TOKENS, dtype=jnp.int32), rows.tokens.shape)
     return targets.draw(
+        vocabulary.Shard(MODEL.vocab_size),
         logits,
         rows.labels,
         rows.numbers,
         places,
         samples=settings.Samples(estimator=estimator, num_samples=8),
         seed=7,
-        shard=vocabulary.Shard(MODEL.vocab_size),
     )
 
 

@@ -15,15 +15,15 @@ pytestmark = pytest.mark.interop
 
 # Of 4 rows of 8,192 tokens; in a process of its own, as libtpu wants these variables and JAX no other devices.
 COMPILE = """
-import json, sys
+import functools, json, sys
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
-from gemma3_jax.distill import cross_entropy, targets
+from gemma3_jax.distill import cross_entropy, settings, targets, vocabulary
 
-topology, axes, with_targets = json.loads(sys.argv[1])
+topology, axes, what = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 mesh = Mesh(sharding.arrange(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 rows = sharding.batch_sharding(mesh)
@@ -35,26 +35,26 @@ def tokens(*shape, dtype=jnp.float32):
 
 
 ids = tokens(dtype=jnp.int32)
-told = tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids
-arguments = (
-    tokens(1152, dtype=jnp.bfloat16),
-    jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table),
-    ids,
-    tokens(dtype=jnp.bool),
-    targets.Targets(*told) if with_targets else None,
-)
-with jax.set_mesh(mesh):
+head = tokens(1152, dtype=jnp.bfloat16), jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table)
+if what == "draw":
+    run = functools.partial(vocabulary.of_logits, functools.partial(targets.draw, samples=settings.Samples(), seed=0))
+    arguments = (*head, ids, ids, ids)
+else:
+    few = targets.Targets(tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids)
+    soft = {"few": few, "whole": targets.Whole(*head), "nothing": None}[what]
     run = jax.value_and_grad(cross_entropy.summed, argnums=(0, 1), has_aux=True)
+    arguments = (*head, ids, tokens(dtype=jnp.bool), soft)
+with jax.set_mesh(mesh):
     compiled = jax.jit(run).lower(*arguments).compile()
 print(json.dumps([compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()]))
 """
 
 
-def compiled(topology, axes, with_targets):
-    """Temporary bytes of a device, and the program."""
+def compiled(topology, axes, what):
+    """Temporary bytes of a device, and the program: of the loss against few ids, the whole, or nothing; of a draw."""
     variables = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment = os.environ | variables | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", COMPILE, json.dumps([topology, axes, with_targets])]
+    command = [sys.executable, "-c", COMPILE, json.dumps([topology, axes, what])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -64,9 +64,9 @@ def num_elements(shape):
     return math.prod(int(size) for size in shape.split(",") if size)
 
 
-@pytest.mark.parametrize("with_targets", [True, False])
-def test_no_device_holds_the_logits_of_its_tokens(with_targets):
-    temporary_bytes, text = compiled("v5e:2x2", [1, 2, 2, 1], with_targets)
+@pytest.mark.parametrize("what", ["few", "whole", "nothing", "draw"])
+def test_no_device_holds_the_logits_of_its_tokens(what):
+    temporary_bytes, text = compiled("v5e:2x2", [1, 2, 2, 1], what)
     table, logits = 131_072 * 1152, 2 * 8192 * 131_072  # of one device: half of V, and both halves of its two rows
     arrays = {num_elements(shape) for shape in re.findall(r"\bf32\[([\d,]+)\]", text)}
     assert 1 << 26 in arrays  # the logits of a chunk
@@ -76,7 +76,7 @@ def test_no_device_holds_the_logits_of_its_tokens(with_targets):
 
 
 def test_chunks_exchange_tokens_and_never_the_table():
-    _, text = compiled("v5e:4x4", [1, 4, 4, 1], True)
+    _, text = compiled("v5e:4x4", [1, 4, 4, 1], "few")
     sent = r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     inside, outside = [], []
     for line in text.splitlines():
