@@ -3,8 +3,8 @@
     python -m gemma3_jax train --config=experiments/recipe.py:1b --workdir=gs-mounted/1b --config.data=/data/prepared \
         --config.teacher=gs-mounted/teacher
 
-Every stage distils, from 256 sampled logits of the teacher for each token (report, section 2.2); which teacher, and at
-which temperature, is not published, so the command names one.
+Pre-training and its extension distil, from 256 sampled logits of the teacher for each token (report, section 2.2);
+which teacher, and at which temperature, is not published, so the command names one. `qat` distils from its own start.
 
 Hardware and hours: Table 2 (512 v5e chips for 1B, 2,048 v5e for 4B, 6,144 v4 for 12B, 6,144 v5p for 27B); 27B would
 take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 operations over
@@ -71,6 +71,10 @@ def get_config(size: str) -> ml_collections.ConfigDict:
     stages["qat"] = pretrain | {
         "num_steps": QAT_STEPS,
         "rope_scale": model.rope_scale,
+        "teacher": "start",  # the probabilities of the non-quantised checkpoint; report, section 2.3
+        "samples": {"estimator": "whole"},  # not published; nothing is saved by sampling a teacher that is at hand
+        "quant": {"format": "q4_0"},  # report, section 2.3: or int4 (per channel), or sfp8
+        "evaluation": {"every_steps": 500, "num_rows": rows_per_step},
         # Not published; small, to a tenth, and no decay, which would pull weights off the grid they were trained to.
         "optimizer": _optimizer(1e-5, warmup_steps=100) | {"weight_decay": 0.0},
     }

@@ -2,9 +2,10 @@
 
 config.json        every field, as resolved          checkpoints/   one for each saved step
 metrics.jsonl      a row for each logged step        damaged/       those that could not be read
-skipped.jsonl      steps that were not believed      tensorboard/   the rows again
-goodput.jsonl      where the time went               cache/         compiled programs
-starts.jsonl       every start: command and config   profile/       traces
+evaluations.jsonl  what was measured beside          tensorboard/   the rows again
+skipped.jsonl      steps that were not believed      cache/         compiled programs
+goodput.jsonl      where the time went               profile/       traces
+starts.jsonl       every start: command and config   tokenizer.model
 """
 
 import contextlib
@@ -70,7 +71,13 @@ def execute(given: settings.Train, asked: Asked, front: Front) -> Ended:
     stacks = asked.workdir / f"stacks-{jax.process_index()}.txt"
     with contextlib.closing(watchdog.Watchdog(given.deadlines, stacks)) as watch:
         watch.start("start_up")
-        legs = stages.build(given, given.walk, warn=front.say, allow_data_change=asked.allow_data_change)
+        legs = stages.build(
+            given,
+            given.walk,
+            asked.workdir / series.CHECKPOINTS,
+            warn=front.say,
+            allow_data_change=asked.allow_data_change,
+        )
         front.say(*asked.changed, *map(_describe, legs))
         with _locked(asked.workdir, front.say) if is_first else contextlib.nullcontext():
             return _go_on(given, asked, front, legs, watch)
@@ -85,7 +92,7 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
         asked.workdir / series.CHECKPOINTS,
         keep_last=given.checkpoints.keep_last,
         keep_every_steps=given.checkpoints.keep_every_steps,
-        keep_steps=walk.offsets(legs)[1:],
+        keep_steps=walk.offsets(legs),
         say=front.say,
     )
     with ledger.spend("restore"):
@@ -106,6 +113,8 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
             log_every_steps=given.log.every_steps,
             trace=trace.Trace(asked.workdir / "profile", *asked.traced) if asked.traced else None,
         )
+        if saved is None and legs[first].needs_start:
+            keeper.insist(legs[first], state, 0, global_step)
         status, text = _walk(legs, state, crew, first, _last(legs, asked))
     if status != DIVERGED:  # the loop has recorded that
         ledger.record(keeper.last_good or 0)
@@ -178,6 +187,8 @@ def _writers(
 ) -> metrics.Writers:
     """Everything that the first process writes beside checkpoints, the config first."""
     _write_config(given, workdir, front.say)
+    for file, content in legs[-1].beside.items():
+        _write(workdir / file, content, front.say)
     by_name = {leg.name: leg for leg in legs}
     return metrics.Writers(
         workdir,
@@ -246,11 +257,15 @@ def _write_config(given: settings.Train, workdir: pathlib.Path, say: Callable[..
             say(*(f"changed since the last start: {line}" for line in differences(json.loads(path.read_text()), now)))
     except ValueError as error:
         say(f"warning: {path} is not what a run writes, and is written anew: {error}")
+    _write(path, json.dumps(journal.finite(now), indent=2).encode() + b"\n", say)
+    journal.Journal(workdir / STARTS, say).write({"time": time.time(), "command": sys.argv[1:], "config": now})
+
+
+def _write(path: pathlib.Path, content: bytes, say: Callable[..., None]) -> None:
     try:
-        journal.replace(path, json.dumps(journal.finite(now), indent=2).encode() + b"\n")
+        journal.replace(path, content)
     except OSError as error:
         say(f"warning: {path} cannot be written: {error}")
-    journal.Journal(workdir / STARTS, say).write({"time": time.time(), "command": sys.argv[1:], "config": now})
 
 
 def _nothing(*_) -> None: ...

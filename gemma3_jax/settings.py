@@ -9,6 +9,7 @@ from gemma3_jax.data import settings as data_settings
 from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution as model_execution
+from gemma3_jax.quant import settings as quant_settings
 from gemma3_jax.train import settings as train_settings
 
 
@@ -31,6 +32,22 @@ class Mesh:
 
 
 LOSSES = ("next_token", "distill")
+START = "start"  # as a teacher: the parameters that the stage starts with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured while a stage trains, on rows of its data that no stage of the walk comes to."""
+
+    every_steps: int = 0  # and at the end of the stage; 0: never
+    num_rows: int = 64
+
+    def __post_init__(self):
+        if self.every_steps < 0 or self.num_rows < 1:
+            raise ValueError(
+                f"every_steps is {self.every_steps} and num_rows {self.num_rows}; the first must be at least 0, the "
+                "second at least 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,9 +60,11 @@ class Stage:
     num_microbatches: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
     loss: str = "next_token"  # or distill: from what a teacher says of every token
-    teacher: str = ""  # a checkpoint of any kind that `convert` reads; empty: config.teacher
+    teacher: str = ""  # a checkpoint of any kind that `convert` reads; start: the stage's own; empty: config.teacher
     targets: str = ""  # directory that `teach` wrote; empty: the teacher runs beside the student
     samples: distill_settings.Samples = distill_settings.Samples()
+    quant: quant_settings.Quant = quant_settings.Quant()  # what the weights are rounded to where they are used
+    evaluation: Evaluation = Evaluation()
     hard_label_weight: float = 0.0  # share of the token that did come in what is minimised, beside the teacher's word
     data: str = ""  # directory that `prepare` wrote; empty: config.data
     mixture: dict[str, data_settings.Bucket] = dataclasses.field(default_factory=dict)  # empty: as it was prepared

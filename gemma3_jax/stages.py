@@ -5,13 +5,14 @@ A recipe is a list of legs, each a stage of four fields and how far it goes:
     stage          loss                  next_batch      view_params    what the settings say
     pretrain       sampled distillation  packed rows     themselves     32K rows
     long_context   sampled distillation  packed rows     themselves     128K rows, RoPE scale 8 on global layers
-    qat            sampled distillation  packed rows     themselves     5,000 steps
+    qat            distillation          packed rows     rounded        5,000 steps, a teacher that is its own start
 
 The teacher's word comes with the rows, from targets that `teach` stored, or from a teacher beside the student, whose
 parameters are what is frozen in a leg. A stage can learn the next token alone, too.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gemma3_jax import settings, sharding
+from gemma3_jax import evaluation, settings, sharding
 from gemma3_jax.checkpoint import convert
 from gemma3_jax.data import dataset, order, stream, taught
 from gemma3_jax.distill import estimators, loss, teacher
 from gemma3_jax.model import config, execution, flops, parameters
+from gemma3_jax.quant import view
 from gemma3_jax.tokenizer import vocabulary
 from gemma3_jax.train import optimizer, stage
 
@@ -34,22 +36,30 @@ def _no_data(*_):
 
 
 def build(
-    given: settings.Train, names: Sequence[str], *, warn=print, allow_data_change: bool = False
+    given: settings.Train,
+    names: Sequence[str],
+    checkpoints: pathlib.Path,
+    *,
+    warn: Callable = print,
+    allow_data_change: bool = False,
 ) -> list[stage.Leg]:
     """The legs of these names. Everything is checked that can be before memory is taken.
 
+    `checkpoints` is where the run has its own: a stage may read there, later, what it began with.
     Raises: ValueError that names the field.
     """
     legs = []
     for name in names:
         try:
-            legs.append(_leg(given, name, warn, allow_data_change))
+            legs.append(_leg(given, name, checkpoints, warn, allow_data_change))
         except ValueError as error:
             raise ValueError(f"config.stages.{name}: {error}") from error
     return legs
 
 
-def _leg(given: settings.Train, name: str, warn, allow_data_change: bool) -> stage.Leg:
+def _leg(
+    given: settings.Train, name: str, checkpoints: pathlib.Path, warn: Callable, allow_data_change: bool
+) -> stage.Leg:
     asked, mesh = given.stages[name], stage_mesh(given, name)
     data, tokenizer, rows = open_rows(given, name)
     num_bytes = np.zeros(given.model.vocab_size, np.int32)
@@ -59,30 +69,102 @@ def _leg(given: settings.Train, name: str, warn, allow_data_change: bool) -> sta
         for change in rows.check_cursor(cursor, allow_data_change=allow_data_change):
             warn(f"warning: {change}")
 
-    stored = found = None
-    if asked.loss == "distill" and asked.targets:
-        stored = _open_targets(given, name, rows, tokenizer.digest)
-    elif asked.loss == "distill":
-        found = open_teacher(given, name, tokenizer.digest, warn)
+    def load_start(dtype: str) -> dict:
+        return _open_begun(given, name, checkpoints).load(mesh, dtype)
 
-    def load_teacher() -> dict:
-        warn(f"reading teacher {found.path} ({found.kind}, {found.num_bytes() / 2**20:.1f} MiB)", *found.notes)
-        return found.load(mesh, given.execution.dtype)
-
+    told = _open_told(given, name, rows, tokenizer.digest, load_start, warn)
     leg = abstract_leg(
-        given, name, mesh, num_bytes, teacher_model=found.model if found else None, load_teacher=load_teacher
+        given,
+        name,
+        mesh,
+        num_bytes,
+        teacher_model=told.model,
+        load_teacher=functools.partial(told.load, mesh, given.execution.dtype),
     )
-    teacher_digest = stored.teacher if stored else found.fingerprint() if found else "none"
+    open_held_out = functools.partial(_held_out, given, name, data, rows, mesh, warn)
     return dataclasses.replace(
         leg,
         stage=dataclasses.replace(
-            leg.stage, next_batch=Batches(data, rows, mesh, asked.num_steps, given.num_data_workers, stored)
+            leg.stage, next_batch=Batches(data, rows, mesh, asked.num_steps, given.num_data_workers, told.stored)
         ),
         cursor=rows.cursor,
         check_cursor=check_cursor,
-        identity={**leg.identity, "tokenizer": tokenizer.digest, "teacher": teacher_digest},
+        identity={**leg.identity, "tokenizer": tokenizer.digest, "teacher": told.digest},
         about={**leg.about, "tokenizer": tokenizer.digest},
+        beside={dataset.TOKENIZER: tokenizer.model},
+        evaluation=evaluation.make(
+            given, leg, stage_model(given, name), num_bytes=num_bytes, open_rows=open_held_out, load_start=load_start
+        ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """Who tells a stage what to learn, beside the rows: stored targets, or a teacher with its parameters."""
+
+    digest: str = "none"
+    stored: taught.Taught | None = None
+    model: config.Config | None = None
+    load: Callable[..., dict] = _no_data  # (mesh, dtype) -> its parameters
+
+
+def _open_told(
+    given: settings.Train, name: str, rows: order.Order, tokenizer: str, load_start: Callable[[str], dict], warn
+) -> _Told:
+    asked = given.stages[name]
+    if asked.loss != "distill":
+        return _Told()
+    if asked.targets:
+        stored = taught.open_taught(pathlib.Path(asked.targets)).of_stage(
+            rows,
+            tokenizer,
+            asked.samples,
+            vocab_size=given.model.vocab_size,
+            num_rows=asked.num_steps * asked.rows_per_step,
+        )
+        return _Told(stored.teacher, stored=stored)
+    if asked.teacher == settings.START:
+        return _Told(settings.START, model=stage_model(given, name), load=lambda _, dtype: load_start(dtype))
+    found = open_teacher(given, name, tokenizer, warn)
+
+    def load(mesh: Mesh, dtype: str) -> dict:
+        warn(f"reading teacher {found.path} ({found.kind}, {found.num_bytes() / 2**20:.1f} MiB)", *found.notes)
+        return found.load(mesh, dtype)
+
+    return _Told(found.fingerprint(), model=found.model, load=load)
+
+
+def _open_begun(given: settings.Train, name: str, checkpoints: pathlib.Path) -> convert.Checkpoint:
+    """The checkpoint of the run that a stage began with.
+
+    Raises: ValueError if it is gone.
+    """
+    before = given.walk[: given.walk.index(name)]
+    path = checkpoints / str(sum(given.stages[other].num_steps for other in before))
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is gone, which {name} began with, and is held against; put it back, or begin the stage again in "
+            "another --workdir"
+        )
+    return convert.open_checkpoint(path)
+
+
+def _held_out(
+    given: settings.Train, name: str, data: dataset.Dataset, rows: order.Order, mesh: Mesh, warn: Callable
+) -> list[stream.Rows]:
+    """Rows that come after all those that any stage of the walk learns from, where it has the data in this form."""
+    asked = given.stages[name]
+    alike = [
+        other
+        for other in (given.stages[other] for other in given.walk)
+        if (other.data, other.row_length, other.mixture) == (asked.data, asked.row_length, asked.mixture)
+    ]
+    num_learned = max(other.num_steps * other.rows_per_step for other in alike)
+    first, num_steps = (-(-count // asked.rows_per_step) for count in (num_learned, asked.evaluation.num_rows))
+    if max(rows.epochs(first + num_steps).values()) > 1:
+        warn(f"warning: {name} is evaluated on rows that it learns from: {data.path} has no more of them")
+    with stream.Stream(data, rows, mesh, first_step=first) as batches:
+        return [next(batches).rows for _ in range(num_steps)]
 
 
 def abstract_leg(
@@ -110,13 +192,15 @@ def abstract_leg(
             load=load_teacher,
             flops_per_token=flops.per_token(teacher_model, asked.row_length) / 3,  # forward alone
         )
+    view_params = view.make(asked.quant, parameters.dims(model))
+    jax.eval_shape(view_params, parameters.shapes(model))  # refuses what cannot be rounded so
     return stage.Leg(
         name=name,
         frozen=frozen,
         stage=stage.Stage(
             loss=_loss(given, name, num_bytes, teacher_model),
             next_batch=_no_data,
-            view_params=lambda params: params,
+            view_params=view_params,
             optimizer=optimizer.make(asked.optimizer, asked.num_steps),
         ),
         num_steps=asked.num_steps,
@@ -131,8 +215,9 @@ def abstract_leg(
         flops_per_token=flops.per_token(model, asked.row_length) + frozen.flops_per_token,
         cursor=_no_data,
         check_cursor=_no_data,
-        identity={f"model.{column}": str(value) for column, value in columns.items()},
-        about={"model": columns},
+        identity={f"model.{column}": str(value) for column, value in columns.items()} | {"quant": str(asked.quant)},
+        about={"model": columns} | ({"quant": dataclasses.asdict(asked.quant)} if asked.quant.format else {}),
+        needs_start=asked.teacher == settings.START or (bool(asked.quant.format) and asked.evaluation.every_steps > 0),
     )
 
 
@@ -185,17 +270,6 @@ def open_rows(given: settings.Train, name: str) -> tuple[dataset.Dataset, vocabu
     return data, tokenizer, rows
 
 
-def _open_targets(given: settings.Train, name: str, rows: order.Order, tokenizer: str) -> taught.Taught:
-    asked = given.stages[name]
-    return taught.open_taught(pathlib.Path(asked.targets)).of_stage(
-        rows,
-        tokenizer,
-        asked.samples,
-        vocab_size=given.model.vocab_size,
-        num_rows=asked.num_steps * asked.rows_per_step,
-    )
-
-
 def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> convert.Checkpoint:
     """The checkpoint that speaks as teacher in a stage whose data has this tokenizer.
 
@@ -207,6 +281,8 @@ def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> conv
             "loss is distill, and teacher is empty, as config.teacher is; name a checkpoint: --config.teacher=DIR, or "
             f"what teach wrote: --config.stages.{name}.targets=DIR"
         )
+    if path == settings.START:
+        raise ValueError("teacher is start, which only the run itself has; name a checkpoint for teach")
     found = convert.open_checkpoint(pathlib.Path(path))
     if found.model.vocab_size != given.model.vocab_size:
         raise ValueError(

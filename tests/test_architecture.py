@@ -16,14 +16,16 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 MAY_IMPORT = {
     "sharding": "",
     "tokenizer": "",
+    "quant": "sharding",
     "model": "sharding",
-    "checkpoint": "model sharding",
+    "checkpoint": "model quant sharding tokenizer",
     "distill": "model sharding",
-    "evals": "distill model sharding",
+    "evals": "distill model quant sharding",
     "data": "distill sharding tokenizer",
     "train": "",  # no model, no data: it sees a stage
-    "settings": "data distill model train",
-    "stages": "checkpoint data distill model settings sharding tokenizer train",
+    "settings": "data distill model quant train",
+    "evaluation": "distill model settings train",
+    "stages": "checkpoint data distill evaluation model quant settings sharding tokenizer train",
     "chips": "",
     "hosts": "",
     "teach": "checkpoint data distill settings sharding stages train",
@@ -35,6 +37,7 @@ MAY_IMPORT = {
 HOME = {
     "flax": "model",
     "orbax": "checkpoint",
+    "gguf": "checkpoint",
     "safetensors": "checkpoint",
     "einops": "checkpoint",
     "optax": "train",

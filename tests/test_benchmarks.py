@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gemma3_jax.distill import settings
+from gemma3_jax.quant import formats
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "experiments" / "benchmarks"
@@ -69,3 +70,9 @@ def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
     assert set(found) == {"next token", "targets at hand", "teacher beside", "teacher alone"}
     assert found["teacher beside"]["teacher_parameter_bytes"] > 1_000_000
     assert found["next token"]["against_next_token"] == 1.0
+
+
+def test_a_step_is_measured_by_format_against_the_one_that_rounds_nothing():
+    found = {line["format"]: line for line in lines("rounding.py", "--steps=1", "--rounds=1", "--rows_per_step=1")}
+    assert set(found) == {"unrounded", *formats.MATRICES} and found["unrounded"]["against_unrounded"] == 1.0
+    assert min(line["temporary_bytes"] for line in found.values()) > 1_000_000

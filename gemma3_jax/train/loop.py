@@ -56,6 +56,7 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
         return state  # restored from the save at its end
     with crew.ledger.spend("restore"), crew.watchdog.phase("start_up"):
         frozen = leg.frozen.load()
+    measure = _begin_evaluation(leg, frozen, crew)
     while done < leg.num_steps:
         with crew.ledger.spend("data"), crew.watchdog.phase("step" if compiled else "start_up"):
             batch = leg.stage.next_batch(done)
@@ -79,15 +80,21 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
         if time.monotonic() - last_record > RECORD_SECONDS:
             crew.ledger.record(global_step)
             last_record = time.monotonic()
-        if not (stop or save or crew.saver.is_due(global_step) or done == leg.num_steps):
+        must = stop or done == leg.num_steps
+        is_measured = measure is not None and leg.evaluation.is_due(done, leg.num_steps)
+        is_saved = must or save or crew.saver.is_due(global_step)
+        if not (is_measured or is_saved):
             continue
         with crew.ledger.spend("step"):
             _land(leg, flight, steps_before, tokens_before, crew)  # the checkpoint counts on its row
         flight = None
+        if is_measured:
+            _evaluate(leg, measure, state, done, global_step, crew)
+        if not is_saved:
+            continue
         if crew.writers:
             crew.writers.flush()
         crew.watchdog.stop("step")
-        must = stop or done == leg.num_steps
         (crew.saver.insist if must else crew.saver.begin)(leg, state, done, global_step)
         crew.ledger.record(global_step)
         if must:
@@ -101,6 +108,23 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
 def _compile(leg: stage.Leg, state: step.State, frozen: dict, rows: object, crew: Crew) -> Callable:
     with crew.ledger.spend("compile"), crew.watchdog.phase("compile"), jax.set_mesh(leg.mesh):
         return leg.jitted().lower(state, frozen, rows).compile()
+
+
+def _begin_evaluation(leg: stage.Leg, frozen: dict, crew: Crew) -> Callable[[dict], dict[str, float]] | None:
+    if leg.evaluation is None:
+        return None
+    with crew.ledger.spend("evaluate"), crew.watchdog.phase("evaluate"):
+        return leg.evaluation.begin(frozen)
+
+
+def _evaluate(leg: stage.Leg, measure, state: step.State, done: int, global_step: int, crew: Crew) -> None:
+    """Before the checkpoint of the step is begun: who goes on from it finds the row written."""
+    crew.watchdog.stop("step")
+    with crew.ledger.spend("evaluate"), crew.watchdog.phase("evaluate"):
+        found = measure(state.params)
+    if crew.writers:
+        place = {"stage": leg.name, "step": done, "global_step": global_step, "time": time.time()}
+        crew.writers.evaluate(place | found)
 
 
 def _land(leg: stage.Leg, flight: _Flight, steps_before: int, tokens_before: int, crew: Crew) -> None:

@@ -12,6 +12,7 @@ import jax
 from gemma3_jax.train import events, goodput, journal, settings, stage
 
 FILE, SKIPPED_FILE, WANDB_ID_FILE = "metrics.jsonl", "skipped.jsonl", "wandb_id"
+EVALUATIONS_FILE = "evaluations.jsonl"
 # Beside these, a row is a function of the seed and the step: the same however often a run was stopped.
 TIMINGS = (
     "time",
@@ -88,19 +89,33 @@ class Writers:
         warn: Callable[[str], None],
         show: Callable[[Mapping], None],
     ):
+        """`show` is given rows of steps; `warn` is told the numbers of evaluations, too."""
+        self._say = warn
         self._rows = journal.Journal(workdir / FILE, warn)
         self._skipped = journal.Journal(workdir / SKIPPED_FILE, warn)
-        for file in (self._rows, self._skipped):
+        self._evaluations = journal.Journal(workdir / EVALUATIONS_FILE, warn)
+        for file in (self._rows, self._skipped, self._evaluations):
             file.keep(lambda entry: entry["global_step"] <= after)
-        self._sinks: list[Callable[[Mapping], None]] = [self._rows.write, show]
+        self._others: list[Callable[[Mapping], None]] = []
         if log.tensorboard:
-            self._sinks.append(events.Events(workdir / "tensorboard", after, warn).write)
+            self._others.append(events.Events(workdir / "tensorboard", after, warn).write)
         if log.wandb_project:
-            self._sinks.append(_wandb(workdir, log.wandb_project, config))
+            self._others.append(_wandb(workdir, log.wandb_project, config))
+        self._sinks = [self._rows.write, show, *self._others]
 
     def write(self, row: Mapping) -> None:
         for sink in self._sinks:
             sink(row)
+
+    def evaluate(self, row: Mapping) -> None:
+        """What was measured after a step, beside training."""
+        self._evaluations.write(row)
+        place = ("stage", "step", "global_step", "time")
+        numbers = {name: value for name, value in row.items() if name not in place}
+        for sink in self._others:
+            sink({name: row[name] for name in place} | {f"evaluation/{name}": x for name, x in numbers.items()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self._say(f"{row['stage']} {row['step']} evaluated: {shown}")
 
     def skip(self, row: Mapping) -> None:
         """Notes a step that was not believed."""
@@ -111,6 +126,7 @@ class Writers:
         """Has all rows reach the disk: before the checkpoint that counts on them does."""
         self._rows.flush(durable=True)
         self._skipped.flush(durable=True)
+        self._evaluations.flush(durable=True)
 
 
 def _wandb(workdir: pathlib.Path, project: str, config: Mapping) -> Callable[[Mapping], None]:

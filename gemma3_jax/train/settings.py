@@ -98,6 +98,7 @@ class Deadlines:
     compile: float = 7_200.0
     step: float = 1_800.0  # waiting for data included
     save: float = 3_600.0  # in the background too
+    evaluate: float = 3_600.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

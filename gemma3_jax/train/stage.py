@@ -49,6 +49,17 @@ class Frozen:
         return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is measured beside training."""
+
+    every_steps: int  # and after the last one
+    begin: Callable[[dict], Callable[[dict], dict[str, float]]]  # what is frozen -> (parameters -> numbers)
+
+    def is_due(self, done: int, num_steps: int) -> bool:
+        return done % self.every_steps == 0 or done == num_steps
+
+
 NOTHING = Frozen(shapes={}, places={}, load=dict)
 
 
@@ -72,7 +83,10 @@ class Leg:
     check_cursor: Callable[[Mapping], None]  # raises ValueError if the data is not what it was
     identity: dict[str, str]  # what a checkpoint has to agree in: field -> value
     about: dict  # the model's columns and the tokenizer's digest, for whoever opens a checkpoint by itself
+    beside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)  # files that users of its checkpoints want
     frozen: Frozen = NOTHING
+    evaluation: Evaluation | None = None
+    needs_start: bool = False  # whether the checkpoint it begins with has to be there as long as it trains
 
     def init(self, params: dict) -> step.State:
         """The state before the first step; to be traced."""

@@ -1,0 +1,190 @@
+"""What is measured while a stage trains, and a stage whose weights are rounded: against itself as it began."""
+
+import json
+import math
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma3_jax import evaluation, sharding, stages
+from gemma3_jax.checkpoint import convert, series, store
+from gemma3_jax.cli import configs, program
+from gemma3_jax.model import execution, masks, parameters
+from gemma3_jax.quant import settings as quant_settings
+from gemma3_jax.quant import view
+from tests import runs
+
+MESH = "--config.mesh.data=2"
+MEASURED = ("--config.stages.second.evaluation.every_steps=8", "--config.stages.second.evaluation.num_rows=12")
+QAT = (
+    *MEASURED,
+    "--config.stages.second.loss=distill",
+    "--config.stages.second.teacher=start",
+    "--config.stages.second.samples.estimator=whole",
+    "--config.stages.second.quant.format=int4",
+)
+
+data = runs.data  # a fixture
+
+
+def train(data, workdir, *flags):
+    return program.main(runs.command(data, workdir, MESH, *flags))
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory):
+    """A run whose second stage rounds, undisturbed."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    assert train(data, workdir, *QAT) == 0
+    return workdir
+
+
+@pytest.fixture
+def again(straight, tmp_path, data, capsys):
+    """Goes on with a copy of the run as it was after a step; returns exit status and what it said."""
+
+    def run(step, *flags, without=()):
+        workdir = tmp_path / "run"
+        shutil.copytree(straight, workdir)
+        for saved in series.steps(workdir / "checkpoints"):
+            if saved > step or saved in without:
+                shutil.rmtree(workdir / "checkpoints" / str(saved))
+        capsys.readouterr()
+        return train(data, workdir, *QAT, *flags), capsys.readouterr().err
+
+    run.workdir = tmp_path / "run"
+    return run
+
+
+def measured(workdir):
+    rows = [json.loads(line) for line in (workdir / "evaluations.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+
+
+def means(nats, kl, teacher_nats):
+    return {"cross_entropy": nats, "kl_to_teacher": kl, "teacher_cross_entropy": teacher_nats}
+
+
+def test_recovered_is_the_share_of_what_rounding_cost():
+    found = evaluation.compare(means(math.log(20), 0.4, math.log(10)), means(math.log(12), 0.1, math.log(10)))
+    assert found["recovered_perplexity"] == pytest.approx(0.8) and found["recovered_kl"] == pytest.approx(0.75)
+    assert (found["unquantised_nats"], found["rounded_kl"], found["trained_kl"]) == (math.log(10), 0.4, 0.1)
+
+
+def test_of_what_cost_nothing_there_is_no_share():
+    found = evaluation.compare(means(2.0, 0.0, 2.1), means(2.0, 0.0, 2.1))
+    assert math.isnan(found["recovered_perplexity"]) and math.isnan(found["recovered_kl"])
+
+
+def test_it_is_measured_at_intervals_and_at_the_end(straight):
+    rows = measured(straight)
+    assert [(row["stage"], row["step"], row["global_step"]) for row in rows] == [
+        ("second", 8, 28),
+        ("second", 16, 36),
+        ("second", 20, 40),
+    ]
+    assert len({(row["unquantised_nats"], row["rounded_nats"], row["rounded_kl"]) for row in rows}) == 1
+    assert len({row["trained_kl"] for row in rows}) == 3
+
+
+def test_it_says_what_the_three_models_say_of_rows_that_no_stage_learns_from(data, straight):
+    """Once more by logits, of rows 160 and on: each stage learns from 20 steps of 8."""
+    given = configs.load(f"{data.parent / 'toy_run.py'}:{data}", [], stages.settings.Train)
+    model = stages.stage_model(given, "second")
+    dataset, _, order = stages.open_rows(given, "second")
+    mesh = sharding.make_mesh()
+    with stages.stream.Stream(dataset, order, mesh, first_step=20) as batches:
+        rows = jax.tree.map(lambda *x: jnp.concatenate(x), next(batches).rows, next(batches).rows)
+    assert rows.numbers.min() == 160
+    rounding = view.make(quant_settings.Quant(format="int4"), parameters.dims(model))
+
+    def log_probs(step, see):
+        params = convert.open_checkpoint(straight / "checkpoints" / str(step)).load(mesh)
+        bound = parameters.bind(model, see(params))
+        hidden = bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execution.REFERENCE)
+        return np.asarray(jax.nn.log_softmax(bound.logits(hidden))).astype(np.float64)[np.asarray(rows.loss_mask)]
+
+    labels = np.asarray(rows.labels)[np.asarray(rows.loss_mask)]
+    start = log_probs(20, lambda params: params)
+    nats = lambda found: -found[np.arange(len(labels)), labels].mean()  # noqa: E731
+    kl = lambda found: (np.exp(start) * (start - found)).sum(-1).mean()  # noqa: E731
+    row = measured(straight)[-1]
+    assert row["unquantised_nats"] == pytest.approx(nats(start), rel=1e-4)
+    for name, step in (("rounded", 20), ("trained", 40)):
+        found = log_probs(step, rounding)
+        assert row[f"{name}_nats"] == pytest.approx(nats(found), rel=1e-4)
+        assert row[f"{name}_kl"] == pytest.approx(kl(found), rel=1e-3)
+
+
+def test_rows_that_were_seen_before_are_said_to_be(data, tmp_path, capsys):
+    few = ["--config.stages.second.evaluation.num_rows=100000", "--config.stages.second.num_steps=1"]
+    flags = [*MEASURED, *few, "--config.walk=('second',)", "--config.stages.second.optimizer.warmup_steps=0"]
+    assert train(data, tmp_path / "run", *flags) == 0
+    assert "warning: second is evaluated on rows that it learns from" in capsys.readouterr().err
+
+
+def test_a_stage_that_rounds_nothing_tells_its_nats(data, tmp_path):
+    assert train(data, tmp_path / "run", *MEASURED, "--config.walk=('second',)") == 0
+    rows = measured(tmp_path / "run")
+    assert [row["step"] for row in rows] == [8, 16, 20] and rows[-1]["nats"] < rows[0]["nats"]
+    assert rows[0]["bits_per_byte"] > 0 and "trained_kl" not in rows[0]
+
+
+@pytest.mark.parametrize("step", [36, *(pytest.param(step, marks=pytest.mark.slow) for step in (20, 27, 39))])
+def test_cut_short_anywhere_it_ends_like_the_straight_run(straight, again, step):
+    status, err = again(step)
+    assert status == 0, err
+    runs.assert_same_end(straight, again.workdir)
+    assert measured(straight) == measured(again.workdir)
+
+
+def test_the_checkpoint_it_began_with_is_kept_and_needed(straight, again):
+    assert 20 in series.steps(straight / "checkpoints")
+    status, err = again(36, without=(20,))
+    assert status == 1 and re.search(r"error: .*checkpoints/20 is gone, which second began with", runs.error(err))
+
+
+def test_another_rounding_is_another_run(again):
+    status, err = again(36, "--config.stages.second.quant.format=sfp8")
+    assert status == 1 and "quant of the checkpoint of step" in err and "int4" in err and "sfp8" in err
+
+
+def test_begun_from_another_run_it_saves_what_it_begins_with(data, straight, tmp_path):
+    workdir, start = tmp_path / "run", straight / "checkpoints" / "20"
+    flags = [*QAT, "--stage=second", f"--config.init_from={start}"]
+    assert train(data, workdir, *flags) == 0
+    assert 20 in series.steps(workdir / "checkpoints")
+    ours, theirs = (runs.arrays(of, 20) for of in (workdir, straight))
+    params = [name for name in ours if "params" in name]
+    assert params and all(np.array_equal(ours[name], theirs[name]) for name in params)
+    assert measured(workdir) == measured(straight)
+    shutil.rmtree(workdir / "checkpoints" / "40")
+    assert train(data, workdir, *flags) == 0 and measured(workdir) == measured(straight)
+
+
+def test_a_checkpoint_says_what_it_was_trained_for(straight):
+    assert store.read_quant(straight / "checkpoints" / "40") == {"format": "int4", "embedding": "float16"}
+    assert not store.read_quant(straight / "checkpoints" / "20")
+    assert (straight / "tokenizer.model").read_bytes() == (runs.texts.tokenizer_model())
+
+
+def test_what_cannot_be_rounded_so_is_refused_at_the_start(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", *QAT, "--config.stages.second.quant.format=q4_0") == 1
+    line = runs.error(capsys.readouterr().err)
+    assert "config.stages.second: " in line and "16" in line and "32" in line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_teacher_that_is_the_start_cannot_be_asked_before(data, tmp_path, capsys):
+    line = ["teach", f"--config={data.parent / 'toy_run.py'}:{data}", *QAT, f"--output={tmp_path / 'said'}"]
+    assert program.main([*line, "--stage=second", "--config.stages.second.samples.estimator=top_k"]) == 1
+    assert "teacher is start, which only the run itself has" in capsys.readouterr().err
+
+
+def test_intervals_and_rows_are_checked(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", *QAT, "--config.stages.second.evaluation.num_rows=0") == 1
+    assert "num_rows 0; the first must be at least 0, the second at least 1" in capsys.readouterr().err
