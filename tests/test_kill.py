@@ -6,7 +6,6 @@ import random
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from gemma3_jax.checkpoint import series
@@ -14,10 +13,7 @@ from tests import runs
 
 pytestmark = pytest.mark.slow
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return runs.make_data(tmp_path_factory.mktemp("data"))
+data = runs.data  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +23,6 @@ def straight(data, tmp_path_factory):
     runs.finish(runs.start(data, workdir))
     assert [row["global_step"] for row in runs.rows(workdir)] == list(range(1, 41))
     return workdir
-
-
-def num_rows(workdir: pathlib.Path) -> int:
-    file = workdir / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def is_in_a_save(workdir: pathlib.Path) -> bool:
@@ -60,9 +51,9 @@ def test_killed_at_twenty_moments_it_ends_like_the_straight_run(data, straight, 
 
     def moment(number):
         """A kind of moment in turn: in a save, on the boundary, after some more rows, at any time at all."""
-        rows, delay = num_rows(workdir), draw.uniform(0, 0.05)
+        rows, delay = runs.num_rows(workdir), draw.uniform(0, 0.05)
         if number == 10:  # the boundary: the first stage's last checkpoint is being written
-            return "boundary save", lambda: num_rows(workdir) >= 20 and is_in_a_save(workdir)
+            return "boundary save", lambda: runs.num_rows(workdir) >= 20 and is_in_a_save(workdir)
         if number == 11:
             return "boundary", lambda: newest(workdir) == 20
         if number % 3 == 0:
@@ -72,25 +63,17 @@ def test_killed_at_twenty_moments_it_ends_like_the_straight_run(data, straight, 
             started = time.monotonic() + draw.uniform(0.5, 8)
             return "any", lambda: time.monotonic() > started
         wanted = min(rows + draw.randint(1, 3), 19 if number < 10 else 39)
-        return "rows", lambda: num_rows(workdir) >= wanted and (time.sleep(delay) or True)
+        return "rows", lambda: runs.num_rows(workdir) >= wanted and (time.sleep(delay) or True)
 
     for number in range(20):
         kind, when = moment(number)
         process = runs.start(data, workdir)
         if kill(process, when):
-            killed.append((kind, num_rows(workdir)))
+            killed.append((kind, runs.num_rows(workdir)))
     print(killed)
     assert len(killed) == 20 and {kind for kind, _ in killed} == {"save", "boundary save", "boundary", "any", "rows"}
     runs.finish(runs.start(data, workdir))
     runs.assert_same_end(straight, workdir)
-
-
-def assert_close(straight, workdir):
-    """The same rows in the same order; numbers that differ by the order of float32 sums alone."""
-    one, other = runs.rows(straight), runs.rows(workdir)
-    assert [row["batch_id"] for row in one] == [row["batch_id"] for row in other] and len(one) == 40
-    np.testing.assert_allclose([row["loss"] for row in one], [row["loss"] for row in other], rtol=2e-3)
-    assert one[0].keys() == other[0].keys()
 
 
 def test_a_run_goes_on_on_half_the_devices_and_then_on_two_hosts(data, straight, tmp_path):
@@ -104,7 +87,7 @@ def test_a_run_goes_on_on_half_the_devices_and_then_on_two_hosts(data, straight,
         err = runs.finish(process)
         assert "Traceback" not in err
     assert before >= 12
-    assert_close(straight, workdir)
+    runs.assert_same_but_for_rounding(straight, workdir)
 
 
 def test_two_hosts_are_stopped_by_a_signal_to_one_and_go_on_as_one(data, straight, tmp_path):
@@ -112,13 +95,13 @@ def test_two_hosts_are_stopped_by_a_signal_to_one_and_go_on_as_one(data, straigh
     workdir = tmp_path / "run"
     processes = runs.start_two(runs.command(data, workdir))
     deadline = time.monotonic() + 120
-    while num_rows(workdir) < 8 and all(process.poll() is None for process in processes):
+    while runs.num_rows(workdir) < 8 and all(process.poll() is None for process in processes):
         assert time.monotonic() < deadline
         time.sleep(0.001)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         runs.finish(process, status=75)
     stopped = newest(workdir)
-    assert 8 <= stopped < 40 and num_rows(workdir) == stopped
+    assert 8 <= stopped < 40 and runs.num_rows(workdir) == stopped
     runs.finish(runs.start(data, workdir))
-    assert_close(straight, workdir)
+    runs.assert_same_but_for_rounding(straight, workdir)

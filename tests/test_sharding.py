@@ -60,6 +60,20 @@ def test_1b_width_takes_part_of_the_axes_and_heads_the_rest():
     assert spec[0] is None and num_shards(spec, PUBLISHED_MESHES["1b"]) == 256  # 1152 is no multiple of 256
 
 
+def test_1b_width_is_laid_anew_for_blocks():
+    dims, shape, sizes = ("L", "D", "N", "H"), (26, 1152, 4, 256), PUBLISHED_MESHES["1b"]
+    at_rest = NamedSharding(abstract_mesh(sizes), sharding.parameter_spec(dims, shape, sizes))
+    assert at_rest.shard_shape(shape)[1] == 72  # two blocks and a quarter
+    spec = sharding.parameter_spec(dims, shape, sizes, shard_multiples={"D": 32})
+    assert NamedSharding(abstract_mesh(sizes), spec).shard_shape(shape)[1] % 32 == 0
+
+
+def test_a_dim_whose_blocks_span_it_is_never_split():
+    sizes = {"replica": 1, "data": 2, "seq": 2, "model": 2}
+    spec = sharding.parameter_spec(("N", "H", "D"), (4, 8, 64), sizes, shard_multiples={"N": 4, "H": 8})
+    assert spec == PartitionSpec(None, None, ("data", "seq", "model"))
+
+
 def test_tensor_parallel_dims_take_the_model_axis_and_one_key_head_falls_back_to_storage():
     sizes = {"replica": 1, "data": 2, "seq": 2, "model": 2}
     assert sharding.parameter_spec(("D", "N", "H"), (64, 4, 8), sizes) == PartitionSpec(("data", "seq"), "model", None)

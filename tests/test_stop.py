@@ -12,16 +12,12 @@ from tests import runs
 
 SLOW = "--config.stages.first.num_steps=2000"  # there is always a step to stop in
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return runs.make_data(tmp_path_factory.mktemp("data"))
+data = runs.data  # a fixture
 
 
 def wait_for_rows(process, workdir, num_rows):
     deadline = time.monotonic() + 120
-    file = workdir / "metrics.jsonl"
-    while not file.exists() or file.read_bytes().count(b"\n") < num_rows:
+    while runs.num_rows(workdir) < num_rows:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,7 +1,6 @@
 """The checkpoints of a run: what comes back is what was saved, to the bit, and of the same run."""
 
 import dataclasses
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +12,6 @@ from gemma3_jax.checkpoint import convert
 from gemma3_jax.model import parameters
 from tests import toys
 from tests.checkpoint import saved
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return sharding.make_mesh(data=4, model=2)
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def make_series(tmp_path, said):
-    return lambda directory=tmp_path / "checkpoints", **keep: saved.in_directory(directory, said.append, **keep)
-
 
 # --- what comes back ---
 
@@ -128,22 +111,6 @@ def test_no_checkpoint_is_none(mesh, make_series, tmp_path):
 
 
 # --- of another run ---
-
-
-@pytest.fixture(scope="module")
-def two_saved(tmp_path_factory, mesh):
-    """Checkpoints of steps 5 and 6, to be copied."""
-    directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    of = saved.in_directory(directory, pytest.fail)
-    for step in (5, 6):
-        saved.save(of, step, mesh)
-    return directory
-
-
-@pytest.fixture
-def copied(two_saved, tmp_path):
-    shutil.copytree(two_saved, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
 
 
 def test_what_check_refuses_is_not_damage(copied, make_series, said):

@@ -20,37 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mesh():
-    return sharding.make_mesh(data=4, model=2)
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def make_series(tmp_path, said):
-    return lambda directory=tmp_path / "checkpoints", **keep: saved.in_directory(directory, said.append, **keep)
-
-
-@pytest.fixture(scope="module")
-def two_saved(tmp_path_factory, mesh):
-    """Checkpoints of steps 5 and 6, to be copied and damaged."""
-    directory = tmp_path_factory.mktemp("two") / "checkpoints"
-    of = saved.in_directory(directory, pytest.fail)
-    for step in (5, 6):
-        saved.save(of, step, mesh)
-    return directory
-
-
-@pytest.fixture
-def copied(two_saved, tmp_path):
-    shutil.copytree(two_saved, tmp_path / "checkpoints")
-    return tmp_path / "checkpoints"
-
-
 def assert_one_before_is_used(directory, make_series, mesh, said, reason=".+"):
     """The damaged one is named and set aside; the one before is read, and again by the next process."""
     found = saved.restore(make_series(), mesh)

@@ -1,7 +1,6 @@
 """Checkpoints on disks that refuse: those before stay as they were, and the next save works once it can."""
 
 import contextlib
-import os
 import pathlib
 import shutil
 import subprocess
@@ -10,49 +9,19 @@ import time
 
 import pytest
 
-from gemma3_jax import sharding
 from gemma3_jax.checkpoint import series
+from tests import disks
 from tests.checkpoint import saved
 
 # What Orbax still had to write when it failed is left lying about.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def mesh():
-    return sharding.make_mesh(data=4, model=2)
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def make_series(tmp_path, said):
-    return lambda directory=tmp_path / "checkpoints", **keep: saved.in_directory(directory, said.append, **keep)
-
-
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 2 MiB at checkpoints/; needs the right to mount."""
-    disk = tmp_path / "checkpoints"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # what failed may still be open in the background
-
-
-def fill(disk: pathlib.Path, *, leave: int) -> pathlib.Path:
-    """A file that takes all room there is, but so many bytes."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    os.truncate(filler, max(0, filler.stat().st_size - leave))
-    return filler
+    """A file system of 2 MiB at checkpoints/."""
+    with disks.small(tmp_path / "checkpoints", kib=2_048, is_busy=True) as disk:
+        yield disk  # what failed may still be open in the background
 
 
 def assert_saved(of: series.Series, step: int, mesh) -> None:
@@ -77,7 +46,7 @@ def save_until_it_works(of: series.Series, step: int, mesh, num_attempts: int = 
 def test_a_full_disk_is_an_oserror_and_what_was_saved_before_stands(kib, small_disk, make_series, mesh, said):
     of = make_series()
     saved.save(of, 5, mesh)
-    filler = fill(small_disk, leave=kib << 10)
+    filler = disks.fill(small_disk, leave=kib << 10)
     for step in (6, 7):  # however often
         with pytest.raises(OSError, match=rf"^{small_disk}(/{step})? cannot be written: \S"):
             saved.save(of, step, mesh)
@@ -91,7 +60,7 @@ def test_a_full_disk_is_an_oserror_and_what_was_saved_before_stands(kib, small_d
 
 
 def test_a_full_disk_from_the_start_is_an_oserror_too(small_disk, make_series, mesh):
-    of, filler = make_series(), fill(small_disk, leave=0)
+    of, filler = make_series(), disks.fill(small_disk)
     with pytest.raises(OSError, match=r"cannot be written: .*No space left on device"):
         saved.save(of, 5, mesh)
     assert saved.restore(make_series(), mesh) is None
@@ -103,11 +72,11 @@ def test_a_full_disk_from_the_start_is_an_oserror_too(small_disk, make_series, m
 def test_a_disk_that_turns_read_only_is_an_oserror_and_is_read_still(small_disk, make_series, mesh):
     of = make_series()
     saved.save(of, 5, mesh)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    disks.remount(small_disk, "ro")
     with pytest.raises(OSError, match=r"cannot be written: .*Read-only file system"):
         saved.save(of, 6, mesh)
     assert_saved(make_series(), 5, mesh)
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    disks.remount(small_disk, "rw")
     save_until_it_works(of, 7, mesh)
     assert_saved(make_series(), 7, mesh)
 

@@ -1,26 +1,41 @@
-import os
-import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from gemma3_jax.checkpoint import convert, target
-from tests import toys
+from gemma3_jax.checkpoint import export, target
+from tests import disks, texts, toys
+from tests.checkpoint.test_gguf_file import MODEL, PLANS
 
 
 def test_a_directory_appears_whole(tmp_path):
-    with target.new_directory(tmp_path / "out") as partial:
+    with target.new(tmp_path / "out") as (partial,):
         partial.mkdir()
         (partial / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").read_text() == "x"
 
 
+def test_files_appear_whole_and_together(tmp_path):
+    with target.new(tmp_path / "a", tmp_path / "b") as partials:
+        for partial in partials:
+            partial.write_text("x")
+        assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(OSError), target.new(tmp_path / "c", tmp_path / "d") as partials:
+        partials[0].write_text("x")
+        raise OSError("no")
+    with pytest.raises(ValueError, match="b was made by someone else meanwhile"):
+        with target.new(tmp_path / "e", tmp_path / "b") as partials:
+            for partial in partials:
+                partial.write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"] and (tmp_path / "b").read_text() == "x"
+
+
 @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt(), SystemExit(143)])
 def test_nothing_is_left_when_writing_stops_early(error, tmp_path):
-    with pytest.raises(type(error)), target.new_directory(tmp_path / "out") as partial:
+    with pytest.raises(type(error)), target.new(tmp_path / "out") as (partial,):
         partial.mkdir()
         (partial / "file").write_text("x")
         partial.with_name(f"{partial.name}.orbax-checkpoint-tmp").mkdir()  # where Orbax writes first
@@ -30,7 +45,7 @@ def test_nothing_is_left_when_writing_stops_early(error, tmp_path):
 
 def test_a_target_made_meanwhile_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"out was made by someone else meanwhile"):
-        with target.new_directory(tmp_path / "out") as partial:
+        with target.new(tmp_path / "out") as (partial,):
             partial.mkdir()
             (tmp_path / "out").mkdir()
     assert list((tmp_path / "out").iterdir()) == [] and len(list(tmp_path.iterdir())) == 1
@@ -56,21 +71,16 @@ def test_a_target_larger_than_its_disk_is_refused(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 128 KiB; needs the right to mount."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disks.small(tmp_path / "disk", kib=128) as disk:
+        yield disk
 
 
-@pytest.mark.parametrize("kind", convert.FORMATS)
+@pytest.mark.parametrize("kind", export.KINDS)
 def test_a_disk_that_fills_up_half_way_leaves_nothing(kind, small_disk):
-    model = toys.TOY
+    plan, tokenizer = (PLANS[0], texts.tokenizer()) if kind == "gguf" else (None, None)
+    asked = export.Export(kind, MODEL, plan, tokenizer=tokenizer)
     with pytest.raises(OSError, match=r"(?i)no space left"):
-        convert.write(small_disk / "out", kind, model, toys.params(model))
+        asked.write(small_disk / "out", toys.params(MODEL))
     assert list(small_disk.iterdir()) == []
 
 
@@ -109,7 +119,7 @@ def test_a_signal_during_the_cleaning_up_cleans_up_again(tmp_path):
         "def rmtree(*a, **k):\n"
         "    calls.append(1)\n    if len(calls) == 1: signal.raise_signal(signal.SIGINT)\n    remove(*a, **k)\n"
         "shutil.rmtree = rmtree\n"
-        f"with target.new_directory(pathlib.Path({str(tmp_path / 'out')!r})) as partial:\n"
+        f"with target.new(pathlib.Path({str(tmp_path / 'out')!r})) as (partial,):\n"
         "    partial.mkdir()\n    signal.raise_signal(signal.SIGINT)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

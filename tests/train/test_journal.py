@@ -1,21 +1,15 @@
 """A journal: what was written is read, whatever the disk did and wherever a process was killed."""
 
-import contextlib
 import errno
 import json
 import os
 import pathlib
 import shutil
-import subprocess
 
 import pytest
 
 from gemma3_jax.train import journal
-
-
-@pytest.fixture
-def said():
-    return []
+from tests import disks
 
 
 @pytest.fixture
@@ -140,24 +134,8 @@ def test_keep_leaves_a_file_alone_of_which_it_wants_everything(file, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 128 KiB; needs the right to mount."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def fill(disk: pathlib.Path) -> pathlib.Path:
-    """A file that takes all room there is, but for what the last pages of other files have."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-    return filler
+    with disks.small(tmp_path / "disk", kib=128) as disk:
+        yield disk
 
 
 # A line that fits a page in part, one that is longer than any buffer, and many that wait together.
@@ -166,7 +144,7 @@ def test_what_a_full_disk_refused_is_written_once_there_is_room(small_disk, said
     path = small_disk / "rows.jsonl"
     file = journal.Journal(path, said.append)
     file.write({"step": 0})
-    before, filler = path.read_bytes(), fill(small_disk)
+    before, filler = path.read_bytes(), disks.fill(small_disk)
     entries = [{"step": step, "text": "x" * length} for step, length in enumerate(lengths, start=1)]
     for entry in entries:
         file.write(entry)
@@ -181,7 +159,7 @@ def test_a_full_disk_leaves_no_half_line(small_disk, said):
     path = small_disk / "rows.jsonl"
     file = journal.Journal(path, said.append)
     file.write({"step": 0})
-    fill(small_disk)
+    disks.fill(small_disk)
     for step in range(1, 9):
         file.write({"step": step, "text": "x" * 3_000})
     steps = [json.loads(line)["step"] for line in lines_of(path)]
@@ -192,7 +170,7 @@ def test_a_full_disk_is_told_of_once_and_again_after_it_had_room(small_disk, sai
     path = small_disk / "rows.jsonl"
     file = journal.Journal(path, said.append)
     for _ in range(2):
-        filler = fill(small_disk)
+        filler = disks.fill(small_disk)
         for step in range(3):
             file.write({"step": step, "text": "x" * 5_000})
         filler.unlink()

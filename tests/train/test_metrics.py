@@ -1,22 +1,19 @@
 """Rows: what they say, by hand, and that each place they go to holds each step once."""
 
-import contextlib
 import json
 import math
 import os
 import pathlib
-import shutil
 import struct
-import subprocess
 import types
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from gemma3_jax import sharding
-from gemma3_jax.train import goodput, journal, metrics, optimizer, settings, stage
+from gemma3_jax.train import goodput, journal, metrics, settings
+from tests import disks
+from tests.train import legs
 
 # Nobody closes the events: they are on the disk after every row.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tfevents:ResourceWarning")
@@ -28,38 +25,9 @@ def reported(**more):
     return {name: np.asarray(value) for name, value in {"loss": np.float32(1.5), "skipped": False, **more}.items()}
 
 
-def make_leg() -> stage.Leg:
-    """A leg on four devices, of which a meter reads three numbers."""
-    mesh = sharding.make_mesh(data=4)
-    nothing = stage.Stage(
-        loss=lambda params, rows: (0.0, 0, {}),
-        next_batch=lambda number: None,
-        view_params=lambda params: params,
-        optimizer=optimizer.Optimizer(optax.sgd(0.1), lambda number: 0.1),
-    )
-    return stage.Leg(
-        name="first",
-        stage=nothing,
-        num_steps=100,
-        mesh=mesh,
-        param_shapes={},
-        param_places={},
-        row_places=sharding.batch_sharding(mesh),
-        num_microbatches=1,
-        watch=settings.Watch(),
-        average_decay=0.0,
-        tokens_per_step=1_000,
-        flops_per_token=6e6,
-        cursor=lambda number: {},
-        check_cursor=lambda cursor: None,
-        identity={},
-        about={},
-    )
-
-
 @pytest.fixture(scope="module")
 def leg():
-    return make_leg()
+    return legs.make(num_devices=4)
 
 
 # --- a row ---
@@ -185,11 +153,6 @@ def a_row(global_step, **more):
         "time": 1_000.0 + global_step,
         **more,
     }
-
-
-@pytest.fixture
-def said():
-    return []
 
 
 @pytest.fixture
@@ -333,23 +296,15 @@ def test_no_place_for_tensorboard_is_told_and_rows_go_on(writers, tmp_path, said
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 128 KiB; needs the right to mount."""
-    disk = tmp_path / "tensorboard"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this user may not mount a file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the events file is still open
+    with disks.small(tmp_path / "tensorboard", kib=128, is_busy=True) as disk:
+        yield disk  # the events file is still open
 
 
 def test_a_disk_that_is_full_for_a_while_spoils_no_event_before_or_after(writers, small_disk, tmp_path):
     """The viewer stops reading a file at the first event that it cannot read."""
-    at, filler = writers(tensorboard=True), small_disk / "filler"
+    at = writers(tensorboard=True)
     at.write(a_row(1))
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    filler = disks.fill(small_disk)
     for step in range(2, 200):
         at.write(a_row(step))
     filler.unlink()

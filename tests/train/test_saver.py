@@ -3,11 +3,10 @@
 import types
 
 import jax.numpy as jnp
-import optax
 import pytest
 
-from gemma3_jax import sharding
-from gemma3_jax.train import goodput, journal, optimizer, saver, settings, stage, step, watchdog
+from gemma3_jax.train import goodput, journal, saver, settings, step, watchdog
+from tests.train import legs
 
 
 class Series:
@@ -50,38 +49,6 @@ class Watch(watchdog.Watchdog):
         self.running.discard(phase)
 
 
-SGD = optimizer.Optimizer(optax.sgd(0.1), lambda number: 0.1)
-
-
-def make_leg() -> stage.Leg:
-    """A leg of which a saver reads four fields."""
-    mesh = sharding.make_mesh()
-    nothing = stage.Stage(
-        loss=lambda params, rows: (0.0, 0, {}),
-        next_batch=lambda number: None,
-        view_params=lambda params: params,
-        optimizer=SGD,
-    )
-    return stage.Leg(
-        name="first",
-        stage=nothing,
-        num_steps=100,
-        mesh=mesh,
-        param_shapes={},
-        param_places={},
-        row_places=sharding.batch_sharding(mesh),
-        num_microbatches=1,
-        watch=settings.Watch(),
-        average_decay=0.0,
-        tokens_per_step=1_000,
-        flops_per_token=6e6,
-        cursor=lambda number: {"row": 8 * number},
-        check_cursor=lambda cursor: None,
-        identity={"seed": "7"},
-        about={"tokenizer": "abc"},
-    )
-
-
 class Desk:
     """A saver and those around it."""
 
@@ -92,7 +59,7 @@ class Desk:
         self.saver = saver.Saver(
             self.series, when, self.ledger, self.watch, lambda *lines: self.said.extend(lines), last_good=last_good
         )
-        self.leg, self.state = make_leg(), step.init({"w": jnp.ones(1)}, SGD)
+        self.leg, self.state = legs.make(num_devices=1), step.init({"w": jnp.ones(1)}, legs.SGD)
 
     def begin(self, global_step):
         self.saver.begin(self.leg, self.state, global_step - 100, global_step)

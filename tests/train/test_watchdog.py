@@ -26,17 +26,26 @@ def stacks(tmp_path):
     return tmp_path / "stacks-0.txt"
 
 
-def start(code: str, stacks: pathlib.Path, **options) -> subprocess.Popen:
+def start(stacks: pathlib.Path, code: str, deadlines: dict, **options) -> subprocess.Popen:
+    """A process that does `code` under a `watch` of these deadlines."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    line = [sys.executable, "-c", HEAD + textwrap.dedent(code), str(stacks)]
+    watch = f"watch = watchdog.Watchdog(settings.Deadlines(**{deadlines}), stacks)\n"
+    line = [sys.executable, "-c", HEAD + watch + textwrap.dedent(code), str(stacks)]
     return subprocess.Popen(line, env=env, text=True, **{"stderr": subprocess.PIPE, **options})
 
 
-def end(code: str, stacks: pathlib.Path) -> tuple[int, str]:
+def end(stacks: pathlib.Path, code: str, **deadlines: float) -> tuple[int, str]:
     """The exit status, and what was said on stderr."""
-    process = start(code, stacks)
+    process = start(stacks, code, deadlines)
     _, said = process.communicate(timeout=25)  # under the 30 s of what hangs
     return process.returncode, said
+
+
+def stall(stacks: pathlib.Path, code: str, **deadlines: float) -> str:
+    """What was said by a process that the watchdog ended."""
+    status, said = end(stacks, code, **deadlines)
+    assert status == watchdog.STALLED == 124, said
+    return said
 
 
 def assert_named(text: str) -> None:
@@ -46,15 +55,7 @@ def assert_named(text: str) -> None:
 
 @pytest.mark.parametrize("phase", ["start_up", "compile", "step", "save"])
 def test_a_phase_over_its_deadline_ends_the_process_and_says_where_it_hung(phase, stacks):
-    status, said = end(
-        f"""
-        watch = watchdog.Watchdog(settings.Deadlines({phase}=0.25), stacks)
-        with watch.phase("{phase}"):
-            a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == watchdog.STALLED == 124
+    said = stall(stacks, f"with watch.phase('{phase}'): a_function_that_hangs()", **{phase: 0.25})
     first, *stack = said.splitlines()
     assert first == (
         f"gemma3_jax: stalled: {phase} has taken over 0.25 s (config.deadlines.{phase}); the stacks of all threads "
@@ -65,10 +66,7 @@ def test_a_phase_over_its_deadline_ends_the_process_and_says_where_it_hung(phase
 
 
 def test_a_thread_that_hangs_ends_the_process_too_and_is_named(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(save=0.25), stacks)
-
+    code = """
         def save():
             with watch.phase("save"):
                 a_function_that_hangs()
@@ -76,141 +74,98 @@ def test_a_thread_that_hangs_ends_the_process_too_and_is_named(stacks):
         thread = threading.Thread(target=save)
         thread.start()
         thread.join()
-        """,
-        stacks,
-    )
-    assert status == 124 and "stalled: save" in said
+    """
+    said = stall(stacks, code, save=0.25)
+    assert "stalled: save" in said
     assert_named(said)
     assert_named(stacks.read_text())
 
 
 def test_a_thread_that_is_still_saving_when_its_deadline_comes_ends_a_run_whose_steps_are_well(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(save=0.25, step=20), stacks)
+    code = """
         watch.start("save")
         while True:
             with watch.phase("step"):
                 time.sleep(0.01)
-        """,
-        stacks,
-    )
-    assert status == 124 and "stalled: save has taken over 0.25 s" in said
+    """
+    assert "stalled: save has taken over 0.25 s" in stall(stacks, code, save=0.25, step=20)
 
 
 def test_the_phase_that_is_over_its_deadline_is_named_not_the_one_that_began_first(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(save=20, step=0.25), stacks)
-        with watch.phase("save"), watch.phase("step"):
-            a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == 124 and "stalled: step has taken over 0.25 s" in said
+    code = "with watch.phase('save'), watch.phase('step'): a_function_that_hangs()"
+    assert "stalled: step has taken over 0.25 s" in stall(stacks, code, save=20, step=0.25)
 
 
 def test_what_hangs_in_c_is_found(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
-
+    code = """
         def a_function_that_hangs():
             ctypes.CDLL(None).sleep(30)
 
         with watch.phase("step"):
             a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == 124 and "in a_function_that_hangs" in said
+    """
+    assert "in a_function_that_hangs" in stall(stacks, code, step=0.25)
 
 
 def test_a_phase_that_ends_in_time_does_nothing_however_often_and_long_afterwards(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.4, save=0.4), stacks)
+    code = """
         began = time.monotonic()
         while time.monotonic() < began + 0.8:
             with watch.phase("step"), watch.phase("save"):
                 time.sleep(0.02)
         time.sleep(0.6)
-        """,
-        stacks,
-    )
-    assert (status, said) == (0, "") and not stacks.exists()
+    """
+    assert end(stacks, code, step=0.4, save=0.4) == (0, "") and not stacks.exists()
 
 
 def test_a_phase_that_ends_in_an_error_has_ended(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.2), stacks)
+    code = """
         try:
             with watch.phase("step"):
                 raise OSError("no room")
         except OSError:
             time.sleep(0.5)
-        """,
-        stacks,
-    )
-    assert (status, said) == (0, "")
+    """
+    assert end(stacks, code, step=0.2) == (0, "")
 
 
 def test_a_deadline_of_zero_is_none(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0, save=0.6), stacks)
+    code = """
         with watch.phase("step"):
             time.sleep(0.3)
         with watch.phase("save"):
             with watch.phase("step"):
                 a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == 124 and "stalled: save" in said
+    """
+    assert "stalled: save" in stall(stacks, code, step=0, save=0.6)
 
 
 def test_beginning_again_moves_the_deadline(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.5), stacks)
+    code = """
         for _ in range(8):  # 0.8 s in all
             watch.start("step")
             time.sleep(0.1)
         print("moved", file=sys.stderr, flush=True)
         a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == 124 and said.startswith("moved\ngemma3_jax: stalled: step has taken over 0.5 s")
+    """
+    said = stall(stacks, code, step=0.5)
+    assert said.startswith("moved\ngemma3_jax: stalled: step has taken over 0.5 s")
 
 
 def test_a_phase_with_a_short_deadline_that_begins_while_another_is_waited_for_is_seen(stacks):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(start_up=25, step=0.25), stacks)
+    code = """
         watch.start("start_up")
         time.sleep(0.2)  # the watchdog now waits for the end of that one
         with watch.phase("step"):
             a_function_that_hangs()
-        """,
-        stacks,
-    )
-    assert status == 124 and "stalled: step" in said
+    """
+    assert "stalled: step" in stall(stacks, code, start_up=25, step=0.25)
 
 
 def test_stacks_that_cannot_be_written_are_still_said_and_the_process_ends(tmp_path):
-    status, said = end(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
-        with watch.phase("step"):
-            a_function_that_hangs()
-        """,
-        tmp_path / "nowhere" / "stacks-0.txt",
-    )
-    assert status == 124
-    assert f"{tmp_path}/nowhere/stacks-0.txt, which cannot be written: [Errno 2] No such file or directory" in said
+    nowhere = tmp_path / "nowhere" / "stacks-0.txt"
+    said = stall(nowhere, "with watch.phase('step'): a_function_that_hangs()", step=0.25)
+    assert f"{nowhere}, which cannot be written: [Errno 2] No such file or directory" in said
     assert_named(said)
 
 
@@ -218,15 +173,8 @@ def test_a_process_that_nobody_listens_to_ends_too(stacks):
     """The terminal is gone, or what stderr was piped to: the stacks are in the file."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = start(
-        """
-        watch = watchdog.Watchdog(settings.Deadlines(step=0.25), stacks)
-        with watch.phase("step"):
-            a_function_that_hangs(8)
-        """,
-        stacks,
-        stderr=writer,
-    )
+    code = "with watch.phase('step'): a_function_that_hangs(8)"
+    process = start(stacks, code, {"step": 0.25}, stderr=writer)
     os.close(writer)
     assert process.wait(timeout=25) == 124
     assert_named(stacks.read_text())
