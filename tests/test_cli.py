@@ -156,7 +156,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_pat
     assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")
     assert "required: --format" in fails(capsys, *convert)
     assert "invalid choice: 'tf'" in fails(capsys, *convert, "--format=tf")
-    assert f"{tmp_path / 'no'} is no directory; a checkpoint is one" in fails(
+    assert f"{tmp_path / 'no'} is no directory, and no GGUF file; a checkpoint is one or the other" in fails(
         capsys, "convert", f"--source={tmp_path / 'no'}", f"--target={tmp_path / 'out'}", "--format=hf"
     )
     assert f"{tmp_path} is no known kind of checkpoint; it must be" in fails(
@@ -245,13 +245,18 @@ def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
 
 @pytest.mark.parametrize("kill, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
-    "kind, moment", [("orbax", "writing"), ("hf", "writing"), ("hf", "reading"), ("hf", "importing")]
+    "kind, moment",
+    [("orbax", "writing"), ("hf", "writing"), ("gguf", "writing"), ("hf", "reading"), ("hf", "importing")],
 )
 def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_path):
     """A real process, stopped at different moments; a model large enough to take seconds."""
-    model = dataclasses.replace(toys.TOY, width=512, mlp_width=4096, num_layers=12)
+    model = dataclasses.replace(toys.TOY, width=512, mlp_width=4096, num_layers=12, vocab_size=texts.TOKENIZER_SIZE)
     make_directory(tmp_path / "hf", toys.zero_weights(model), model)
-    flags = [f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'out'}", f"--format={kind}"]
+    target = tmp_path / ("out.gguf" if kind == "gguf" else "out")
+    flags = [f"--source={tmp_path / 'hf'}", f"--target={target}", f"--format={kind}"]
+    if kind == "gguf":
+        (tmp_path / "hf" / "tokenizer.model").write_bytes(texts.tokenizer_model())
+        flags += ["--quant=q4_0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gemma3_jax", "convert", *flags],
         stderr=subprocess.PIPE,
@@ -264,12 +269,130 @@ def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_pa
     else:
         assert process.stderr.readline().startswith("reading ")
     deadline = time.monotonic() + 60
-    while moment == "writing" and not list(tmp_path.glob(".out.partial-*")) and time.monotonic() < deadline:
+    while moment == "writing" and not list(tmp_path.glob(f".{target.name}.partial-*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(kill)
     err = process.communicate()[1]
     assert process.returncode == status, err
     assert "Traceback" not in err and sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+# --- GGUF, and few bits ---
+
+SMALL = dataclasses.replace(
+    toys.TOY, num_layers=2, width=32, mlp_width=64, head_width=16, vocab_size=texts.TOKENIZER_SIZE
+)
+
+
+@pytest.fixture
+def small_hf(tmp_path):
+    path = make_directory(tmp_path / "hf", toys.hf_weights(SMALL), SMALL)
+    (path / "tokenizer.model").write_bytes(texts.tokenizer_model())
+    return path
+
+
+def test_few_bits_go_out_and_score_alike_in_every_kind(capsys, small_hf, tmp_path):
+    ids, scores = tmp_path / "ids.json", {}
+    ids.write_text("[[2, 500, 77], [10, 20, 30, 40]]")
+    flags = {"a.gguf": ["--format=gguf"], "a.hf": ["--format=hf"]}
+    for name, more in flags.items():
+        target = tmp_path / name
+        status, out, err = run(capsys, "convert", f"--source={small_hf}", f"--target={target}", "--quant=q4_0", *more)
+        assert status == 0 and out == "" and f"wrote {target} ({name[2:]}), 0." in err and "MB/s" in err, err
+    assert (tmp_path / "a.hf" / "tokenizer.model").read_bytes() == texts.tokenizer_model()
+    status, *_ = run(capsys, "convert", f"--source={tmp_path}/a.gguf", f"--target={tmp_path}/a.orbax", "--format=orbax")
+    assert status == 0
+    for name in ("a.gguf", "a.hf", "a.orbax", "hf"):
+        _, out, err = run(
+            capsys, "evaluate", f"--checkpoint={tmp_path / name}", "--task=logprobs", f"--input={ids}", "--json"
+        )
+        scores[name] = sum(json.loads(out)["logprobs"], [])
+        assert ("packed.safetensors is read, which is exact" in err) == (name == "a.hf")
+    for name in ("a.hf", "a.orbax"):
+        np.testing.assert_allclose(scores[name], scores["a.gguf"], atol=toys.ROUNDING)
+    assert np.abs(np.subtract(scores["hf"], scores["a.gguf"])).max() > 0.01  # it is another model
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (
+            ["--format=orbax", "--quant=int4"],
+            "--quant is for --format=gguf and hf; an Orbax checkpoint holds the weights",
+        ),
+        (["--format=orbax", "--tokenizer=x"], "--tokenizer is for --format=gguf and hf"),
+        (["--format=hf", "--embedding=q8_0"], "--embedding is for --format=gguf, or beside --quant"),
+        (
+            ["--format=gguf", "--quant=int4", "--dtype=float32"],
+            "--dtype is for what is not quantised; beside --quant, say",
+        ),
+        (["--format=hf", "--dtype=float16"], "--dtype=float16 is for --format=gguf"),
+        (["--format=gguf"], "out; the name of a GGUF file ends in .gguf"),
+        (["--format=gguf", "--target={}.gguf", "--tokenizer=none.model"], "none.model does not exist; a tokenizer is"),
+        (["--format=gguf", "--target={}.gguf", "--model=1b"], "--model is for Orbax trees of the gemma library"),
+        (["--format=gguf", "--target={}.gguf", "--quant=fp4"], "invalid choice: 'fp4'"),
+        (["--format=gguf", "--target={}/none/out.gguf"], "none is not a directory; --target needs an existing parent"),
+    ],
+)
+def test_flags_that_mean_nothing_together_are_one_line(flags, problem, capsys, small_hf, tmp_path):
+    flags = [flag.replace("{}", str(tmp_path / "out")) for flag in flags]
+    assert problem in fails(capsys, "convert", f"--source={small_hf}", f"--target={tmp_path / 'out'}", *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_damaged_gguf_file_is_one_line(capsys, small_hf, tmp_path):
+    file = tmp_path / "a.gguf"
+    run(capsys, "convert", f"--source={small_hf}", f"--target={file}", "--format=gguf")
+    content = file.read_bytes()
+    for damage, problem in (
+        (content[:-100], "a.gguf is damaged or cut short: it ends in the middle of tensor output_norm.weight"),
+        (content[:20], "a.gguf is damaged or cut short: it ends in the middle of its head"),
+        (b"GGUF", "a.gguf is damaged or cut short: it ends in the middle of its head"),
+        (b"GGML" + content[4:], "a.gguf is no directory, and no GGUF file"),
+        (b"", "a.gguf is no directory, and no GGUF file"),
+        (
+            content.replace(b"gemma3.block_count", b"gemma3.block_kount"),
+            "a.gguf: its metadata lacks gemma3.block_count",
+        ),
+    ):
+        file.write_bytes(damage)
+        assert problem in fails(capsys, "convert", f"--source={file}", f"--target={tmp_path / 'out'}", "--format=hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.Modelfile", "a.gguf", "hf"]
+
+
+def test_bytes_are_told_of_a_size_and_of_a_checkpoint(capsys, small_hf):
+    status, out, _ = run(capsys, "evaluate", "--task=bytes", "--model=1b", "--context=32768,131072", "--json")
+    table = json.loads(out)
+    assert status == 0 and table["task"] == "bytes"
+    assert table["weights"]["bfloat16"] == 2_000_040_448 and table["report"]["weights_gb"]["q4_0"] == 0.7
+    assert table["cache"]["32768"]["full"]["int8"] == 436_207_616 and len(table["cache"]) == 2
+    _, out, _ = run(capsys, "evaluate", "--task=bytes", "--model=1b")
+    lines = out.splitlines()
+    assert lines[0].split() == ["GB", "here", "report"] and "cannot be reproduced" in lines[-1]
+    assert [line.split()[-2:] for line in lines if "q4_0" in line or "int8" in line] == [
+        ["0.997", "0.7"],
+        ["0.073", "0.9"],
+        ["tokens", "0.436"],
+    ]
+    _, out, _ = run(capsys, "evaluate", "--task=bytes", f"--checkpoint={small_hf}")
+    assert len(out.splitlines()) == 9 and "report" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--task=bytes"], "--task=bytes needs --checkpoint or --model"),
+        (["--task=bytes", "--model=1b", "--context=1k"], "--context has '1k'; it must be whole numbers > 0"),
+        (["--task=bytes", "--model=1b", "--context=0"], "--context has '0'; it must be whole numbers > 0"),
+        (["--task=bytes", "--model=1b", "--input=x"], "--input is for --task=logprobs; leave it out"),
+        (["--task=bytes", "--model=1b", "--dtype=bfloat16"], "--dtype is for --task=logprobs; leave it out"),
+        (["--task=logprobs", "--input=x"], "--task=logprobs needs --checkpoint"),
+        (["--task=logprobs", "--checkpoint=x"], "--task=logprobs needs --input"),
+        (["--task=logprobs", "--checkpoint=x", "--context=3"], "--context is for --task=bytes; leave it out"),
+    ],
+)
+def test_a_task_takes_its_own_flags(flags, problem, capsys):
+    assert problem in fails(capsys, "evaluate", *flags)
 
 
 def prepare_flags(tmp_path, rows, *more):
@@ -354,3 +477,16 @@ def test_where_stderr_is_a_file_a_bar_is_lines(capsys, monkeypatch):
     lines = capsys.readouterr().err.split("\n")
     assert lines[-1] == "" and len(lines) > 3
     assert all(line.startswith("A [pass]: ") and "\r" not in line for line in lines[:-1])
+
+
+def test_a_thread_that_waits_for_good_does_not_keep_a_process_that_is_done():
+    code = """
+import sys, threading
+from gemma3_jax.cli import program
+program.SECONDS_TO_END = 0.2
+threading.Thread(target=threading.Event().wait).start()
+sys.argv = ["gemma3_jax", "--help"]
+program.run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "usage: " in done.stdout and not done.stderr

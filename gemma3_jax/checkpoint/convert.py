@@ -1,4 +1,4 @@
-"""Opens a checkpoint of any known kind, and writes it as another."""
+"""Opens a checkpoint of any known kind."""
 
 import dataclasses
 import functools
@@ -9,10 +9,20 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import fingerprint, hf, hf_config, placing, published, series, store, target
+from gemma3_jax.checkpoint import (
+    fingerprint,
+    gguf_file,
+    gguf_header,
+    hf,
+    hf_config,
+    packed,
+    placing,
+    published,
+    series,
+    store,
+)
+from gemma3_jax.checkpoint.source import Source
 from gemma3_jax.model import config
-
-FORMATS = ("orbax", "hf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +36,8 @@ class Checkpoint:
     notes: tuple[str, ...]
     load: Callable[..., dict]
     tokenizer: str = ""  # digest of the one it was trained with; empty: not known
+    # `format` and `embedding`: of kind orbax what it was trained to be stored in, of others what it is rounded to.
+    quant: dict = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """A short name for what it holds: the same for a copy, wherever it lies."""
@@ -53,14 +65,17 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     Raises: ValueError if nothing is there, if it is of no known kind, if it is damaged, or if it says itself what model
     it is and `model` is given too.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no directory; a checkpoint is one")
+    is_gguf = path.is_file() and gguf_header.is_gguf(path)
+    if not is_gguf and not path.is_dir():
+        raise ValueError(f"{path} is no directory, and no GGUF file; a checkpoint is one or the other")
     if (path / series.CHECKPOINTS).is_dir():
         path = _newest(path / series.CHECKPOINTS)
     is_ours = store.is_ours(path)
     is_published = store.is_orbax(path) and not is_ours
     if model is not None and not is_published:
         raise ValueError(f"--model is for Orbax trees of the gemma library; {path} says itself what model it is")
+    if is_gguf:
+        return _from_source(path, "gguf", gguf_file.open_source(path))
     if is_ours:
         model, shapes = store.read_model(path)
 
@@ -69,18 +84,22 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
             progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
             return params
 
-        return Checkpoint(path, "orbax", model, shapes, (), load, store.read_tokenizer(path))
+        return Checkpoint(path, "orbax", model, shapes, (), load, store.read_tokenizer(path), store.read_quant(path))
     if is_published:
-        kind, source = "published", published.open_source(path, model)
-    elif hf.is_hf(path):
-        kind, source = "hf", hf.open_source(path)
-    else:
-        raise ValueError(
-            f"{path} is no known kind of checkpoint; it must be a run directory, an Orbax checkpoint of this program, "
-            f"a Hugging Face directory ({hf.CONFIG}, {hf.WEIGHTS}), or an Orbax tree of the gemma library"
-        )
-    shapes = placing.stored_shapes(source)
-    return Checkpoint(path, kind, source.model, shapes, source.notes, functools.partial(placing.load, source))
+        return _from_source(path, "published", published.open_source(path, model))
+    if packed.is_packed(path):
+        return _from_source(path, "hf", packed.open_source(path))
+    if hf.is_hf(path):
+        return _from_source(path, "hf", hf.open_source(path))
+    raise ValueError(
+        f"{path} is no known kind of checkpoint; it must be a run directory, an Orbax checkpoint of this program, "
+        f"a Hugging Face directory ({hf.CONFIG}, {hf.WEIGHTS}), a GGUF file, or an Orbax tree of the gemma library"
+    )
+
+
+def _from_source(path: pathlib.Path, kind: str, source: Source) -> Checkpoint:
+    shapes, load = placing.stored_shapes(source), functools.partial(placing.load, source)
+    return Checkpoint(path, kind, source.model, shapes, source.notes, load, quant=dict(source.quant))
 
 
 def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
@@ -88,21 +107,3 @@ def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
     if not found:
         raise ValueError(f"{checkpoints} holds no checkpoint yet")
     return checkpoints / str(found[0])
-
-
-def write(
-    path: pathlib.Path,
-    kind: str,
-    model: config.Config,
-    params: dict,
-    progress: Callable[[int], None] = lambda num_bytes: None,
-) -> None:
-    """Writes `params`, each in its dtype, as a new checkpoint of `kind` at `path`: whole, or not at all."""
-    with target.new_directory(path) as partial:
-        if kind == "hf":
-            partial.mkdir()
-            hf.write(partial, model, params, progress)
-        else:
-            assert kind in FORMATS, kind
-            with target.uninterrupted(partial):
-                store.save(partial, model, params)

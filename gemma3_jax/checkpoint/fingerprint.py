@@ -9,11 +9,13 @@ BLOCK_BYTES, MOST_BLOCKS = 1 << 20, 64  # of one file: up to 64 MiB all of it, e
 def of(path: pathlib.Path) -> str:
     """A digest of the files' names, sizes and contents, of large files in part: the same wherever a copy lies.
 
+    Of a single file its name does not count.
+
     Training changes nearly every weight, so parts of the files tell two checkpoints apart.
     Raises: OSError.
     """
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if not file.is_file():
             continue
         size = file.stat().st_size

@@ -7,11 +7,14 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import hf_config, names
+from gemma3_jax.checkpoint import hf_config, names, storing
 from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
 from gemma3_jax.model import config
 
@@ -37,7 +40,7 @@ def open_source(path: pathlib.Path) -> Source:
     Raises: ValueError naming the file and the tensor: missing, extra, of another shape or dtype, in a file that is cut
     short or not safetensors, or in a shard that is not there.
     """
-    model, architecture = hf_config.read(_existing(path / CONFIG))
+    model, architecture = hf_config.read(existing(path / CONFIG))
     files = _tensor_files(path)
     if model.num_layers > len(files):  # before a list of all their tensors is made
         raise ValueError(
@@ -71,38 +74,49 @@ def write(
     model: config.Config,
     params: dict,
     progress: Callable[[int], None] = lambda num_bytes: None,
+    *,
+    plan: storing.Plan | None = None,
+    dtype: DTypeLike | None = None,
 ) -> None:
-    """Writes `params` into an existing, empty directory as Gemma3ForCausalLM, each in its dtype.
+    """Writes `params` into an existing, empty directory as Gemma3ForCausalLM, in `dtype` or each in its own.
 
-    Equal parameters give equal bytes. Raises: OSError where the disk refuses.
+    `plan` rounds them first, to what they come back with from the formats it says; without `dtype` they are float32
+    then. Equal parameters give equal bytes.
+    Raises: OSError where the disk refuses. ValueError naming a parameter that a format cannot hold.
     """
-    (directory / CONFIG).write_text(hf_config.write(model, params["embedder"]["table"].dtype.name))
-    shards = _plan_shards(model, params)
-    index = {}
+    dtype = dtype or (np.float32 if plan else None)
+    # All are read as the one in config.json.
+    widest = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(params)))
+    (directory / CONFIG).write_text(hf_config.write(model, np.dtype(dtype or widest).name))
+    shards = _plan_shards(model, params, dtype)
+    index, total = {}, 0
     for number, slots in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else SHARD.format(number, len(shards))
-        tensors = {names.hf_name(slot): _export(slot, model, params) for slot in slots}
+        tensors = {names.hf_name(slot): _export(slot, model, params, plan, dtype) for slot in slots}
         try:
             safetensors.numpy.save_file(tensors, directory / file, metadata={"format": "pt"})
         except safetensors.SafetensorError as error:  # what the library makes of a full disk
             raise OSError(f"{directory / file}: {error}") from error
         shutil.copymode(directory / CONFIG, directory / file)  # the library makes files nobody else may read
         index |= dict.fromkeys(tensors, file)
-        progress(sum(x.nbytes for x in tensors.values()))
-    if len(shards) > 1:
-        total = sum(_num_bytes(slot, model, params) for slot in names.slots(model))
+        written = sum(x.nbytes for x in tensors.values())
+        total += written
+        progress(written)
+    if len(shards) > 1 or plan:  # readers that would take every file of safetensors look here first
         content = {"metadata": {"total_size": total}, "weight_map": index}
         (directory / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _existing(path: pathlib.Path) -> pathlib.Path:
+def existing(path: pathlib.Path) -> pathlib.Path:
+    """A file of a directory. Raises: ValueError if it is not there."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; a Hugging Face directory holds {CONFIG} and {WEIGHTS} or {INDEX}")
     return path
 
 
 @contextlib.contextmanager
-def _opened(file: pathlib.Path):
+def opened(file: pathlib.Path):
+    """A safetensors file to read from. Raises: ValueError naming it if it is damaged or may not be read."""
     if not os.access(file, os.R_OK):
         raise ValueError(f"{file} may not be read")
     try:
@@ -115,7 +129,7 @@ def _opened(file: pathlib.Path):
 def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     """Which file holds each tensor."""
     if (path / WEIGHTS).exists() or not (path / INDEX).exists():  # the order in which Transformers looks
-        with _opened(_existing(path / WEIGHTS)) as handle:
+        with opened(existing(path / WEIGHTS)) as handle:
             return dict.fromkeys(handle.keys(), path / WEIGHTS)
     try:
         content = json.loads((path / INDEX).read_text())
@@ -134,14 +148,14 @@ def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
         named = {name for name, place in files.items() if place == file}
         if not file.is_file():
             raise ValueError(f"{path / INDEX} names {file.name} (tensor {min(named)}), which does not exist")
-        with _opened(file) as handle:
+        with opened(file) as handle:
             check_names(str(file), named, set(handle.keys()))
     return files
 
 
 def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
     """The tensor's dtype, once its shape is what config.json asks for."""
-    with _opened(file) as handle:
+    with opened(file) as handle:
         header = handle.get_slice(name)
         found, dtype = tuple(header.get_shape()), header.get_dtype()
     if found != shape:
@@ -153,7 +167,7 @@ def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
 
 def _check_tied(files: dict[str, pathlib.Path], head: str, table: str) -> None:
     """Raises: ValueError if a repeated head is not the table, bit for bit; a few rows at a time."""
-    with _opened(files[head]) as of_head, _opened(files[table]) as of_table:
+    with opened(files[head]) as of_head, opened(files[table]) as of_table:
         head_rows, table_rows = of_head.get_slice(head), of_table.get_slice(table)
         num_rows = head_rows.get_shape()[0]
         for start in range(0, num_rows, 8192):
@@ -166,7 +180,7 @@ def _check_tied(files: dict[str, pathlib.Path], head: str, table: str) -> None:
 
 def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Config) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        with _opened(file) as handle:
+        with opened(file) as handle:
             # Only the table has V, and only its rows can be padding.
             x = handle.get_slice(name)[: model.vocab_size] if "V" in slot.row.layout else handle.get_tensor(name)
         return names.relayout(x, slot.row.hf_layout, slot.row.layout, names.dim_sizes(model))
@@ -174,24 +188,32 @@ def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Confi
     return read
 
 
-def _export(slot: names.Slot, model: config.Config, params: dict) -> np.ndarray:
-    x = np.asarray(names.get(params, slot.path)[slot.index])
-    x = names.relayout(x, slot.row.layout, slot.row.hf_layout, names.dim_sizes(model))
+def _export(
+    slot: names.Slot, model: config.Config, params: dict, plan: storing.Plan | None, dtype: DTypeLike | None
+) -> np.ndarray:
+    x = storing.rows(slot, model, params)
+    if plan:
+        x = storing.rounded(names.hf_name(slot), x, plan.format_of(slot.row))
     if "V" in slot.row.layout:
         x = np.pad(x, ((0, model.vocab_padding), (0, 0)))
-    return np.ascontiguousarray(x)
+    return x.astype(dtype or x.dtype, copy=False)
 
 
-def _num_bytes(slot: names.Slot, model: config.Config, params: dict) -> int:
+def num_bytes(model: config.Config, params: dict, dtype: DTypeLike | None = None) -> int:
+    """Bytes of the tensors, given parameters or their shapes."""
+    return sum(_num_bytes(slot, model, params, dtype) for slot in names.slots(model))
+
+
+def _num_bytes(slot: names.Slot, model: config.Config, params: dict, dtype: DTypeLike | None) -> int:
     shape = names.shape_of(slot.row.hf_layout, names.dim_sizes(model, padded=True))
-    return int(np.prod(shape)) * names.get(params, slot.path).dtype.itemsize
+    return int(np.prod(shape)) * np.dtype(dtype or names.get(params, slot.path).dtype).itemsize
 
 
-def _plan_shards(model: config.Config, params: dict) -> list[list[names.Slot]]:
+def _plan_shards(model: config.Config, params: dict, dtype: DTypeLike | None) -> list[list[names.Slot]]:
     """The slots of each file, in order, with at most SHARD_BYTES in a file unless one tensor is larger."""
     shards, room = [[]], SHARD_BYTES
     for slot in names.slots(model):
-        size = _num_bytes(slot, model, params)
+        size = _num_bytes(slot, model, params, dtype)
         if size > room and shards[-1]:
             shards.append([])
             room = SHARD_BYTES

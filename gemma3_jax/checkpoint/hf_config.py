@@ -174,6 +174,11 @@ def layer_types(num_layers: int, num_local_per_global: int) -> list[str]:
     ]
 
 
+def context_length(model: config.Config) -> int:
+    """Tokens that a model of this rope scale was trained for, as published."""
+    return round(16_384 * model.rope_scale) if model.rope_scale != 1 else 32_768
+
+
 def write(model: config.Config, dtype: str) -> str:
     """config.json of Gemma3ForCausalLM for `model`, in the keys of Transformers 5 and those of 4.
 
@@ -213,8 +218,7 @@ def write(model: config.Config, dtype: str) -> str:
         "rope_scaling": scaled if model.rope_scale != 1 else None,
         **{key: allowed[0] for key, allowed in _FIXED.items()},
         "attention_dropout": 0.0,
-        # As published: the context each rope scale was trained for.
-        "max_position_embeddings": round(16_384 * model.rope_scale) if model.rope_scale != 1 else 32_768,
+        "max_position_embeddings": context_length(model),
         "bos_token_id": 2,
         "eos_token_id": 1,
         "pad_token_id": 0,

@@ -53,6 +53,26 @@ LAYER = (
     Row("post_mlp_norm/scale", "D", "post_feedforward_layernorm.weight", "D", "post_ffw_norm/scale", "D"),
 )
 
+# The same in GGUF, where the layouts are those of Hugging Face.
+# Source: ggml-org/llama.cpp gguf-py/gguf/constants.py.
+GGUF = {
+    "embedder/table": "token_embd",
+    "final_norm/scale": "output_norm",
+    "pre_attention_norm/scale": "attn_norm",
+    "attention/query": "attn_q",
+    "attention/key": "attn_k",
+    "attention/value": "attn_v",
+    "attention/query_norm/scale": "attn_q_norm",
+    "attention/key_norm/scale": "attn_k_norm",
+    "attention/output": "attn_output",
+    "post_attention_norm/scale": "post_attention_norm",
+    "pre_mlp_norm/scale": "ffn_norm",
+    "mlp/gate": "ffn_gate",
+    "mlp/up": "ffn_up",
+    "mlp/down": "ffn_down",
+    "post_mlp_norm/scale": "post_ffw_norm",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
@@ -83,6 +103,12 @@ def slots(model: config.Config) -> Iterator[Slot]:
 def hf_name(slot: Slot, prefix: str = "model.") -> str:
     """The slot's tensor in a Hugging Face checkpoint whose text model stands under `prefix`."""
     return prefix + (slot.row.hf if slot.layer is None else f"layers.{slot.layer}.{slot.row.hf}")
+
+
+def gguf_name(slot: Slot) -> str:
+    """The slot's tensor in a GGUF file."""
+    name = f"{GGUF[slot.row.path]}.weight"
+    return name if slot.layer is None else f"blk.{slot.layer}.{name}"
 
 
 def dim_sizes(model: config.Config, *, padded: bool = False) -> dict[str, int]:

@@ -28,6 +28,7 @@ class Source:
     model: config.Config
     tensors: Mapping[names.Slot, Tensor]
     notes: tuple[str, ...] = ()  # what a person should know: tensors left out, for example
+    quant: Mapping[str, str] = dataclasses.field(default_factory=dict)  # `format` and `embedding` it is rounded to
 
 
 def check_names(place: str, expected: set[str], found: set[str]) -> None:

@@ -89,8 +89,17 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
 
 def read_tokenizer(path: pathlib.Path) -> str:
     """The digest of the tokenizer that the parameters were trained with; empty if it is not said."""
+    return _read_about(path).get("tokenizer", "")
+
+
+def read_quant(path: pathlib.Path) -> dict[str, str]:
+    """The `format` and `embedding` that the parameters were trained to be stored in; empty if in none."""
+    return _read_about(path).get("quant", {})
+
+
+def _read_about(path: pathlib.Path) -> dict:
     with reading(path):
-        return ocp.checkpointables_metadata(path.absolute()).custom_metadata[METADATA_KEY].get("tokenizer", "")
+        return ocp.checkpointables_metadata(path.absolute()).custom_metadata[METADATA_KEY]
 
 
 def load(path: pathlib.Path, mesh: jax.sharding.Mesh, dtype: DTypeLike | None = None) -> dict:

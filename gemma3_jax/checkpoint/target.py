@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 import contextlib
 import os
@@ -33,21 +33,23 @@ def check_new(target: pathlib.Path, num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def new_directory(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write a directory at: it becomes `target` if the block ends well, and is removed if not."""
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    _partials.add(partial)
+def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
+    """Paths to write directories or files at: they become `targets` if the block ends well, and are removed if not."""
+    partials = tuple(target.with_name(f".{target.name}.partial-{os.getpid()}") for target in targets)
+    _partials.update(partials)
     try:
-        yield partial
-        if target.exists():
-            raise ValueError(f"{target} was made by someone else meanwhile; nothing was written there")
-        partial.rename(target)
+        yield partials
+        for target in targets:
+            if os.path.lexists(target):
+                raise ValueError(f"{target} was made by someone else meanwhile; nothing was written there")
+        for partial, target in zip(partials, targets, strict=True):
+            partial.rename(target)
     finally:
         remove_partials()
 
 
 def remove_partials() -> None:
-    """Removes every directory that was begun and not finished. A signal that comes meanwhile may call it again."""
+    """Removes whatever was begun and not finished. A signal that comes meanwhile may call it again."""
     for partial in tuple(_partials):
         # Orbax writes to a sibling of its own first, with a longer name; after an error its threads may write on for a
         # moment, so look until nothing has come back.
@@ -56,12 +58,20 @@ def remove_partials() -> None:
             siblings = partial.parent.iterdir() if partial.parent.is_dir() else ()
             leftovers = [path for path in siblings if f"{path.name}.".startswith(f"{partial.name}.")]
             for path in leftovers:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             num_clean_looks = 0 if leftovers else num_clean_looks + 1
             if num_clean_looks == 2:
                 break
             time.sleep(0.05)
         _partials.discard(partial)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class Tokenizer:
         self._inner = sentencepiece.SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
         others = filter(_OTHER_CONTROL.fullmatch, (self._processor.id_to_piece(token) for token in range(self.size)))
         patterns = [_CONTROL.pattern, *map(re.escape, sorted(others, key=len, reverse=True))]
-        self._is_control = re.compile("|".join(patterns)).fullmatch
+        self.is_control = re.compile("|".join(patterns)).fullmatch
         self._special = re.compile("|".join([*patterns, SPACE]))
         self._space_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._spells_bytes = self._processor.is_byte(self._space_ids[0])
@@ -95,9 +95,13 @@ class Tokenizer:
             raise ValueError("the tokenizer has no <bos> or no <eos>, which every document starts and ends with")
         return np.asarray([self.bos, *self.encode(text), self.eos], np.int32)
 
+    def has_turns(self) -> bool:
+        """Whether the model has what a chat is written with."""
+        return None not in (self.bos, self.start_of_turn, self.end_of_turn)
+
     def check_has_turns(self) -> None:
         """Raises: ValueError if the model has no markers of turns."""
-        if None in (self.bos, self.start_of_turn, self.end_of_turn):
+        if not self.has_turns():
             raise ValueError("the tokenizer has no <bos>, <start_of_turn> or <end_of_turn>; chats need all three")
 
     def piece(self, token: int) -> str:
@@ -112,7 +116,7 @@ class Tokenizer:
                 counts[token] = 1
             elif not processor.is_control(token) and not processor.is_unknown(token):
                 piece = processor.id_to_piece(token)
-                counts[token] = 0 if self._is_control(piece) else len(piece.replace(SPACE, " ").encode())
+                counts[token] = 0 if self.is_control(piece) else len(piece.replace(SPACE, " ").encode())
         return counts
 
 
@@ -124,8 +128,10 @@ def load(path: pathlib.Path) -> Tokenizer:
     file = path / "tokenizer.model" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{file} does not exist; a tokenizer is a SentencePiece model file, or a directory with one")
+    if not (content := file.read_bytes()):  # SentencePiece makes a tokenizer of no pieces of it
+        raise ValueError(f"{file} is not a SentencePiece model; it is empty")
     try:
-        return Tokenizer(file.read_bytes())
+        return Tokenizer(content)
     except RuntimeError as error:
         raise ValueError(f"{file} is not a SentencePiece model") from error
 

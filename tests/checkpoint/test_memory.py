@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from gemma3_jax.checkpoint import hf_config
-from tests import toys
+from tests import texts, toys
 
 pytestmark = pytest.mark.slow
 
@@ -22,30 +22,35 @@ MEASURE = """
 import pathlib, re, sys, json
 import jax
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import hf, placing, convert
-path, out = map(pathlib.Path, sys.argv[1:])
+from gemma3_jax.checkpoint import hf, placing, export, storing
+from gemma3_jax.tokenizer import vocabulary
+kind, path, out = sys.argv[1], *map(pathlib.Path, sys.argv[2:])
 status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) << 10
 hf.SHARD_BYTES = 16 << 20
 source = hf.open_source(path)
+plan = storing.Plan("q4_0", "float16") if kind == "gguf" else None
+asked = export.Export(kind, source.model, plan, tokenizer=vocabulary.load(path) if plan else None)
 mesh = sharding.make_mesh()
 jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(8))())
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 before = status("VmRSS")
 params = jax.block_until_ready(placing.load(source, mesh))
 load = status("VmHWM") - before
-convert.write(out, "hf", source.model, params)
+asked.write(out, params)
 placed = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 print(json.dumps({"placed": placed, "load": load, "load_and_write": status("VmHWM") - before}))
 """
 
 
-def test_reading_and_writing_take_the_model_and_little_more(tmp_path):
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_reading_and_writing_take_the_model_and_little_more(kind, tmp_path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "config.json").write_text(hf_config.write(MODEL, "float32"))
     # Ones: pages that were never written to would not count.
     weights = {name: x + 1 for name, x in toys.zero_weights(MODEL).items()}
     safetensors.numpy.save_file(weights, tmp_path / "hf" / "model.safetensors")
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "hf"), str(tmp_path / "out")]
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(texts.tokenizer_model())
+    command = [sys.executable, "-c", MEASURE, kind, str(tmp_path / "hf"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env={"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)

@@ -135,6 +135,9 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
         vocabulary.load(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; it is empty"):
+        vocabulary.load(tmp_path)
 
 
 def test_two_tokenizers_are_told_apart():

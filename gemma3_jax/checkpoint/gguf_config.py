@@ -1,0 +1,138 @@
+"""Between our Config and the metadata of a GGUF file of architecture gemma3, as llama.cpp reads it.
+
+Source: ggml-org/llama.cpp src/models/gemma3.cpp and gguf-py/gguf/constants.py.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+import numpy as np
+
+from gemma3_jax.checkpoint import hf_config
+from gemma3_jax.model import config
+
+ARCHITECTURE = "gemma3"
+# Key below the architecture's name -> our field.
+_WHOLE = {
+    "block_count": "num_layers",
+    "embedding_length": "width",
+    "feed_forward_length": "mlp_width",
+    "attention.head_count": "num_heads",
+    "attention.head_count_kv": "num_key_heads",
+    "attention.key_length": "head_width",
+    "attention.sliding_window": "window",
+}
+_REAL = {"attention.layer_norm_rms_epsilon": "norm_epsilon", "rope.freq_base": "rope_base_global"}
+PATTERN, BASE_LOCAL = "attention.sliding_window_pattern", "rope.freq_base_swa"
+# What llama.cpp takes where a file does not say; its older versions, and Ollama, whatever a file says.
+PERIOD, ROPE_BASE_LOCAL = 6, 1e4
+LAYERS_OF_27B = 62  # llama.cpp knows 27B, and its query scale, by this number
+
+
+def query_scale(model: config.Config) -> float:
+    """What llama.cpp multiplies the queries of such a model by."""
+    if model.num_layers == LAYERS_OF_27B:
+        return max(1, model.width // model.num_heads) ** -0.5
+    return model.head_width**-0.5
+
+
+def query_norm_factor(model: config.Config) -> float:
+    """What the query norm is stored times, so that llama.cpp's scale comes to ours; RoPE turns, and keeps lengths."""
+    factor = model.query_scale / query_scale(model)
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-9) else factor
+
+
+def check(model: config.Config) -> tuple[str, ...]:
+    """What a person should know of the model in llama.cpp; nothing is said of a published one.
+
+    Raises: ValueError if llama.cpp has no such model.
+    """
+    if model.period == 1:
+        raise ValueError("model.num_local_per_global is 0; llama.cpp runs no gemma3 of which no layer has a window")
+    notes = []
+    periods = [layer % PERIOD == PERIOD - 1 for layer in range(model.num_layers)]
+    if periods != [model.is_global(layer) for layer in range(model.num_layers)]:
+        notes.append(f"one layer in {model.period} is global; older llama.cpp, and Ollama, take one in {PERIOD}")
+    if model.rope_base_local != ROPE_BASE_LOCAL:
+        notes.append(f"local layers have RoPE base {model.rope_base_local:g}; older llama.cpp, and Ollama, take 10000")
+    if (factor := query_norm_factor(model)) != 1:
+        notes.append(f"the query norms are stored times {factor:.6g}, as llama.cpp has a query scale of its own")
+    return tuple(notes)
+
+
+def write(model: config.Config, writer: gguf.GGUFWriter) -> None:
+    """Adds the keys of `model`, which `check` has passed."""
+    writer.add_context_length(hf_config.context_length(model))
+    for key, field in _WHOLE.items():
+        writer.add_uint32(f"{ARCHITECTURE}.{key}", getattr(model, field))
+    writer.add_value_length(model.head_width)
+    for key, field in _REAL.items():
+        writer.add_float32(f"{ARCHITECTURE}.{key}", getattr(model, field))
+    writer.add_uint32(f"{ARCHITECTURE}.{PATTERN}", model.period)
+    writer.add_float32(f"{ARCHITECTURE}.{BASE_LOCAL}", model.rope_base_local)
+    if model.rope_scale != 1:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(model.rope_scale)
+
+
+def read(path: pathlib.Path, metadata: Mapping[str, Any], vocab_size: int) -> config.Config:
+    """The model that a file's metadata describes, with the query scale of llama.cpp.
+
+    Raises: ValueError naming the file and the key, if one is missing or asks for what Gemma 3 does not have.
+    """
+    try:
+        return _to_config(_Keys(metadata), vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _to_config(keys: "_Keys", vocab_size: int) -> config.Config:
+    if (kind := keys.metadata.get("general.architecture")) != ARCHITECTURE:
+        raise ValueError(f"general.architecture is {kind!r:.40}; this program reads {ARCHITECTURE}")
+    if keys.metadata.get(f"{ARCHITECTURE}.final_logit_softcapping", 0) != 0:
+        raise ValueError(f"{ARCHITECTURE}.final_logit_softcapping is set; Gemma 3 has none")
+    scaling = keys.metadata.get(f"{ARCHITECTURE}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise ValueError(f"{ARCHITECTURE}.rope.scaling.type is {scaling!r:.40}; it must be none or linear")
+    columns = {field: keys.whole(key) for key, field in _WHOLE.items()}
+    columns |= {field: keys.real(key) for key, field in _REAL.items()}
+    if (value_width := keys.whole("attention.value_length")) != columns["head_width"]:
+        raise ValueError(f"{ARCHITECTURE}.attention.value_length is {value_width}, not that of the keys")
+    model = config.Config(
+        **columns,
+        vocab_size=vocab_size,
+        num_local_per_global=keys.whole(PATTERN, PERIOD) - 1,
+        rope_base_local=keys.real(BASE_LOCAL, ROPE_BASE_LOCAL),
+        rope_scale=keys.real("rope.scaling.factor") if scaling == "linear" else 1.0,
+        query_scale=1.0,
+    )
+    return dataclasses.replace(model, query_scale=query_scale(model))
+
+
+class _Keys:
+    """Metadata below the architecture's name."""
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        self.metadata = metadata
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._value(key, default)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise ValueError(f"{ARCHITECTURE}.{key} is {value!r:.40}; it must be a whole number >= 1 and below 2^31")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if type(value) is not float or not 0 < value < hf_config.LARGEST:
+            raise ValueError(f"{ARCHITECTURE}.{key} is {value!r:.40}; it must be a number > 0")
+        return float(str(np.float32(value)))  # 1e-6, not the nearest float32 to it
+
+    def _value(self, key: str, default: int | float | None) -> Any:
+        value = self.metadata.get(f"{ARCHITECTURE}.{key}", default)
+        if value is None:
+            raise ValueError(f"its metadata lacks {ARCHITECTURE}.{key}")
+        return value

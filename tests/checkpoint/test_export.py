@@ -1,0 +1,264 @@
+"""What is asked for by name, found, refused, and written whole or not at all."""
+
+import dataclasses
+import os
+import pathlib
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gemma3_jax.checkpoint import convert, export, gguf_file, gguf_header, modelfile, packed, store, storing
+from gemma3_jax.tokenizer import templates
+from tests import texts, toys
+from tests.checkpoint import saved
+from tests.checkpoint.test_gguf_file import MODEL, Q4_0
+
+DIGEST = texts.tokenizer().digest
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A checkpoint of the Hugging Face kind, with its tokenizer."""
+    (tmp_path / "in").mkdir()
+    export.Export("hf", MODEL, tokenizer=texts.tokenizer()).write(tmp_path / "in" / "hf", toys.params(MODEL))
+    return convert.open_checkpoint(tmp_path / "in" / "hf")
+
+
+def test_what_is_not_said_is_as_stored_or_as_llama_cpps_files_have_it(source):
+    def plan(source=source, kind="gguf", **asked):
+        return export.ask(source, kind, **asked).plan
+
+    assert plan() == storing.Plan("float32", "float32")
+    assert plan(dtype="bfloat16") == storing.Plan("bfloat16", "bfloat16")
+    assert plan(dtype="float16", embedding="float32") == storing.Plan("float16", "float32")
+    assert plan(quant="q4_0") == storing.Plan("q4_0", "float16")
+    assert plan(quant="int4", embedding="q8_0", kind="hf") == storing.Plan("int4", "q8_0")
+    assert plan(kind="hf") is None and plan(kind="orbax", dtype="bfloat16") is None
+    trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
+    assert plan(trained, quant="q4_0") == storing.Plan("q4_0", "q8_0")
+    assert plan(trained, quant="int4") == storing.Plan("int4", "float16")
+
+
+def test_what_is_rounded_is_loaded_as_it_is_stored(source):
+    assert export.ask(source, "hf", quant="int4", dtype="bfloat16").load_dtype is None
+    assert export.ask(source, "hf", dtype="bfloat16").load_dtype is ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+@pytest.mark.parametrize(
+    ("asked", "is_warned"),
+    [
+        ({"quant": "q4_0"}, False),
+        ({"quant": "q4_0", "embedding": "q8_0"}, False),
+        ({"quant": "q4_0", "embedding": "float16"}, True),
+        ({"quant": "int4"}, True),
+        ({}, True),
+    ],
+)
+def test_another_format_than_it_was_trained_for_is_warned_of(asked, is_warned, kind, source):
+    trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
+    notes = export.ask(trained, kind, **asked).check()
+    assert (
+        any(
+            "was trained for --quant=q4_0 --embedding=q8_0; this writes weights that its training did not see" in note
+            for note in notes
+        )
+        == is_warned
+    )
+
+
+def test_masters_are_for_going_on_without_a_warning(source):
+    trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
+    assert export.ask(trained, "orbax").check() == ()
+
+
+AGAIN = "this rounds it again, to other weights"
+STEP = "once more may move weights by a step of float32"
+
+
+@pytest.mark.parametrize(
+    ("format", "kind", "asked", "note"),
+    [
+        ("int4", "hf", {}, None),
+        ("int4", "gguf", {}, None),
+        ("int4", "hf", {"dtype": "float32"}, None),
+        ("int4", "hf", {"dtype": "bfloat16"}, AGAIN),
+        ("int4", "gguf", {"embedding": "bfloat16"}, AGAIN),
+        ("int4", "gguf", {"quant": "int4"}, STEP),
+        ("sfp8", "hf", {"quant": "sfp8"}, STEP),
+        ("int4", "hf", {"quant": "int4", "embedding": "bfloat16"}, AGAIN),
+        ("int4", "hf", {"quant": "q4_0"}, AGAIN),
+        ("q4_0", "hf", {"quant": "q4_0"}, None),
+        ("q4_0", "orbax", {"dtype": "bfloat16"}, None),
+    ],
+)
+def test_what_is_rounded_already_is_told_of_if_it_is_rounded_again(format, kind, asked, note, source, tmp_path):
+    plan = storing.Plan(format, "q8_0")
+    export.Export("hf", MODEL, plan, tokenizer=texts.tokenizer()).write(tmp_path / "hf", toys.params(MODEL))
+    found = convert.open_checkpoint(tmp_path / "hf")
+    assert found.quant == {"format": format, "embedding": "q8_0"}
+    assert export.ask(found, kind, quant=format).plan == plan  # the table's format is that of the source
+    notes = [line for line in export.ask(found, kind, **asked).check() if not line.startswith("tokenizer ")]
+    said = f"{tmp_path}/hf is rounded to --quant={format} --embedding=q8_0"
+    assert [said in line and note in line for line in notes] == [True] * (note is not None)
+
+
+def test_a_checkpoint_of_a_run_says_what_it_was_trained_for(tmp_path):
+    quant = {"format": "q4_0", "embedding": "float16"}
+    runs = saved.in_directory(tmp_path / "run" / "checkpoints", print)
+    about = {"model": dataclasses.asdict(MODEL), "tokenizer": DIGEST, "quant": quant}
+    runs.save(7, toys.params(MODEL), {"step": jnp.int32(7)}, cursor=saved.CURSOR, meta=saved.META, about=about)
+    runs.finish()
+    found = convert.open_checkpoint(tmp_path / "run")
+    assert found.quant == quant and found.tokenizer == DIGEST
+    # `train` leaves the tokenizer there.
+    (tmp_path / "run" / export.TOKENIZER).write_bytes(texts.tokenizer_model())
+    for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "7"):
+        asked = export.ask(convert.open_checkpoint(place), "gguf", quant="q4_0")
+        assert asked.plan == Q4_0 and asked.tokenizer.digest == DIGEST
+        assert asked.check() == (f"tokenizer {tmp_path}/run/tokenizer.model",)
+    store.save(tmp_path / "plain", MODEL, toys.params(MODEL))
+    assert convert.open_checkpoint(tmp_path / "plain").quant == {}
+
+
+def test_a_tokenizer_is_found_in_the_source_if_it_fits(source):
+    file = source.path / export.TOKENIZER
+    tokenizer, notes = export.find_tokenizer(None, source)
+    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {file}",)
+    assert export.ask(source, "hf").check() == notes and export.ask(source, "orbax").check() == ()
+    assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
+    small = dataclasses.replace(MODEL, vocab_size=600)
+    assert export.find_tokenizer(None, dataclasses.replace(source, model=small)) == (None, ())
+
+
+def test_a_strangers_tokenizer_beside_a_directory_is_not_taken(source):
+    beside = source.path.parent / export.TOKENIZER
+    (source.path / export.TOKENIZER).rename(beside)
+    assert export.find_tokenizer(None, source) == (None, ())
+    tokenizer, notes = export.find_tokenizer(None, dataclasses.replace(source, tokenizer=DIGEST))
+    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {beside}",)
+    assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
+
+
+def test_the_tokenizer_of_a_gguf_file_lies_beside_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    gguf_file.write(tmp_path / "in" / "a.gguf", MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
+    found = convert.open_checkpoint(tmp_path / "in" / "a.gguf")
+    (tmp_path / export.TOKENIZER).write_bytes(texts.tokenizer_model())
+    assert export.find_tokenizer(None, found) == (None, ())
+    (tmp_path / export.TOKENIZER).rename(tmp_path / "in" / export.TOKENIZER)
+    tokenizer, notes = export.find_tokenizer(None, found)
+    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {tmp_path}/in/tokenizer.model",)
+
+
+def test_a_tokenizer_that_is_named_is_taken_or_refused(source, tmp_path):
+    (source.path / export.TOKENIZER).rename(tmp_path / "my.model")
+    named = str(tmp_path / "my.model")
+    tokenizer, notes = export.find_tokenizer(named, source)
+    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {named}",)
+    with pytest.raises(
+        ValueError, match=r"no tokenizer\.model of its own lies in or beside the source, .* --tokenizer=FILE"
+    ):
+        export.ask(source, "gguf").check()
+    with pytest.raises(ValueError, match=rf"my\.model is tokenizer {DIGEST[:12]}; .*/hf was trained with 000000000000"):
+        export.find_tokenizer(named, dataclasses.replace(source, tokenizer="0" * 64))
+    with pytest.raises(ValueError, match=r"none\.model does not exist; a tokenizer is a SentencePiece model file"):
+        export.find_tokenizer(str(tmp_path / "none.model"), source)
+
+
+def test_a_tokenizer_that_was_not_fetched_is_left_out_where_it_is_not_needed(source):
+    file = source.path / export.TOKENIZER
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4689074\n")
+    asked = export.ask(source, "hf")
+    assert asked.tokenizer is None
+    assert asked.check() == (f"warning: {file} is not a SentencePiece model; it is left out",)
+    problem = r"tokenizer\.model is not a SentencePiece model; name another with --tokenizer=FILE"
+    with pytest.raises(ValueError, match=problem):
+        export.ask(source, "gguf")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model"):
+        export.ask(source, "hf", tokenizer=str(file))
+
+
+def test_a_gguf_file_has_a_modelfile_beside_it(source, tmp_path):
+    asked = export.ask(source, "gguf", quant="q4_0")
+    asked.check_new(tmp_path / "toy.gguf", source.shapes)
+    asked.write(tmp_path / "toy.gguf", toys.params(MODEL))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "toy.Modelfile", "toy.gguf"]
+    assert (tmp_path / "toy.Modelfile").read_text() == (
+        f'FROM ./toy.gguf\nTEMPLATE """{templates.GO}"""\nPARAMETER stop "<end_of_turn>"\n'
+        "PARAMETER temperature 1.0\nPARAMETER top_k 64\nPARAMETER top_p 0.95\n"
+    )
+    with pytest.raises(ValueError, match=r"toy\.Modelfile exists; choose another --target"):
+        asked.check_new(tmp_path / "toy.gguf", source.shapes)
+    (tmp_path / "toy.Modelfile").unlink()
+    with pytest.raises(ValueError, match=r"toy\.gguf exists; choose another --target"):
+        asked.check_new(tmp_path / "toy.gguf", source.shapes)
+    with pytest.raises(ValueError, match=r"--target is .*/toy; the name of a GGUF file ends in \.gguf"):
+        asked.check_new(tmp_path / "toy", source.shapes)
+
+
+def test_what_stops_between_the_two_leaves_the_gguf_file_whole(source, tmp_path, monkeypatch):
+    def rename(path, target):
+        if target.suffix == ".Modelfile":
+            raise KeyboardInterrupt
+        os.rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        export.ask(source, "gguf").write(tmp_path / "toy.gguf", toys.params(MODEL))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "toy.gguf"]
+    assert convert.open_checkpoint(tmp_path / "toy.gguf").model == MODEL
+
+
+def test_a_gguf_file_goes_by_the_name_it_will_have(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("512 requested and 0 written")  # what NumPy says
+
+    export.ask(source, "gguf").write(tmp_path / "toy.gguf", toys.params(MODEL))
+    metadata, _ = gguf_header.read(tmp_path / "toy.gguf")
+    assert metadata["general.name"] == "toy"
+    monkeypatch.setattr(gguf_file.gguf.GGUFWriter, "write_tensor_data", full)
+    with pytest.raises(OSError, match=rf"{tmp_path}/other\.gguf cannot be written: 512 requested and 0 written; is"):
+        export.ask(source, "gguf").write(tmp_path / "other.gguf", toys.params(MODEL))
+
+
+def test_a_tokenizer_without_turns_has_a_bare_template():
+    tokenizer = texts.tokenizer()
+    tokenizer = type(tokenizer)(tokenizer.model.replace(b"<start_of_turn>", b"<start-of-turn>"))
+    content = modelfile.content(pathlib.Path("a.gguf"), tokenizer)
+    assert 'TEMPLATE """{{ .Prompt }}"""\nPARAMETER temperature' in content
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
+def test_what_stops_half_way_leaves_nothing(kind, error, source, tmp_path):
+    def progress(num_bytes):
+        done.append(num_bytes)
+        if len(done) == 2 - (kind == "hf"):
+            raise error
+
+    done = []
+    with pytest.raises(type(error)):
+        export.ask(source, kind, quant="q4_0").write(tmp_path / "out.gguf", toys.params(MODEL), progress)
+    assert done and [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_progress_is_told_in_bytes_of_what_is_written(source, tmp_path):
+    for kind in ("gguf", "hf"):
+        done, asked = [], export.ask(source, kind, quant="q4_0")
+        asked.write(tmp_path / f"out.{kind}", toys.params(MODEL), done.append)
+        assert sum(done) == asked.num_bytes(source.shapes)
+    assert sum(done) == packed.num_bytes(MODEL, Q4_0) + sum(x.nbytes for x in toys.hf_weights(MODEL).values())
+
+
+def test_a_gguf_file_has_a_fingerprint_wherever_it_lies(source, tmp_path):
+    def fingerprint(name):
+        gguf_file.write(tmp_path / name, MODEL, params, Q4_0, texts.tokenizer(), target=tmp_path / "toy.gguf")
+        return convert.open_checkpoint(tmp_path / name).fingerprint()
+
+    params = toys.params(MODEL)
+    one, other = map(fingerprint, ("a.gguf", "b.gguf"))
+    params["final_norm"]["scale"] += np.float32(1)
+    assert one == other != fingerprint("c.gguf")

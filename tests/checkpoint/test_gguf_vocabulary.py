@@ -1,0 +1,103 @@
+"""A tokenizer in a GGUF file: pieces typed so that llama.cpp encodes as we do (shown in interop/test_llama_cpp.py)."""
+
+import io
+
+import gguf
+import pytest
+import sentencepiece
+
+from gemma3_jax.checkpoint import gguf_vocabulary
+from gemma3_jax.tokenizer import templates, vocabulary
+from tests import texts
+
+SIZE = texts.TOKENIZER_SIZE
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """What the package gguf reads of a vocabulary with 5 rows to spare."""
+    path = tmp_path_factory.mktemp("gguf") / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "gemma3")
+    gguf_vocabulary.write(texts.tokenizer(), SIZE + 5, writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = gguf.GGUFReader(path).fields
+    return {key.removeprefix("tokenizer."): found[key].contents() for key in found if key.startswith("tokenizer.")}
+
+
+def test_pieces_are_typed_by_what_they_are(fields):
+    tokens, types = fields["ggml.tokens"], fields["ggml.token_type"]
+    assert len(tokens) == len(types) == len(fields["ggml.scores"]) == SIZE + 5
+    assert types[:108] == [CONTROL] * 3 + [UNKNOWN] + [CONTROL] * 103 + [USER_DEFINED]
+    assert tokens[105:108] == ["<start_of_turn>", "<end_of_turn>", "\n"]
+    assert types[107:238] == [USER_DEFINED] * 131 and tokens[138] == "  " and tokens[168] == "<table>"
+    assert types[238:494] == [BYTE] * 256 and tokens[238 + 65] == "<0x41>"
+    assert types[494 : SIZE - 33] == [NORMAL] * (SIZE - 33 - 494)
+    assert types[SIZE - 33 :] == [USER_DEFINED] * 31 + [CONTROL] * 2 + [UNUSED] * 5
+    assert tokens[SIZE - 2 :] == ["<start_of_image>", "<end_of_image>", *(f"[PAD{SIZE + n}]" for n in range(5))]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_normal_pieces_are_sentencepieces_own_with_their_scores(fields):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=texts.tokenizer_model())
+    for token in range(494, SIZE - 33):
+        assert fields["ggml.tokens"][token] == processor.id_to_piece(token)
+        assert fields["ggml.scores"][token] == processor.get_score(token)
+
+
+def test_ids_and_flags_are_gemmas(fields):
+    lists = ("ggml.tokens", "ggml.scores", "ggml.token_type")
+    assert {key: value for key, value in fields.items() if key not in lists} == {
+        "ggml.model": "llama",
+        "ggml.pre": "default",
+        "ggml.bos_token_id": 2,
+        "ggml.eos_token_id": 1,
+        "ggml.eot_token_id": 106,
+        "ggml.unknown_token_id": 3,
+        "ggml.padding_token_id": 0,
+        "ggml.add_bos_token": True,
+        "ggml.add_eos_token": False,
+        "ggml.add_space_prefix": False,
+        "chat_template": templates.JINJA,
+    }
+
+
+def train(**options) -> vocabulary.Tokenizer:
+    model = io.BytesIO()
+    options = {
+        "model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+        "byte_fallback": True, **options,
+    }  # fmt: skip
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts.library()[:4]), model_writer=model, vocab_size=400, minloglevel=2,
+        max_sentence_length=1 << 20, **options,
+    )  # fmt: skip
+    return vocabulary.Tokenizer(model.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"model_type": "unigram"}, "the tokenizer is no BPE model"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "the tokenizer normalises text by a table of characters"),
+        ({"remove_extra_whitespaces": True}, "the tokenizer removes extra spaces; an engine without"),
+        ({"treat_whitespace_as_suffix": True}, "the tokenizer puts the space behind a word"),
+        ({"byte_fallback": False}, "the tokenizer has no pieces for bytes; an engine without SentencePiece would not"),
+        ({"bos_id": -1}, "the tokenizer has no <bos> or no <eos>; llama.cpp begins"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        gguf_vocabulary.check(train(**options), 400)
+
+
+def test_a_tokenizer_without_turns_has_no_template_and_may_add_a_space(tmp_path):
+    tokenizer, writer = train(), gguf.GGUFWriter(None, "gemma3")
+    gguf_vocabulary.check(tokenizer, 400)
+    gguf_vocabulary.write(tokenizer, 400, writer)
+    (keys,) = writer.kv_data
+    assert keys["tokenizer.ggml.add_space_prefix"].value is True
+    assert not {"tokenizer.chat_template", "tokenizer.ggml.eot_token_id"} & set(keys)
