@@ -75,6 +75,9 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         "samples": {"estimator": "whole"},  # not published; nothing is saved by sampling a teacher that is at hand
         "quant": {"format": "q4_0"},  # report, section 2.3: or int4 (per channel), or sfp8
         "evaluation": {"every_steps": 500, "num_rows": rows_per_step},
+        "z_loss": 0.0,
+        # Data like that of pre-training and of post-training (report, section 2.3), by the buckets it was prepared in;
+        # "mixture": {"text": {"weight": 0.5}, "chat": {"weight": 0.5}},
         # Not published; small, to a tenth, and no decay, which would pull weights off the grid they were trained to.
         "optimizer": _optimizer(1e-5, warmup_steps=100) | {"weight_decay": 0.0},
     }

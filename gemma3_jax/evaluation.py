@@ -1,5 +1,7 @@
 """What a stage is measured by while it trains: how well it predicts rows that no stage learns from.
 
+No row comes twice in that form; but rows of another length hold the same documents, if a stage has such.
+
 A stage that rounds its weights is held against what it began with, over the whole vocabulary: unquantised; rounded
 there and then, which is quantisation after training; and as it is now, rounded too.
 """
@@ -8,13 +10,15 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gemma3_jax import settings
+from gemma3_jax.data import dataset, interleave, order, stream
 from gemma3_jax.distill import loss, teacher
 from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config
-from gemma3_jax.train import stage
+from gemma3_jax.train import stage, step
 
 WHOLE = distill_settings.Samples(estimator=distill_settings.WHOLE)
 Begin = Callable[[dict], Callable[[dict], dict[str, float]]]
@@ -35,15 +39,60 @@ def make(
         return None
     if asked.quant.format:
         has_start = asked.teacher == settings.START
-        begin = _of_rounding(given, leg, model, num_bytes, open_rows, load_start, is_frozen=has_start)
+        load_unrounded = None if has_start else lambda: load_start(given.execution.dtype)
+        begin = _of_rounding(
+            given,
+            leg,
+            model,
+            num_bytes=num_bytes,
+            open_rows=open_rows,
+            load_start=load_start,
+            load_unrounded=load_unrounded,
+        )
     else:
-        begin = _of_next_token(given, leg, model, num_bytes, open_rows)
+        begin = _of_next_token(given, leg, model, num_bytes=num_bytes, open_rows=open_rows)
     return stage.Evaluation(every_steps=asked.evaluation.every_steps, begin=begin)
 
 
-def _of_next_token(given: settings.Train, leg: stage.Leg, model: config.Config, num_bytes, open_rows) -> Begin:
+def open_rows(
+    given: settings.Train, leg: stage.Leg, data: dataset.Dataset, rows: order.Order, *, warn: Callable[[str], None]
+) -> list[stream.Rows]:
+    """Rows of a stage's data, by its mixture, that come after all that the stages of the walk learn from."""
+    asked, learned = given.stages[leg.name], []
+    for other in (given.stages[name] for name in given.walk):
+        if (other.data or given.data, other.row_length) == (asked.data or given.data, asked.row_length):
+            found = order.find(
+                data,
+                row_length=other.row_length,
+                rows_per_step=other.rows_per_step,
+                seed=given.seed,
+                buckets=other.mixture or None,
+            )
+            learned.append((found, other.num_steps))
+    first, num_steps = first_unlearned(rows, learned), math.ceil(asked.evaluation.num_rows / asked.rows_per_step)
+    if max(rows.epochs(first + num_steps).values()) > 1:
+        warn(f"warning: {leg.name} is evaluated on rows that were learned from: {data.path} has no more of them")
+    with stream.Stream(data, rows, leg.mesh, first_step=first) as batches:
+        return [next(batches).rows for _ in range(num_steps)]
+
+
+def first_unlearned(rows: order.Order, learned: Sequence[tuple[order.Order, int]]) -> int:
+    """The first step from which on no row is one of those that so many steps of other orders of the same rows have.
+
+    In its first epoch, that is. Orders of one seed come to the rows of a part one after the other in the same way.
+    """
+    counts: dict[str, float] = {}  # of each part
+    for other, num_steps in learned:
+        for part, share in other.shares.items():
+            count = share * num_steps * other.rows_per_step + interleave.MOST_AHEAD
+            counts[part] = max(counts.get(part, 0), count)
+    first_row = max((counts.get(part, 0) + interleave.MOST_AHEAD) / share for part, share in rows.shares.items())
+    return math.ceil(first_row / rows.rows_per_step)
+
+
+def _of_next_token(given: settings.Train, leg: stage.Leg, model: config.Config, *, num_bytes, open_rows) -> Begin:
     def begin(_):
-        mean, rows = _mean(loss.next_token(model, given.execution, num_bytes=num_bytes), leg.mesh), open_rows()
+        mean, rows = _mean(loss.next_token(model, given.execution, num_bytes=num_bytes), leg), open_rows()
 
         def score(params):
             found = mean(params, rows)
@@ -55,16 +104,16 @@ def _of_next_token(given: settings.Train, leg: stage.Leg, model: config.Config, 
 
 
 def _of_rounding(
-    given: settings.Train, leg: stage.Leg, model: config.Config, num_bytes, open_rows, load_start, *, is_frozen: bool
+    given: settings.Train, leg: stage.Leg, model: config.Config, *, num_bytes, open_rows, load_start, load_unrounded
 ) -> Begin:
-    """`is_frozen`: whether what is frozen in the leg is its start."""
+    """`load_unrounded` reads the start in the dtype of activations; None: it is what is frozen in the leg."""
 
     def begin(frozen):
-        unquantised, rows = frozen if is_frozen else load_start(given.execution.dtype), open_rows()
+        unquantised, rows = load_unrounded() if load_unrounded else frozen, open_rows()
         targets_of = teacher.make(model, given.execution, samples=WHOLE, seed=0)
         distilled = loss.distilled(model, given.execution, num_bytes=num_bytes, samples=WHOLE, targets_of=targets_of)
         view = leg.stage.view_params
-        mean = _mean(lambda params, rows, unquantised: distilled(view(params), unquantised, rows), leg.mesh)
+        mean = _mean(lambda params, rows, unquantised: distilled(view(params), unquantised, rows), leg)
         rounded = mean(load_start("float32"), rows, unquantised)
         return lambda params: compare(rounded, mean(params, rows, unquantised))
 
@@ -74,7 +123,8 @@ def _of_rounding(
 def compare(rounded: dict[str, float], trained: dict[str, float]) -> dict[str, float]:
     """What training brought back of what rounding cost; of two means over the same rows of what `distilled` reports."""
     whole, least, nats = trained["teacher_cross_entropy"], rounded["cross_entropy"], trained["cross_entropy"]
-    cost, left = math.exp(least) - math.exp(whole), math.exp(nats) - math.exp(whole)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that has diverged; the loop will say so
+        cost, left = np.exp([least, nats]) - np.exp(whole)
     rounded_kl, trained_kl = rounded["kl_to_teacher"], trained["kl_to_teacher"]
     return {
         "unquantised_nats": whole,
@@ -83,18 +133,26 @@ def compare(rounded: dict[str, float], trained: dict[str, float]) -> dict[str, f
         "rounded_kl": rounded_kl,
         "trained_kl": trained_kl,
         # Rounding may cost nothing, as chance has it: then there is no share of it.
-        "recovered_perplexity": 1 - left / cost if cost > 0 else math.nan,
+        "recovered_perplexity": float(1 - left / cost) if 0 < cost < math.inf else math.nan,
         "recovered_kl": 1 - trained_kl / rounded_kl if rounded_kl > 0 else math.nan,
     }
 
 
-def _mean(f: Callable, mesh: jax.sharding.Mesh) -> Callable[..., dict[str, float]]:
-    """`(parameters, batches of rows, more) -> ` the sums of `f(parameters, rows, more)` over the number of targets."""
-    run = jax.jit(f)
+def _mean(f: Callable, leg: stage.Leg) -> Callable[..., dict[str, float]]:
+    """`(parameters, batches of rows, more) -> ` the sums of `f(parameters, rows, more)` over the number of targets.
+
+    Takes as many rows at a time as a microbatch of the leg has.
+    """
+
+    @jax.jit
+    def run(params, rows, *more):
+        parts = jax.tree.map(lambda x: step.split(x, leg.num_microbatches), rows)
+        found = jax.lax.map(lambda part: f(params, part, *more), parts)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), found)
 
     def mean(params: dict, batches: Sequence, *more) -> dict[str, float]:
         num_targets, sums = 0, {}
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(leg.mesh):
             for rows in batches:
                 _, counted, found = jax.device_get(run(params, rows, *more))
                 num_targets += int(counted)

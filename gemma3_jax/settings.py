@@ -37,7 +37,7 @@ START = "start"  # as a teacher: the parameters that the stage starts with
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured while a stage trains, on rows of its data that no stage of the walk comes to."""
+    """What is measured while a stage trains, on rows of its data that no stage of the walk comes to in this form."""
 
     every_steps: int = 0  # and at the end of the stage; 0: never
     num_rows: int = 64
@@ -129,6 +129,8 @@ class Train:
         for name in self.walk:
             if name not in self.stages:
                 raise ValueError(f"walk names stage {name}; stages has: {', '.join(self.stages) or 'none'}")
+        if self.teacher == START:
+            raise ValueError("teacher is start, which is for one stage; set config.stages.NAME.teacher")
         if self.teacher and "distill" not in [self.stages[name].loss for name in self.walk]:
             raise ValueError(f"teacher is {self.teacher}, but no stage of walk distils; set the loss of one to distill")
         _check_is_directory("teacher", self.teacher)

@@ -72,7 +72,7 @@ def _leg(
     def load_start(dtype: str) -> dict:
         return _open_begun(given, name, checkpoints).load(mesh, dtype)
 
-    told = _open_told(given, name, rows, tokenizer.digest, load_start, warn)
+    told = _open_told(given, name, rows, tokenizer=tokenizer.digest, load_start=load_start, warn=warn)
     leg = abstract_leg(
         given,
         name,
@@ -81,7 +81,6 @@ def _leg(
         teacher_model=told.model,
         load_teacher=functools.partial(told.load, mesh, given.execution.dtype),
     )
-    open_held_out = functools.partial(_held_out, given, name, data, rows, mesh, warn)
     return dataclasses.replace(
         leg,
         stage=dataclasses.replace(
@@ -93,7 +92,12 @@ def _leg(
         about={**leg.about, "tokenizer": tokenizer.digest},
         beside={dataset.TOKENIZER: tokenizer.model},
         evaluation=evaluation.make(
-            given, leg, stage_model(given, name), num_bytes=num_bytes, open_rows=open_held_out, load_start=load_start
+            given,
+            leg,
+            stage_model(given, name),
+            num_bytes=num_bytes,
+            open_rows=lambda: evaluation.open_rows(given, leg, data, rows, warn=warn),
+            load_start=load_start,
         ),
     )
 
@@ -109,7 +113,7 @@ class _Told:
 
 
 def _open_told(
-    given: settings.Train, name: str, rows: order.Order, tokenizer: str, load_start: Callable[[str], dict], warn
+    given: settings.Train, name: str, rows: order.Order, *, tokenizer: str, load_start: Callable[[str], dict], warn
 ) -> _Told:
     asked = given.stages[name]
     if asked.loss != "distill":
@@ -124,6 +128,8 @@ def _open_told(
         )
         return _Told(stored.teacher, stored=stored)
     if asked.teacher == settings.START:
+        if name == given.walk[0] and not given.init_from:
+            warn(f"warning: the teacher of {name} is what the run begins with: fresh parameters, that know nothing")
         return _Told(settings.START, model=stage_model(given, name), load=lambda _, dtype: load_start(dtype))
     found = open_teacher(given, name, tokenizer, warn)
 
@@ -143,28 +149,10 @@ def _open_begun(given: settings.Train, name: str, checkpoints: pathlib.Path) -> 
     path = checkpoints / str(sum(given.stages[other].num_steps for other in before))
     if not path.is_dir():
         raise ValueError(
-            f"{path} is gone, which {name} began with, and is held against; put it back, or begin the stage again in "
-            "another --workdir"
+            f"{path} is not there, which {name} began with and is held against, by its teacher or its evaluation; put "
+            "it back, begin the stage again in another --workdir, or do without those"
         )
     return convert.open_checkpoint(path)
-
-
-def _held_out(
-    given: settings.Train, name: str, data: dataset.Dataset, rows: order.Order, mesh: Mesh, warn: Callable
-) -> list[stream.Rows]:
-    """Rows that come after all those that any stage of the walk learns from, where it has the data in this form."""
-    asked = given.stages[name]
-    alike = [
-        other
-        for other in (given.stages[other] for other in given.walk)
-        if (other.data, other.row_length, other.mixture) == (asked.data, asked.row_length, asked.mixture)
-    ]
-    num_learned = max(other.num_steps * other.rows_per_step for other in alike)
-    first, num_steps = (-(-count // asked.rows_per_step) for count in (num_learned, asked.evaluation.num_rows))
-    if max(rows.epochs(first + num_steps).values()) > 1:
-        warn(f"warning: {name} is evaluated on rows that it learns from: {data.path} has no more of them")
-    with stream.Stream(data, rows, mesh, first_step=first) as batches:
-        return [next(batches).rows for _ in range(num_steps)]
 
 
 def abstract_leg(
@@ -215,7 +203,7 @@ def abstract_leg(
         flops_per_token=flops.per_token(model, asked.row_length) + frozen.flops_per_token,
         cursor=_no_data,
         check_cursor=_no_data,
-        identity={f"model.{column}": str(value) for column, value in columns.items()} | {"quant": str(asked.quant)},
+        identity={f"model.{column}": str(value) for column, value in columns.items()} | {"quant": asked.quant.name},
         about={"model": columns} | ({"quant": dataclasses.asdict(asked.quant)} if asked.quant.format else {}),
         needs_start=asked.teacher == settings.START or (bool(asked.quant.format) and asked.evaluation.every_steps > 0),
     )
@@ -282,7 +270,7 @@ def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> conv
             f"what teach wrote: --config.stages.{name}.targets=DIR"
         )
     if path == settings.START:
-        raise ValueError("teacher is start, which only the run itself has; name a checkpoint for teach")
+        raise ValueError("teacher is start, which only the run itself has; name a checkpoint to be asked before")
     found = convert.open_checkpoint(pathlib.Path(path))
     if found.model.vocab_size != given.model.vocab_size:
         raise ValueError(

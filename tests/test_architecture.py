@@ -24,13 +24,13 @@ MAY_IMPORT = {
     "data": "distill sharding tokenizer",
     "train": "",  # no model, no data: it sees a stage
     "settings": "data distill model quant train",
-    "evaluation": "distill model settings train",
+    "evaluation": "data distill model settings train",
     "stages": "checkpoint data distill evaluation model quant settings sharding tokenizer train",
     "chips": "",
     "hosts": "",
     "teach": "checkpoint data distill settings sharding stages train",
     "run": "checkpoint chips settings stages train",
-    "cli": "checkpoint data evals hosts model run settings sharding teach train",
+    "cli": "checkpoint data evals hosts model quant run settings sharding teach train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.

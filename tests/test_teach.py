@@ -23,10 +23,7 @@ DISTIL = ("--config.stages.first.loss=distill", "--config.stages.first.samples.n
 MESH = "--config.mesh.data=2"
 TWO_MICROBATCHES = "--config.stages.first.num_microbatches=2"
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return runs.make_data(tmp_path_factory.mktemp("data"))
+data = runs.data  # a fixture
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +89,6 @@ def train(data, tmp_path):
         return status, err
 
     return train
-
-
-def error(err):
-    [line] = [line for line in err.splitlines() if line.startswith("gemma3_jax: error: ")]
-    return line
 
 
 def assert_same_said(one, other):
@@ -184,7 +176,7 @@ def test_a_teacher_of_another_kind_is_read_and_only_its_tokenizer_is_not_known(t
 def test_a_stage_that_distils_needs_a_teacher(train):
     status, err = train()
     assert status == 1
-    assert error(err).endswith(
+    assert runs.error(err).endswith(
         "config.stages.first: loss is distill, and teacher is empty, as config.teacher is; name a checkpoint: "
         "--config.teacher=DIR, or what teach wrote: --config.stages.first.targets=DIR"
     )
@@ -192,7 +184,7 @@ def test_a_stage_that_distils_needs_a_teacher(train):
 
 def test_a_teacher_for_a_stage_that_does_not_distil_is_refused(train, teacher):
     status, err = train(f"--config.stages.first.teacher={teacher}", "--config.stages.first.loss=next_token")
-    assert status == 1 and re.search("loss is next_token; set .*to distill", error(err))
+    assert status == 1 and re.search("loss is next_token; set .*to distill", runs.error(err))
 
 
 @pytest.mark.parametrize(
@@ -208,14 +200,22 @@ def test_a_teacher_for_a_stage_that_does_not_distil_is_refused(train, teacher):
 )
 def test_settings_that_cannot_be_are_named(train, teacher, flag, text):
     status, err = train(f"--config.teacher={teacher}", f"--config.stages.first.{flag}")
-    assert status == 1 and re.search(text, error(err))
+    assert status == 1 and re.search(text, runs.error(err))
+
+
+def test_the_whole_of_what_a_teacher_says_is_not_stored(data, teacher, tmp_path):
+    line = command("teach", data, f"--checkpoint={teacher}", f"--output={tmp_path / 'said'}", f"{ESTIMATOR}whole")
+    status, _, err = run(line)
+    assert status == 1 and re.search("estimator is whole, .* to be stored, name one of stratified, ", runs.error(err))
+    assert not (tmp_path / "said").exists()
 
 
 def test_a_teacher_that_is_not_there_or_has_other_ids_is_refused(train, data, teacher, tmp_path):
     status, err = train(f"--config.teacher={tmp_path / 'nowhere'}")
-    assert status == 1 and "nowhere is no directory; a checkpoint is one" in error(err)
+    assert status == 1 and "nowhere is no directory; a checkpoint is one" in runs.error(err)
     status, err = train(f"--config.teacher={teacher}", "--config.model.vocab_size=1024", workdir=tmp_path / "other")
-    assert status == 1 and "has 800 ids, config.model.vocab_size is 1024; both must have one tokenizer" in error(err)
+    assert status == 1
+    assert "has 800 ids, config.model.vocab_size is 1024; both must have one tokenizer" in runs.error(err)
 
 
 def test_a_run_does_not_go_on_with_another_teacher(train, trained, teacher, tmp_path):
@@ -225,7 +225,7 @@ def test_a_run_does_not_go_on_with_another_teacher(train, trained, teacher, tmp_
     status, err = train(f"--config.teacher={other}")
     assert status == 1
     assert re.search(
-        r"teacher of the checkpoint of step 3 is \w{16}, but the config says \w{16}; restore it", error(err)
+        r"teacher of the checkpoint of step 3 is \w{16}, but the config says \w{16}; restore it", runs.error(err)
     )
 
 
@@ -239,14 +239,14 @@ def test_targets_of_other_rows_are_refused(train, stored, tmp_path):
         ([f"{ESTIMATOR}top_k"], "estimator"),
     ):
         status, err = train(targets, *flags, workdir=tmp_path / text[:4])
-        assert status == 1 and text in error(err), err
+        assert status == 1 and text in runs.error(err), err
 
 
 def test_teach_names_what_is_wrong(data, teacher, tmp_path):
     def said(*flags):
         status, _, err = run(command("teach", data, *flags))
         assert status == 1
-        return error(err)
+        return runs.error(err)
 
     output = f"--output={tmp_path / 'targets'}"
     assert "teacher is empty" in said(output)
@@ -270,7 +270,7 @@ def test_what_is_wrong_with_a_row_is_told_and_nothing_is_left(data, teacher, sto
 
     monkeypatch.setattr(taught_records, "encode", fail)
     status, _, err = run(command("teach", data, MESH, f"--checkpoint={teacher}", f"--output={tmp_path / 'targets'}"))
-    assert status == 1 and "the teacher's weights are not all finite; evaluate its checkpoint" in error(err)
+    assert status == 1 and "the teacher's weights are not all finite; evaluate its checkpoint" in runs.error(err)
     assert not list(tmp_path.iterdir())
 
 
@@ -305,7 +305,7 @@ def test_teach_says_how_much_it_will_be_and_what_it_took(data, teacher, stored):
     numbers = ("seconds", "compile_seconds", "tokens_per_second", "teacher_parameter_bytes_per_device")
     assert min(took[name] for name in numbers) > 0
     status, _, err = run(command("teach", data, MESH, f"--checkpoint={teacher}", f"--output={output}"))
-    assert status == 1 and "exists and is complete" in error(err)
+    assert status == 1 and "exists and is complete" in runs.error(err)
 
 
 def test_where_nothing_is_missing_the_teacher_is_not_read(data, teacher, stored, tmp_path):
@@ -336,7 +336,7 @@ def test_two_hosts_end_when_one_cannot_write(data, teacher, tmp_path):
     (output / "part-00001").write_text("")  # no directory
     processes = runs.start_two(command("teach", data, f"--checkpoint={teacher}", f"--output={output}"))
     first, _ = (runs.finish(process, status=1) for process in processes)
-    assert re.search("process 1: .*part-00001", error(first))
+    assert re.search("process 1: .*part-00001", runs.error(first))
 
 
 @pytest.mark.slow

@@ -5,12 +5,15 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 
 from gemma3_jax.cli import convert, evaluate, prepare, teach, terminal, train
 
 USER_ERROR = 1
+SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it has
 # Libraries that not everybody needs, and the extra of setup.cfg that brings them.
 EXTRAS = {
     "datasketch": "prepare",
@@ -102,3 +105,10 @@ def run() -> None:
     sys.unraisablehook = sys.__unraisablehook__
     if kept_back:
         terminal.say(*kept_back)
+    threading.Thread(target=_end, daemon=True).start()
+
+
+def _end() -> None:
+    """Ends a process that is done and stays: after a save that failed, threads of Orbax wait for good."""
+    time.sleep(SECONDS_TO_END)
+    os._exit(0)

@@ -7,6 +7,7 @@ mixture each part has its share of the elements, to within three, for a hundred 
 import heapq
 from collections.abc import Sequence
 
+MOST_AHEAD = 4  # elements by which a part may be ahead of its share, or behind
 _SCALE = 1 << 60  # shares become integers, so that no rounding ever moves an element
 
 

@@ -68,25 +68,33 @@ class _Scores(NamedTuple):
     shown: dict[str, Shaped[Array, "B T"]]  # SUMMED, and TOLD where there is a teacher
 
 
+class _Held(NamedTuple):
+    """Logits, held against what is to be learned."""
+
+    mean: Float[Array, "B T"]  # the sum of weight times logit
+    label: Float[Array, "B T"]  # the label's logit
+    agrees: Bool[Array, "B T"]  # whether the teacher's best id has the largest logit; nowhere, without a teacher
+
+
 class _Few(NamedTuple):
     """Weights on few ids, as a teacher's word has them or a label is."""
 
     ids: Int[Array, "B T M"]
     weights: Float[Array, "B T M"]
-    best_id: Int[Array, "B T"]
+    best_id: Int[Array, "B T"] | None  # the teacher's
     told: dict[str, Float[Array, "B T"]]  # TOLD
     shard: vocabulary.Shard
 
     def mass(self) -> Float[Array, "B T"]:
         return jnp.sum(self.weights, axis=-1)
 
-    def mean(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T"]:
-        """The sum of weight times logit."""
-        return jnp.sum(self.weights * self.shard.pick(logits, self.ids), axis=-1)
-
-    def agrees(self, logits: Float[Array, "B T V"], top: Float[Array, "B T"]) -> Bool[Array, "B T"]:
-        """Whether the best id has the student's largest logit."""
-        return self.shard.pick(logits, self.best_id[..., None])[..., 0] == top
+    def against(self, logits: Float[Array, "B T V"], labels: Int[Array, "B T"], top: Float[Array, "B T"]) -> _Held:
+        ids = [self.ids, labels[..., None], *([] if self.best_id is None else [self.best_id[..., None]])]
+        picked = self.shard.pick(logits, jnp.concatenate(ids, axis=-1))  # at once: the shards have to be asked
+        num_soft = self.ids.shape[-1]
+        mean = jnp.sum(self.weights * picked[..., :num_soft], axis=-1)
+        agrees = jnp.zeros(top.shape, bool) if self.best_id is None else picked[..., -1] == top
+        return _Held(mean, picked[..., num_soft], agrees)
 
     def take_off(self, slope: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
         """`slope` less factor times weight."""
@@ -105,12 +113,12 @@ class _All(NamedTuple):
     def mass(self) -> Float[Array, "B T"]:
         return jnp.ones_like(self.teacher.total)
 
-    def mean(self, logits: Float[Array, "B T V"]) -> Float[Array, "B T"]:
-        return self.teacher.shard.sum(jnp.sum(self.probabilities() * logits, axis=-1))
-
-    def agrees(self, logits: Float[Array, "B T V"], top: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+    def against(self, logits: Float[Array, "B T V"], labels: Int[Array, "B T"], top: Float[Array, "B T"]) -> _Held:
+        shard = self.teacher.shard
+        mean = shard.sum(jnp.sum(self.probabilities() * logits, axis=-1))
         at_top = jnp.where(logits == top[..., None], self.teacher.scores, -jnp.inf)
-        return self.teacher.shard.max(jnp.max(at_top, axis=-1)) == self.teacher.largest
+        agrees = shard.max(jnp.max(at_top, axis=-1)) == self.teacher.largest
+        return _Held(mean, shard.pick(logits, labels[..., None])[..., 0], agrees)
 
     def take_off(self, slope: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
         return slope - factor[..., None] * self.probabilities()
@@ -227,7 +235,7 @@ def _soft(tokens: _Tokens, temperature: float, shard: vocabulary.Shard, teacher_
     """What the logits of a chunk are held against."""
     soft, labels = tokens.soft, tokens.labels
     if soft is None:
-        return _Few(labels[..., None], jnp.ones((*labels.shape, 1), jnp.float32), labels, {}, shard)
+        return _Few(labels[..., None], jnp.ones((*labels.shape, 1), jnp.float32), None, {}, shard)
     if teacher_table is None:
         told = dict(zip(TOLD, (soft.kept_mass, soft.entropy, -soft.label_log_prob), strict=True))
         weights = jnp.where(tokens.mask[..., None], soft.weights, 0)  # what a masked one was given may not be finite
@@ -255,10 +263,11 @@ def _score(
 
     lse = log_sum(1.0)
     soft_lse = lse if temperature == 1 else log_sum(temperature)
+    held = soft.against(logits, labels, top)
     shown = {
-        "soft_loss": soft.mass() * soft_lse - soft.mean(logits) / temperature,
-        "cross_entropy": lse - shard.pick(logits, labels[..., None])[..., 0],
-        "agreement": soft.agrees(logits, top),
+        "soft_loss": soft.mass() * soft_lse - held.mean / temperature,
+        "cross_entropy": lse - held.label,
+        "agreement": held.agrees,
         "squares": jnp.square(lse),
     }
     return _Scores(lse, soft_lse, shown | soft.told)

@@ -22,9 +22,8 @@ from jaxtyping import Float32, Integer
 
 from gemma3_jax.quant import exact, sfp
 from gemma3_jax.quant.exact import Array
+from gemma3_jax.quant.settings import MATRICES, TABLES  # noqa: F401 (there, as settings are read without JAX)
 
-MATRICES = ("int4", "q4_0", "sfp8", "q8_0")  # what matrices can be stored as
-TABLES = ("float32", "bfloat16", "float16", "q8_0")  # what the embedding can be
 BLOCK_FORMATS = ("q4_0", "q8_0")
 BLOCK = 32  # weights
 FLOAT16_LARGEST = 65504.0

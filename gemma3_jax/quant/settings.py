@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from gemma3_jax.quant import formats
+MATRICES = ("int4", "q4_0", "sfp8", "q8_0")  # what matrices can be stored as, by quant/formats.py
+TABLES = ("float32", "bfloat16", "float16", "q8_0")  # what the embedding can be
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,14 @@ class Quant:
     embedding: str = "float16"  # as llama.cpp's files of Gemma have it; "float32" leaves it alone
 
     def __post_init__(self):
-        if self.format not in ("", *formats.MATRICES):
-            raise ValueError(f"format is {self.format!r}; it must be '' or one of {', '.join(formats.MATRICES)}")
-        if self.embedding not in formats.TABLES:
-            raise ValueError(f"embedding is {self.embedding!r}; it must be one of {', '.join(formats.TABLES)}")
+        if self.format not in ("", *MATRICES):
+            raise ValueError(f"format is {self.format!r}; it must be '' or one of {', '.join(MATRICES)}")
+        if self.embedding not in TABLES:
+            raise ValueError(f"embedding is {self.embedding!r}; it must be one of {', '.join(TABLES)}")
+        if not self.format and self.embedding != "float16":
+            raise ValueError(f"embedding is {self.embedding!r}, but format is ''; name the format of the matrices, too")
+
+    @property
+    def name(self) -> str:
+        """Of both, for people."""
+        return f"{self.format}, embedding {self.embedding}" if self.format else "none"

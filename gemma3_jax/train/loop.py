@@ -3,6 +3,7 @@
 Numbers are looked at a step late: the device is always given its next step before anything waits for the last one.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
         return state  # restored from the save at its end
     with crew.ledger.spend("restore"), crew.watchdog.phase("start_up"):
         frozen = leg.frozen.load()
-    measure = _begin_evaluation(leg, frozen, crew)
+    measure = _begin_evaluation(leg, state, frozen, steps_before, crew)
     while done < leg.num_steps:
         with crew.ledger.spend("data"), crew.watchdog.phase("step" if compiled else "start_up"):
             batch = leg.stage.next_batch(done)
@@ -80,8 +81,9 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
         if time.monotonic() - last_record > RECORD_SECONDS:
             crew.ledger.record(global_step)
             last_record = time.monotonic()
-        must = stop or done == leg.num_steps
-        is_measured = measure is not None and leg.evaluation.is_due(done, leg.num_steps)
+        is_last = done == leg.num_steps
+        must = stop or is_last
+        is_measured = measure and leg.evaluation.is_due(done, leg.num_steps) and (is_last or not stop)
         is_saved = must or save or crew.saver.is_due(global_step)
         if not (is_measured or is_saved):
             continue
@@ -89,7 +91,7 @@ def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: 
             _land(leg, flight, steps_before, tokens_before, crew)  # the checkpoint counts on its row
         flight = None
         if is_measured:
-            _evaluate(leg, measure, state, done, global_step, crew)
+            measure(state, done)
         if not is_saved:
             continue
         if crew.writers:
@@ -110,21 +112,36 @@ def _compile(leg: stage.Leg, state: step.State, frozen: dict, rows: object, crew
         return leg.jitted().lower(state, frozen, rows).compile()
 
 
-def _begin_evaluation(leg: stage.Leg, frozen: dict, crew: Crew) -> Callable[[dict], dict[str, float]] | None:
+def _begin_evaluation(
+    leg: stage.Leg, state: step.State, frozen: dict, steps_before: int, crew: Crew
+) -> Callable[[step.State, int], None] | None:
+    """`(state, steps done)`: measures, and writes the row.
+
+    That comes before the checkpoint of the step, unless the run has to stop: who goes on from there does it here.
+    """
     if leg.evaluation is None:
         return None
-    with crew.ledger.spend("evaluate"), crew.watchdog.phase("evaluate"):
-        return leg.evaluation.begin(frozen)
 
+    def spent():
+        crew.watchdog.stop("step")
+        stack = contextlib.ExitStack()
+        stack.enter_context(crew.ledger.spend("evaluate"))
+        stack.enter_context(crew.watchdog.phase("evaluate"))
+        return stack
 
-def _evaluate(leg: stage.Leg, measure, state: step.State, done: int, global_step: int, crew: Crew) -> None:
-    """Before the checkpoint of the step is begun: who goes on from it finds the row written."""
-    crew.watchdog.stop("step")
-    with crew.ledger.spend("evaluate"), crew.watchdog.phase("evaluate"):
-        found = measure(state.params)
-    if crew.writers:
-        place = {"stage": leg.name, "step": done, "global_step": global_step, "time": time.time()}
-        crew.writers.evaluate(place | found)
+    with spent():
+        score = leg.evaluation.begin(frozen)
+
+    def measure(state: step.State, done: int) -> None:
+        with spent():
+            found = score(state.params)
+        if crew.writers:
+            place = {"stage": leg.name, "step": done, "global_step": steps_before + done, "time": time.time()}
+            crew.writers.evaluate(place | found)
+
+    if (done := int(state.step)) and leg.evaluation.is_due(done, leg.num_steps):
+        measure(state, done)
+    return measure
 
 
 def _land(leg: stage.Leg, flight: _Flight, steps_before: int, tokens_before: int, crew: Crew) -> None:

@@ -96,6 +96,7 @@ class Writers:
         self._evaluations = journal.Journal(workdir / EVALUATIONS_FILE, warn)
         for file in (self._rows, self._skipped, self._evaluations):
             file.keep(lambda entry: entry["global_step"] <= after)
+        self._evaluated = {entry["global_step"] for entry in self._evaluations.read()}
         self._others: list[Callable[[Mapping], None]] = []
         if log.tensorboard:
             self._others.append(events.Events(workdir / "tensorboard", after, warn).write)
@@ -108,13 +109,16 @@ class Writers:
             sink(row)
 
     def evaluate(self, row: Mapping) -> None:
-        """What was measured after a step, beside training."""
+        """What was measured after a step, beside training; once, if it is measured again."""
+        if row["global_step"] in self._evaluated:
+            return
+        self._evaluated.add(row["global_step"])
         self._evaluations.write(row)
         place = ("stage", "step", "global_step", "time")
         numbers = {name: value for name, value in row.items() if name not in place}
         for sink in self._others:
             sink({name: row[name] for name in place} | {f"evaluation/{name}": x for name, x in numbers.items()})
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._say(f"{row['stage']} {row['step']} evaluated: {shown}")
 
     def skip(self, row: Mapping) -> None:

@@ -182,7 +182,7 @@ def test_shards_on_the_published_meshes_hold_whole_blocks(size):
 
 
 def test_without_a_format_nothing_is_rounded():
-    assert view.make(Quant(embedding="q8_0"), DIMS)(tree()) is tree()
+    assert view.make(Quant(), DIMS)(tree()) is tree()
 
 
 def test_a_width_that_is_not_whole_blocks_is_refused_before_anything_is_allocated():
