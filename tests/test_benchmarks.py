@@ -72,6 +72,12 @@ def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
     assert found["next token"]["against_next_token"] == 1.0
 
 
+def test_export_is_measured_by_kind_and_format():
+    found = lines("export.py", "--layers=1", "--width=64", "--vocabulary=2048")
+    assert {(line["kind"], line["matrices"]) for line in found} >= {("hf", "int4"), ("gguf", "q4_0"), ("gguf", "q8_0")}
+    assert all(line["megabytes_per_second"] > 0 for line in found)
+
+
 def test_a_step_is_measured_by_format_against_the_one_that_rounds_nothing():
     found = {line["format"]: line for line in lines("rounding.py", "--steps=1", "--rounds=1", "--rows_per_step=1")}
     assert set(found) == {"unrounded", *formats.MATRICES} and found["unrounded"]["against_unrounded"] == 1.0

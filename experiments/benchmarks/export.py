@@ -1,0 +1,65 @@
+"""How fast a model is written for other programs, by kind and format.
+
+    python experiments/benchmarks/export.py [--layers=6] [--width=640]
+
+Random float32 parameters of a piece of 270M (its widths, a vocabulary of 32,768), written to a temporary directory. One
+JSON line each: seconds, megabytes of what is written and of the parameters it is made from, and both by second. Grows
+with the parameters; a file of Gemma's own vocabulary takes some seconds more.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import tempfile
+import time
+
+import jax
+
+from gemma3_jax import sharding
+from gemma3_jax.checkpoint import export, storing
+from gemma3_jax.data import builtin
+from gemma3_jax.model import config, parameters
+from gemma3_jax.tokenizer import training, vocabulary
+
+WAYS = (
+    ("hf", None),
+    ("hf", storing.Plan("int4", "float16")),
+    ("hf", storing.Plan("sfp8", "float16")),
+    ("gguf", storing.Plan("float32", "float32")),
+    ("gguf", storing.Plan("q4_0", "float16")),
+    ("gguf", storing.Plan("q4_0", "q8_0")),
+    ("gguf", storing.Plan("q8_0", "q8_0")),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--vocabulary", type=int, default=32_768)
+    flags = parser.parse_args()
+    model = dataclasses.replace(
+        config.SIZES["270m"], num_layers=flags.layers, width=flags.width, vocab_size=flags.vocabulary
+    )
+    params = parameters.init(model, jax.random.key(0), sharding.make_mesh())
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
+    texts = [row["text"] for file in builtin.files()[:16] for row in builtin.rows(file)]
+    tokenizer = vocabulary.Tokenizer(training.train(texts, 1_024))
+    for kind, plan in WAYS:
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / f"model.{kind}"
+            started = time.perf_counter()
+            export.Export(kind, model, plan, tokenizer=tokenizer).write(path, params)
+            seconds = time.perf_counter() - started
+            files = [path] if path.is_file() else path.rglob("*")
+            written = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+        line = {"benchmark": "export", "kind": kind, "matrices": plan.matrices if plan else "float32"}
+        line |= {"embedding": plan.table if plan else "float32", "seconds": round(seconds, 2)}
+        line |= {"megabytes": round(written, 1), "megabytes_per_second": round(written / seconds, 1)}
+        line["parameter_megabytes_per_second"] = round(megabytes / seconds, 1)
+        print(json.dumps(line | {"jax": jax.__version__}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
