@@ -347,7 +347,7 @@ def test_a_directory_that_is_no_path_is_refused(data, capsys):
         ("--config.mesh.seq=3", "mesh has replica x seq x model = 3, which does not divide the 8 devices"),
         ("--config.mesh.data=9", "mesh is replica 1 x data 9 .* but there are 8"),
         ("--config.model.vocab_size=700", "has 800 pieces, config.model.vocab_size is 700"),
-        ("--config.init_from=nowhere", "nowhere is no directory; a checkpoint is one"),
+        ("--config.init_from=nowhere", "nowhere is no directory, and no GGUF file; a checkpoint is one or the other"),
         ("--config.model.head_width=7", "config.model: model.head_width is 7; it must be even"),
         ("--profile=9", "--profile is 9; it must be START:STOP"),
         ("--stage=third", "--stage is third; config.walk has: first, second"),

@@ -212,7 +212,7 @@ def test_the_whole_of_what_a_teacher_says_is_not_stored(data, teacher, tmp_path)
 
 def test_a_teacher_that_is_not_there_or_has_other_ids_is_refused(train, data, teacher, tmp_path):
     status, err = train(f"--config.teacher={tmp_path / 'nowhere'}")
-    assert status == 1 and "nowhere is no directory; a checkpoint is one" in runs.error(err)
+    assert status == 1 and "nowhere is no directory, and no GGUF file; a checkpoint is" in runs.error(err)
     status, err = train(f"--config.teacher={teacher}", "--config.model.vocab_size=1024", workdir=tmp_path / "other")
     assert status == 1
     assert "has 800 ids, config.model.vocab_size is 1024; both must have one tokenizer" in runs.error(err)
