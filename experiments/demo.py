@@ -2,7 +2,7 @@
 
     bash launch/demo.sh
 
-Two CPU cores, some ten minutes after installation. The text is the Python standard library (`demo_data.py`). The
+Two CPU cores, under ten minutes after installation. The text is the Python standard library (`demo_data.py`). The
 teacher learns the next token, then from rows 8 times as long. The student learns from what the teacher, running beside
 it, says of every token in 256 samples; then, with its weights rounded to 4 bits, from itself as it was. Sizes and rates
 are ours: the report has no toys.

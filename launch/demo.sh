@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The recipe in miniature, on real text, in some ten minutes on two cores: no accelerator, no download but packages.
+# The recipe in miniature, on real text, in under ten minutes on two cores: no accelerator, no download but packages.
 #   bash launch/demo.sh [DIRECTORY]       default: runs/demo
 # Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already. Stopped at any
 # moment, the same command goes on.
