@@ -176,8 +176,9 @@ def test_two_hosts_and_microbatches_measure_the_same(data, straight, tmp_path):
     for workdir in (tmp_path / "run", parts):
         for one, other in zip(measured(workdir), measured(straight), strict=True):
             assert one.keys() == other.keys() and one["global_step"] == other["global_step"]
-            for name in ("unquantised_nats", "rounded_nats", "trained_nats"):
+            for name in ("unquantised_nats", "rounded_nats"):
                 assert one[name] == pytest.approx(other[name], rel=1e-4), name
+            assert one["trained_nats"] == pytest.approx(other["trained_nats"], rel=1e-3)  # rounding errors grow
 
 
 @pytest.mark.parametrize("step", [36, *(pytest.param(step, marks=pytest.mark.slow) for step in (20, 27, 39))])
