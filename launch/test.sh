@@ -13,4 +13,4 @@ python -m pip install --quiet --disable-pip-version-check -c launch/constraints.
 
 ruff check .
 ruff format --check .
-python -m pytest --numprocesses=auto --maxprocesses=8 --durations=10 "$@"
+python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadscope --durations=10 "$@"

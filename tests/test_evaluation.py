@@ -107,13 +107,17 @@ def test_it_says_what_the_three_models_say_of_rows_that_no_stage_learns_from(dat
     with stages.stream.Stream(dataset, rows_of_stage, mesh, first_step=first) as batches:
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), next(batches).rows, next(batches).rows)
     assert rows.numbers.min() >= 160
-    rounding = view.make(quant_settings.Quant(format="int4"), parameters.dims(model))
+    rounding = jax.jit(view.make(quant_settings.Quant(format="int4"), parameters.dims(model)))
+
+    @jax.jit
+    def said(params):
+        bound = parameters.bind(model, params)
+        hidden = bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execution.REFERENCE)
+        return jax.nn.log_softmax(bound.logits(hidden))
 
     def log_probs(step, see):
         params = convert.open_checkpoint(straight / "checkpoints" / str(step)).load(mesh)
-        bound = parameters.bind(model, see(params))
-        hidden = bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execution.REFERENCE)
-        return np.asarray(jax.nn.log_softmax(bound.logits(hidden))).astype(np.float64)[np.asarray(rows.loss_mask)]
+        return np.asarray(said(see(params))).astype(np.float64)[np.asarray(rows.loss_mask)]
 
     labels = np.asarray(rows.labels)[np.asarray(rows.loss_mask)]
     start = log_probs(20, lambda params: params)
@@ -137,6 +141,7 @@ def test_rows_that_were_seen_before_are_said_to_be(data, tmp_path, capsys):
     assert "warning: second is evaluated on rows that were learned from: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stage_that_rounds_nothing_tells_its_nats(data, tmp_path):
     assert train(data, tmp_path / "run", *MEASURED, "--config.walk=('second',)") == 0
     rows = measured(tmp_path / "run")

@@ -28,7 +28,10 @@ QAT = {
 data = runs.data  # a fixture
 
 
-@pytest.fixture(scope="module", params=["q4_0", "int4", "sfp8"])
+SLOW_ONES = [pytest.param(format, marks=pytest.mark.slow) for format in ("int4", "sfp8")]
+
+
+@pytest.fixture(scope="module", params=["q4_0", *SLOW_ONES])
 def trained(request, data, tmp_path_factory):
     """A short run that rounds, on four devices, and its format."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"

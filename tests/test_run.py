@@ -133,6 +133,7 @@ def test_a_run_goes_on_in_the_middle_on_the_boundary_and_at_its_end(straight, tr
     assert status == 0 and "going on from step 40, in second" in err and len(runs.rows(workdir)) == 40
 
 
+@pytest.mark.slow
 def test_one_stage_after_the_other_is_the_whole_walk(straight, train):
     assert train("--stage=first")[0] == 0 and len(runs.rows(train.workdir)) == 20
     assert train("--stage=first")[0] == 0  # it is done already
@@ -270,6 +271,7 @@ def small_disk(tmp_path):
         yield disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_ends_the_run_after_some_failures(straight, train, small_disk):
     """What was saved before stands, and once there is room the same command goes on to the same end."""
     workdir = small_disk / "run"
@@ -359,6 +361,7 @@ def test_a_mistake_is_one_line_and_nothing_is_begun(train, flag, problem):
     assert not (train.workdir / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(train):
     assert train("--stage=first", "--profile=3:5")[0] == 0
     assert list((train.workdir / "profile").rglob("*.xplane.pb"))
@@ -372,6 +375,7 @@ def test_a_run_goes_on_on_another_mesh_to_the_same_end_but_for_rounding(straight
     runs.assert_same_but_for_rounding(straight, workdir)
 
 
+@pytest.mark.slow
 def test_the_directory_of_a_run_may_be_anywhere(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train("--stage=first", workdir=pathlib.Path("here"))[0] == 0

@@ -106,11 +106,11 @@ def loss(model, params, tokens, segments, positions, attention):
 @pytest.mark.parametrize(
     "name, axes, attention",
     [
-        ("toy", {"replica": 2, "data": 2, "seq": 2}, "dense"),
         ("toy", {"replica": 2, "data": 2, "seq": 2}, "banded"),
         ("toy", {"data": 2, "seq": 2, "model": 2}, "dense"),
-        ("toy", {"seq": 4, "model": 2}, "banded"),
-        ("toy", {"model": 2}, "dense"),
+        pytest.param("toy", {"replica": 2, "data": 2, "seq": 2}, "dense", marks=pytest.mark.slow),
+        pytest.param("toy", {"seq": 4, "model": 2}, "banded", marks=pytest.mark.slow),
+        pytest.param("toy", {"model": 2}, "dense", marks=pytest.mark.slow),
         ("one_key_head", {"data": 2, "model": 2}, "banded"),
     ],
 )

@@ -80,6 +80,7 @@ def test_a_phase_that_hangs_leaves_its_stacks_and_status_124(data, tmp_path, pha
     assert "in hang" in stacks and "in hang" in err and "loop.py" in stacks
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_a_step_that_hangs(data, tmp_path):
     process = start_hanging(data, tmp_path / "run", "step")
     while "hanging" not in process.stderr.readline():

@@ -144,7 +144,8 @@ def test_the_same_is_said_of_a_part_of_the_rows_at_a_time(stored):
     assert_same_said(stored(), stored(TWO_MICROBATCHES))
 
 
-@pytest.mark.parametrize("is_stored", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stored", [False, True])
 def test_a_student_learns_the_same_from_microbatches(trained, teacher, stored, is_stored):
     source = f"--config.stages.first.targets={stored()}" if is_stored else f"--config.teacher={teacher}"
     one, other = (runs.rows(trained(source, *flags)) for flags in ((), (TWO_MICROBATCHES,)))

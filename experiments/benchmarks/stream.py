@@ -21,9 +21,9 @@ from gemma3_jax import sharding, stages
 from gemma3_jax.data import order, stream
 
 
-def make_step(given):
+def make_step(given, directory: pathlib.Path):
     """The step of `train`, and a state to begin with."""
-    [leg] = stages.build(given, given.walk)
+    [leg] = stages.build(given, given.walk, directory)
     state = leg.begin(stages.fresh_params(given, leg, given.model))
 
     def step(state, rows):
@@ -69,19 +69,21 @@ def main() -> None:
     parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        data = toy.make_data(pathlib.Path(name), flags.library_files)
+        directory = pathlib.Path(name)
+        data = toy.make_data(directory, flags.library_files)
         mesh = sharding.make_mesh()
         rows = order.find(data, row_length=toy.ROW_LENGTH, rows_per_step=flags.rows_per_step, seed=0)
         alone = stream_rate(data, rows, mesh, flags.steps, num_workers=0)
         report("stream, threads", alone)
         report("stream, two worker processes", stream_rate(data, rows, mesh, flags.steps, num_workers=2))
         num_steps = max(1, flags.steps // 20)
-        step, state = make_step(toy.recipe(data, rows.rows_per_step, 2 * num_steps))
+        given = toy.recipe(data, rows.rows_per_step, 2 * num_steps)
+        step, state = make_step(given, directory)
         batches = stream.Stream(data, rows, mesh)
         in_memory = [next(batches) for _ in range(num_steps + 1)]
         bare = step_rate(step, state, iter(in_memory), num_steps, rows.rows_per_step)
         report("step, rows in memory", bare, stream_is_faster_by=round(alone / bare, 1))
-        _, state = make_step(toy.recipe(data, rows.rows_per_step, 2 * num_steps))  # the first one is given away
+        _, state = make_step(given, directory)  # the first one is given away
         started, batches.seconds_waiting = time.perf_counter(), 0.0
         fed = step_rate(step, state, batches, num_steps, rows.rows_per_step)
         share = batches.seconds_waiting / (time.perf_counter() - started)

@@ -78,7 +78,7 @@ def main() -> None:
             flags.steps + 2,
             num_devices=flags.devices,
         )
-        [leg] = stages.build(given, given.walk)
+        [leg] = stages.build(given, given.walk, directory)
         batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
         state = leg.begin(stages.fresh_params(given, leg, given.model))
         with jax.set_mesh(leg.mesh):

@@ -81,7 +81,7 @@ def test_gradient_comes_from_no_later_token_and_from_as_far_back_as_windows_reac
     np.testing.assert_array_equal(size > 0, seen)
 
 
-@pytest.mark.parametrize("remat", ["full", "keep_attention"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "keep_attention"])
 def test_remat_changes_neither_loss_nor_gradients(remat):
     model = toys.TOY
     params, tokens = toys.params(model), toys.tokens(model, 2, NUM_TOKENS)
