@@ -102,6 +102,7 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
     del restored  # the optimizer's state of a stage that is over would stay on the devices
     ledger.restored(global_step)
     keeper = saver.Saver(checkpoints, given.checkpoints, ledger, watch, front.say, last_good=saved)
+    chip = chips.find(jax.devices()[0].device_kind)
     with interrupts.Interrupts(front.say).handled() as pressed:
         crew = loop.Crew(
             saver=keeper,
@@ -109,7 +110,7 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
             watchdog=watch,
             interrupts=pressed,
             writers=_writers(given, asked.workdir, legs, global_step, front) if is_first else None,
-            meter=metrics.Meter(ledger, chips.peak_flops(jax.devices()[0].device_kind)),
+            meter=metrics.Meter(ledger, chip and chip.peak_flops),
             log_every_steps=given.log.every_steps,
             trace=trace.Trace(asked.workdir / "profile", *asked.traced) if asked.traced else None,
         )

@@ -41,8 +41,10 @@ SUBLANES, LANES = 8, 128  # a TPU pads the last two dims of a shard to multiples
 BIG_ELEMENTS = 1 << 20  # a parameter of this size that is not split over every ZeRO-3 shard is worth a warning
 
 
-def make_mesh(*, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1) -> Mesh:
-    """A mesh of the first replica*data*seq*model devices, with Auto axis types.
+def make_mesh(
+    *, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1, devices: Sequence | None = None
+) -> Mesh:
+    """A mesh of the first replica*data*seq*model devices (None: of those that JAX has), with Auto axis types.
 
     Raises: ValueError if there are fewer devices than that, or if an axis is smaller than 1.
     """
@@ -50,14 +52,14 @@ def make_mesh(*, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1) 
     asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     if min(sizes.values()) < 1:
         raise ValueError(f"mesh is {asked}; every axis must be >= 1")
-    num_devices = math.prod(sizes.values())
-    if num_devices > jax.device_count():
+    num_devices, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
+    if num_devices > len(devices):
         raise ValueError(
-            f"mesh is {asked} = {num_devices} devices, but there are {jax.device_count()}; "
+            f"mesh is {asked} = {num_devices} devices, but there are {len(devices)}; "
             "make the axes multiply to at most that"
         )
     # Axis type Explicit, the default of jax.make_mesh, refuses Flax annotations.
-    grid = arrange(jax.devices()[:num_devices], tuple(sizes.values()))
+    grid = arrange(devices[:num_devices], tuple(sizes.values()))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -292,21 +292,22 @@ def stage_model(given: settings.Train, name: str) -> config.Config:
     return dataclasses.replace(given.model, rope_scale=scale) if scale else given.model
 
 
-def stage_mesh(given: settings.Train, name: str) -> Mesh:
-    """The mesh of a stage: what its own settings leave open is as config.mesh says.
+def stage_mesh(given: settings.Train, name: str, devices: Sequence | None = None) -> Mesh:
+    """The mesh of a stage: what its own settings leave open is as config.mesh says. `devices`: None for all of JAX's.
 
     Raises: ValueError if the axes do not multiply to the devices there are, or to a part of them on one host.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) for axis in sharding.AXES}
     others = math.prod(sizes[axis] or 1 for axis in sharding.AXES if axis != "data")
     if not sizes["data"]:
-        if jax.device_count() % others:
+        if len(devices) % others:
             raise ValueError(
-                f"mesh has replica x seq x model = {others}, which does not divide the {jax.device_count()} devices; "
+                f"mesh has replica x seq x model = {others}, which does not divide the {len(devices)} devices; "
                 "change one, or name data to use fewer devices"
             )
-        sizes["data"] = jax.device_count() // others
-    mesh = sharding.make_mesh(**{axis: size or 1 for axis, size in sizes.items()})
+        sizes["data"] = len(devices) // others
+    mesh = sharding.make_mesh(**{axis: size or 1 for axis, size in sizes.items()}, devices=devices)
     if jax.process_count() > 1 and mesh.size != jax.device_count():
         raise ValueError(
             f"mesh has {mesh.size} devices of {jax.device_count()} on {jax.process_count()} hosts; all devices of "

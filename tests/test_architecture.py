@@ -29,8 +29,9 @@ MAY_IMPORT = {
     "chips": "",
     "hosts": "",
     "teach": "checkpoint data distill settings sharding stages train",
+    "planning": "chips data distill model settings sharding stages train",
     "run": "checkpoint chips settings stages train",
-    "cli": "checkpoint data evals hosts model quant run settings sharding teach train",
+    "cli": "checkpoint data evals hosts model planning quant run settings sharding teach train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.

@@ -149,8 +149,9 @@ def test_evaluate_in_bfloat16_is_near(capsys, hf_directory, tmp_path):
 
 def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_path):
     convert = ["convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}"]
-    assert "no verb evalute; did you mean evaluate? (there are: prepare, train, teach, convert, evaluate)" in fails(
-        capsys, "evalute"
+    assert (
+        "no verb evalute; did you mean evaluate? (there are: prepare, train, plan, teach, convert, evaluate)"
+        in fails(capsys, "evalute")
     )
     assert "convert has no flag --formt; did you mean --format?" in fails(capsys, *convert, "--formt=hf")
     assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")

@@ -19,6 +19,7 @@ from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+STARTER_CHIPS = {"270m": 4, "1b": 16, "4b": 64, "12b": 128, "27b": 256}
 CHIPS = {"270m": 256, "1b": 512, "4b": 2_048, "12b": 6_144, "27b": 6_144}  # report, Table 2; 270m: ours
 
 
@@ -73,6 +74,19 @@ def test_the_recipe_of_a_size_is_the_reports(size):
 def test_a_size_that_is_not_published_is_named():
     with pytest.raises(ValueError, match=r"size is '2b'; it must be one of 270m, 1b, 4b, 12b, 27b: --config="):
         load("2b")
+
+
+@pytest.mark.parametrize("size", config.SIZES)
+def test_the_starter_of_a_size_fills_its_slice(size):
+    given = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [], settings.Train)
+    stage = given.stages["continue"]
+    assert given.mesh.data == stage.rows_per_step == STARTER_CHIPS[size] and given.model == config.SIZES[size]
+    assert stage.num_steps * stage.rows_per_step * stage.row_length == pytest.approx(1e9, rel=1e-3)
+
+
+def test_a_starter_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match=r"size is '2b'; it must be one of 270m, 1b, 4b, 12b, 27b: --config="):
+        configs.load(f"{EXPERIMENTS / 'starter.py'}:2b", [], settings.Train)
 
 
 def test_the_demo_is_built():

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, prepare, teach, terminal, train
+from gemma3_jax.cli import convert, evaluate, plan, prepare, teach, terminal, train
 
 USER_ERROR = 1
 SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it has
@@ -18,6 +18,7 @@ SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it h
 EXTRAS = {
     "datasketch": "prepare",
     "detect_secrets": "prepare",
+    "libtpu": "tpu",
     "phonenumbers": "prepare",
     "pyarrow": "prepare",
     "stdnum": "prepare",
@@ -29,6 +30,7 @@ EXTRAS = {
 VERBS = {
     "prepare": (prepare, "raw text -> filtered, tokenised, packed rows"),
     "train": (train, "walks a recipe's stages in one run directory"),
+    "plan": (plan, "what a stage costs on TPUs, with no TPU at hand"),
     "teach": (teach, "stores what a teacher says of the rows of a stage"),
     "convert": (convert, "writes a checkpoint as another kind"),
     "evaluate": (evaluate, "scores a checkpoint"),

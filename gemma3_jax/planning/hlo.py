@@ -1,0 +1,376 @@
+"""A compiled program read from its text, the optimised HLO of XLA, and how often a step runs each part of it.
+
+`read(compiled.as_text())` gives computations of instructions; `count_runs` walks from the entry and says how often each
+computation runs: the entry once; what a fusion, a call or an async-start names as often as that one; the body of a
+`while` times its trips, and its condition once more than that. Every branch of a conditional counts as if it were
+taken each time, so that sums over a program that has any are upper bounds. What reduces, sorts or scatters elements
+(`to_apply` of other instructions) is no part of this.
+
+The trips of a loop follow from the loop itself: a counter that starts at a constant, grows by a constant and is
+compared with a constant, each of which may stand in fusions, in copies, or in the state of the loops around it, where
+XLA puts constants that bodies share. Only of other loops XLA's own note (`known_trip_count`) is believed, which TPU
+programs do not have, and which says 1 of a loop that counts an unsigned integer from 9 down to 1 (jax 0.10.2). A loop
+of which neither is known is reported, and its body counted once for each time it is entered.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """One array, without its layout."""
+
+    dtype: str  # as XLA writes it: f32, bf16, s32, pred, ...
+    dims: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the elements, without the padding of a TPU's tiles."""
+        return -(-self.num_elements * _bits(self.dtype) // 8)
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]  # of the result; of a tuple all leaves, in order
+    operands: tuple[str, ...]  # names, in the same computation
+    literal: str  # of a constant: its value as text; of a parameter: its number
+    attributes: str  # the rest of the line, as it stands
+    called: tuple[tuple[str, str], ...]  # (role, computation): calls, to_apply, body, condition, branch
+
+
+class Computation(NamedTuple):
+    name: str
+    instructions: dict[str, Instruction]
+    root: str
+
+
+class Module(NamedTuple):
+    computations: dict[str, Computation]  # callees before callers
+    entry: str
+    num_partitions: int  # devices that run it, each with its share of every array
+
+
+class Loop(NamedTuple):
+    """A `while`, and what is known of it."""
+
+    name: str
+    body: str
+    num_trips: int | None  # each time it is entered; None: not found
+    num_entered: int  # in a step
+    source: str  # where in the traced program it comes from
+
+
+class Runs(NamedTuple):
+    """How often a step runs what."""
+
+    times: dict[str, int]  # computation -> runs in a step, for those that run at all
+    loops: tuple[Loop, ...]
+    conditionals: tuple[str, ...]  # names; all branches of each were counted
+
+    @property
+    def unknown_loops(self) -> tuple[Loop, ...]:
+        """Those whose trips could not be found. Not empty: every count is a lower bound."""
+        return tuple(loop for loop in self.loops if loop.num_trips is None)
+
+
+@functools.cache
+def _bits(dtype: str) -> int:
+    if dtype in ("token", "opaque"):
+        return 0
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 8  # pred
+
+
+_HEAD = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{$")
+_LINE = re.compile(r"\s+(ROOT )?%?(\S+) = (.*?) ([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\]|(token)\[\]")
+_OPERAND = re.compile(r"%([^\s,()]+)")
+_CALLED = re.compile(
+    r", (?:(calls|to_apply|body|condition)=%?([^\s,]+)"
+    r"|(?:true|false)_computation=%?([^\s,]+)|branch_computations=\{([^}]*)\})"
+)
+_CALLERS = {"fusion", "call", "while", "conditional", "async-start"}
+
+
+def read(text: str) -> Module:
+    """The module that `compiled.as_text()` prints.
+
+    Raises: ValueError if it is no such text.
+    """
+    computations: dict[str, Computation] = {}
+    entry = name = root = ""
+    instructions: dict[str, Instruction] | None = None
+    for line in _lines(text):
+        if instructions is None:
+            if line.endswith("{") and (head := _HEAD.match(line)):
+                name, root, instructions = head[2], "", {}
+                entry = name if head[1] else entry
+        elif line.startswith("}"):
+            computations[name] = Computation(name, instructions, root)
+            instructions = None
+        elif found := _LINE.match(line):
+            instruction = _instruction(line, found)
+            instructions[instruction.name] = instruction
+            root = instruction.name if found[1] else root
+    if not entry:
+        raise ValueError("the text has no ENTRY computation; give what `compiled.as_text()` returns")
+    found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    return Module(computations, entry, int(found[1]) if found else 1)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of the text, with those joined over which an attribute goes on: that of a Pallas kernel is one such."""
+    whole = ""
+    for line in text.splitlines():
+        if line.startswith('"') or (line.startswith("}") and line.strip() != "}"):
+            whole += line
+        else:
+            yield whole
+            whole = line
+    yield whole
+
+
+def _instruction(line: str, found: re.Match) -> Instruction:
+    _, name, shape, opcode = found.groups()
+    start = found.end()
+    end = line.index(")", start)
+    while line.count("(", start, end) > line.count(")", start, end):
+        end = line.index(")", end + 1)
+    inside, attributes = line[start:end], line[end + 1 :]
+    is_leaf = opcode in ("constant", "parameter")
+    return Instruction(
+        name=name,
+        opcode=opcode,
+        shapes=_shapes(shape),
+        operands=() if is_leaf else tuple(_OPERAND.findall(inside)),
+        literal=inside if is_leaf else "",
+        attributes=attributes,
+        called=_called(attributes) if opcode in _CALLERS else (),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(
+        Shape(dtype or token, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
+        for dtype, dims, token in _ARRAY.findall(text)
+    )
+
+
+def _called(attributes: str) -> tuple[tuple[str, str], ...]:
+    own = attributes.partition(", metadata={")[0].partition(", backend_config=")[0]
+    found = []
+    for role, name, branch, branches in _CALLED.findall(own):
+        if role:
+            found.append((role, name))
+        found += [("branch", other) for other in _OPERAND.findall(branches) or [branch] if other]
+    return tuple(found)
+
+
+def source(instruction: Instruction) -> str:
+    """Where in the traced program an instruction comes from, as JAX named it; empty if XLA does not say."""
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return found[1] if found else ""
+
+
+def count_runs(module: Module) -> Runs:
+    """How often a step runs each computation."""
+    times = {module.entry: 1}
+    loops: list[Loop] = []
+    conditionals = []
+    bodies = _bodies(module)
+    for computation in reversed(module.computations.values()):  # callers first
+        num_runs = times.get(computation.name, 0)
+        if not num_runs:
+            continue
+        for instruction in computation.instructions.values():
+            if instruction.opcode == "conditional":
+                conditionals.append(instruction.name)
+            weights = {}
+            if instruction.opcode == "while":
+                num_trips = _num_trips(module, bodies, computation, instruction)
+                body = dict(instruction.called)["body"]
+                loops.append(Loop(instruction.name, body, num_trips, num_runs, source(instruction)))
+                weights = {"body": 1 if num_trips is None else num_trips}
+                weights["condition"] = weights["body"] + 1
+            for role, callee in instruction.called:
+                times[callee] = times.get(callee, 0) + num_runs * weights.get(role, 1)
+    return Runs({name: count for name, count in times.items() if count}, tuple(loops), tuple(conditionals))
+
+
+class _Site(NamedTuple):
+    """An element of what an instruction makes; in a fusion or a call with what the caller gives it."""
+
+    computation: Computation
+    name: str
+    path: tuple[int, ...]  # into the tuple it makes; () if it makes one array
+    arguments: "tuple[_Site, ...] | None"  # None: of the entry, or of a loop, whose parameter is its state
+
+    @property
+    def instruction(self) -> Instruction:
+        return self.computation.instructions[self.name]
+
+    def operand(self, index: int = 0, path: tuple[int, ...] = ()) -> "_Site":
+        return self._replace(name=self.instruction.operands[index], path=path)
+
+
+class _Linear(NamedTuple):
+    """An integer: `offset`, plus an element of the state of the loop it stands in if `path` names one."""
+
+    path: tuple[int, ...] | None
+    offset: int
+
+
+# Body or condition of a loop -> where the loop stands; there is one such place, as XLA copies what two would share.
+_Bodies = dict[str, tuple[Computation, Instruction]]
+_PASSED = {"copy", "bitcast", "convert", "reshape", "optimization-barrier"}  # what leaves an integer as it is
+
+
+def _bodies(module: Module) -> _Bodies:
+    return {
+        callee: (computation, instruction)
+        for computation in module.computations.values()
+        for instruction in computation.instructions.values()
+        if instruction.opcode == "while"
+        for _, callee in instruction.called
+    }
+
+
+def _root(computation: Computation, path: tuple[int, ...] = ()) -> _Site:
+    return _Site(computation, computation.root, path, None)
+
+
+def _origin(module: Module, site: _Site) -> _Site:
+    """Where the element is made: not a tuple, a copy or a call, but what stands behind it."""
+    while True:
+        instruction, path = site.instruction, site.path
+        match instruction.opcode:
+            case "get-tuple-element":
+                index = re.search(r"index=(\d+)", instruction.attributes)
+                site = site.operand(0, (int(index[1]), *path))
+            case "tuple" if path:
+                site = site.operand(path[0], path[1:])
+            case "copy-start":  # (the copy, what is copied, a flag)
+                site = site.operand(0, path[1:])
+            case "copy-done":
+                site = site.operand(0, (0, *path))
+            case opcode if opcode in _PASSED:
+                site = site.operand(0, path)
+            case "fusion" | "call":
+                arguments = tuple(site.operand(index) for index in range(len(instruction.operands)))
+                [(_, callee)] = instruction.called
+                site = _root(module.computations[callee], path)._replace(arguments=arguments)
+            case "parameter" if site.arguments is not None:
+                argument = site.arguments[int(instruction.literal)]
+                site = argument._replace(path=argument.path + path)
+            case _:
+                return site
+
+
+def _linear(
+    module: Module, site: _Site, known: Callable[[tuple[int, ...]], int | None] = lambda path: None
+) -> _Linear | None:
+    """The element as an integer; None if it is something else, or made otherwise than by adding constants.
+
+    `known` says of an element of the loop's state its number, if that is the same in every trip.
+    """
+    site = _origin(module, site)
+    instruction = site.instruction
+    match instruction.opcode:
+        case "constant" if re.fullmatch(r"-?\d+", instruction.literal):
+            return _Linear(None, int(instruction.literal))
+        case "parameter":
+            number = known(site.path)
+            return _Linear(site.path, 0) if number is None else _Linear(None, number)
+        case "add" | "subtract":
+            left, right = (_linear(module, site.operand(index), known) for index in (0, 1))
+            if left is None or right is None:
+                return None
+            if instruction.opcode == "subtract":
+                return None if right.path is not None else _Linear(left.path, left.offset - right.offset)
+            if left.path is not None and right.path is not None:
+                return None
+            return _Linear(right.path if left.path is None else left.path, left.offset + right.offset)
+        case "while" if _is_kept(module, instruction, site.path):
+            return _linear(module, site.operand(0, site.path), known)
+    return None
+
+
+def _is_kept(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
+    """Whether an element of a loop's state is the same after every trip."""
+    body = module.computations[dict(loop.called)["body"]]
+    return _linear(module, _root(body, path)) == _Linear(path, 0)
+
+
+def _constant(module: Module, bodies: _Bodies, site: _Site) -> int | None:
+    """The element as a number, wherever around the loop it comes from; None if it is not the same in every run."""
+    found = _linear(module, site)
+    if found is None or found.path is None:
+        return found and found.offset
+    if site.computation.name not in bodies:
+        return None
+    outer, loop = bodies[site.computation.name]
+    if not _is_kept(module, loop, found.path):
+        return None
+    start = _constant(module, bodies, _Site(outer, loop.operands[0], found.path, None))
+    return None if start is None else start + found.offset
+
+
+_MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
+
+
+def _num_trips(module: Module, bodies: _Bodies, computation: Computation, loop: Instruction) -> int | None:
+    """How often the body of a loop runs each time the loop is entered; None if that cannot be found."""
+    found = _counted_trips(module, bodies, computation, loop)
+    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    return int(noted[1]) if found is None and noted else found
+
+
+def _counted_trips(module: Module, bodies: _Bodies, computation: Computation, loop: Instruction) -> int | None:
+    called = dict(loop.called)
+    compared = _origin(module, _root(module.computations[called["condition"]]))
+    if compared.instruction.opcode != "compare":
+        return None
+
+    def on_entry(path: tuple[int, ...]) -> int | None:
+        return _constant(module, bodies, _Site(computation, loop.operands[0], path, None))
+
+    def known(path: tuple[int, ...]) -> int | None:
+        return on_entry(path) if _is_kept(module, loop, path) else None
+
+    counter, bound = (_linear(module, compared.operand(index), known) for index in (0, 1))
+    direction = re.search(r"direction=(\w+)", compared.instruction.attributes)[1]
+    if counter is not None and counter.path is None:
+        counter, bound, direction = bound, counter, _MIRRORED.get(direction)
+    if None in (counter, bound) or counter.path is None or bound.path is not None:
+        return None
+    start = on_entry(counter.path)
+    grown = _linear(module, _root(module.computations[called["body"]], counter.path), known)
+    if start is None or grown is None or grown.path != counter.path:
+        return None
+    step = grown.offset - (1 << 32 if grown.offset >= 1 << 31 else 0)  # u32 counts down by adding 2^32 - 1
+    return _trips(bound.offset - counter.offset - start, step, direction)
+
+
+def _trips(distance: int, step: int, direction: str | None) -> int | None:
+    """How often `step` is added before the counter, `distance` under its bound, stands beyond it."""
+    if direction not in _MIRRORED:  # EQ
+        return None
+    if direction in ("GT", "GE"):
+        distance, step = -distance, -step
+    if direction == "NE":
+        return distance // step if distance % step == 0 and distance // step >= 0 else None
+    distance += direction in ("LE", "GE")
+    if distance <= 0:
+        return 0
+    return -(-distance // step) if step > 0 else None  # else it ends when the integer overflows, or never

@@ -1,0 +1,234 @@
+"""The plan of a stage, with virtual CPU devices for chips: the same code, and sizes that can be counted by hand."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from gemma3_jax import settings
+from gemma3_jax.cli import plan as cli_plan
+from gemma3_jax.cli import program
+from gemma3_jax.model import config, execution
+from gemma3_jax.planning import compiling, plan, topologies
+from gemma3_jax.train import settings as train_settings
+from tests import toys
+
+TOY = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1, width=32, vocab_size=128)
+STAGE = settings.Stage(
+    num_steps=10, row_length=64, rows_per_step=8, optimizer=train_settings.AdamW(peak_rate=1e-3, warmup_steps=1)
+)
+
+
+def recipe(mesh=None, *, remat="full", **fields) -> settings.Train:
+    return settings.Train(
+        model=TOY,
+        walk=("only",),
+        stages={"only": dataclasses.replace(STAGE, **fields)},
+        mesh=settings.Mesh(**(mesh or {"data": 4, "seq": 2})),
+        execution=execution.Execution(dtype="bfloat16", remat=remat),
+    )
+
+
+def sizes(data: int, seq: int) -> dict[str, int]:
+    return {"replica": 1, "data": data, "seq": seq, "model": 1}
+
+
+@pytest.fixture(scope="module")
+def topology():
+    """Eight chips whose devices are this machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topologies.Topology, "devices", lambda self: jax.devices()[: self.num_chips])
+        yield topologies.find("v5e:2x4")
+
+
+@pytest.fixture(scope="module")
+def made(topology):
+    """The plan of the recipe as it stands."""
+    return plan.make(recipe(), "only", topology)
+
+
+def test_bytes_of_what_is_given_are_those_of_the_arrays(topology, made):
+    leg = compiling.make_leg(recipe(), "only", topology, None)
+    with jax.set_mesh(leg.mesh):
+        params = jax.jit(lambda: jax.tree.map(jax.numpy.zeros_like, leg.param_shapes), out_shardings=leg.param_places)()
+    state = leg.begin(params)
+    on_first = [shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards[:1]]
+    kinds = made.hbm_bytes_by_kind
+    assert made.fits and kinds["parameters"] + kinds["optimizer"] == sum(on_first)
+    assert kinds["batch"] == 2 * 32 * (5 * 4 + 1)  # 2 rows of 8, half of their 64 tokens: five numbers and a flag
+    assert kinds["teacher"] == 0 and kinds["gradients"] == kinds["parameters"] and kinds["activations"] > 0
+    assert made.hbm_bytes_per_chip == sum(kinds.values())
+
+
+def test_operations_are_those_of_the_formula_and_what_is_done_twice(topology, made):
+    once, twice = plan.make(recipe(remat="none"), "only", topology), made
+    assert once.flops_per_step_formula == twice.flops_per_step_formula
+    assert 1 < once.flops_ratio < twice.flops_ratio < 2
+    assert 0 < once.mfu_bound < 1 and once.step_seconds_bound == max(once.seconds_by_limit.values())
+
+
+def test_weights_are_gathered_over_the_shards_they_rest_in(made):
+    by_kind = {}
+    for one in made.collective_bytes:
+        by_kind.setdefault(one["kind"], set()).update(one["axes"])
+    assert {"data", "seq"} <= by_kind["all-gather"] and made.dcn_bytes_per_step == 0 < made.ici_bytes_per_step
+
+
+@pytest.mark.slow
+def test_a_teacher_beside_it_is_counted_by_itself(topology):
+    asked = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
+    alone, beside = (plan.make(asked, "only", topology, teacher_model=model) for model in (None, TOY))
+    assert alone.hbm_bytes_by_kind["teacher"] == 0 < beside.hbm_bytes_by_kind["teacher"]
+    assert alone.hbm_bytes_by_kind["batch"] > beside.hbm_bytes_by_kind["batch"]  # its word came with the rows
+    assert beside.flops_per_step_hlo > 1.2 * alone.flops_per_step_hlo
+
+
+@pytest.mark.slow
+def test_what_starts_with_itself_as_teacher_brings_it(topology):
+    asked = recipe(loss="distill", teacher="start", samples=dataclasses.replace(STAGE.samples, estimator="whole"))
+    assert plan.make(asked, "only", topology).hbm_bytes_by_kind["teacher"] > 0
+
+
+def test_a_program_that_does_not_fit_says_how_much_it_wants(topology, monkeypatch):
+    class Lowered:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+                "Used 15.79G of 15.75G hbm. Exceeded hbm capacity by 46.3M."
+            )
+
+    monkeypatch.setattr(compiling.stage.Leg, "jitted", lambda self: Lowered())
+    found = plan.make(recipe(), "only", topology)
+    assert not found.fits and found.hbm_bytes_per_chip == round(15.79 * 2**30)
+    assert found.hbm_bytes_allowed == round(15.75 * 2**30) and found.flops_per_step_hlo is None
+
+
+def test_another_error_of_the_compiler_is_not_taken_for_that(topology, monkeypatch):
+    def lower(self, *_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(compiling.stage.Leg, "jitted", lambda self: type("", (), {"lower": lower})())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        plan.make(recipe(), "only", topology)
+
+
+# --- what does not go together ---
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ({"data": 2, "seq": 2}, r"only: mesh is replica 1 x data 2 x seq 2 x model 1 = 4 chips, and v5e:2x4 x 1 slices "
+         r"has 8; take data 4, or a slice of 2x2"),
+        ({"data": 16, "seq": 2}, r"only: mesh is .* = 32 devices, but there are 8"),
+        ({"seq": 3}, r"only: mesh has replica x seq x model = 3, which does not divide the 8 devices"),
+    ],
+)  # fmt: skip
+def test_a_mesh_of_another_size_is_told_what_would_do(topology, mesh, message):
+    with pytest.raises(ValueError, match=message):
+        plan.make(recipe(mesh), "only", topology)
+
+
+def test_rows_that_do_not_split_are_told_how_many_would(topology):
+    message = r"only: 6 rows in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
+    with pytest.raises(ValueError, match=message):
+        plan.make(recipe(rows_per_step=6), "only", topology)
+
+
+def test_a_teacher_of_other_ids_is_refused(topology):
+    asked = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
+    with pytest.raises(ValueError, match="--teacher_model has 262144 ids, config.model.vocab_size is 128"):
+        plan.make(asked, "only", topology, teacher_model=config.SIZES["270m"])
+
+
+# --- what to change ---
+
+
+def test_changes_come_cheapest_first_and_each_on_top_of_the_ones_before():
+    changes = list(plan.changes(recipe(rows_per_step=16, row_length=2048, remat="none"), "only", sizes(4, 1)))
+    flags, last = [change.flags[-1] for change in changes], changes[-1]
+    prefix = "--config.stages.only"
+    assert flags[:4] == [
+        "--config.execution.remat=full",
+        f"{prefix}.num_microbatches=2",
+        f"{prefix}.num_microbatches=4",
+        f"{prefix}.mesh.data=2 {prefix}.mesh.seq=2 {prefix}.rows_per_step=8",
+    ]
+    assert len(last.flags) == len(flags) and last.given.execution.remat == "full"
+    assert last.given.stages["only"].mesh == settings.Mesh(data=1, seq=4)
+    assert last.given.stages["only"].row_length == 1024
+
+
+def test_the_first_change_that_fits_is_the_answer(made):
+    tried = []
+
+    def attempt(change):
+        tried.append(change)
+        return dataclasses.replace(made, fits=len(tried) == 2)
+
+    given = recipe(rows_per_step=32)
+    found = plan.search(given, "only", sizes(4, 2), attempt)
+    assert found.fits and found.notes[-1] == "with " + " ".join(tried[1].flags) and len(tried) == 2
+    assert plan.search(given, "only", sizes(4, 2), lambda _: dataclasses.replace(made, fits=False)) is None
+
+
+# --- the verb ---
+
+CONFIG = """
+def get_config():
+    return {"model": %r, "mesh": {"data": 4, "seq": 2}, "walk": ("only",),
+            "stages": {"only": {"row_length": 64, "rows_per_step": 8, "num_steps": 10}}}
+"""
+
+
+@pytest.fixture
+def verb(topology, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "toy.py"
+    file.write_text(CONFIG % dataclasses.asdict(TOY))
+    monkeypatch.setattr(cli_plan.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cli_plan.os, "environ", dict(cli_plan.os.environ))
+
+    def run(*flags):
+        status = program.main(["plan", f"--config={file}", *flags])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_json_has_what_scripts_rely_on(verb):
+    status, out, err = verb("--stage=only", "--topology=v5e:2x4", "--json")
+    found = json.loads(out)
+    assert status == 0, err
+    promised = {"fits", "hbm_bytes_per_chip", "hbm_bytes_by_kind", "flops_per_step_formula", "flops_per_step_hlo"}
+    promised |= {"collective_bytes", "step_seconds_bound", "mfu_bound", "compile_seconds"}
+    assert promised <= found.keys() and found["fits"] is True
+    assert {"kind", "axes", "received_bytes", "crosses_slices"} <= found["collective_bytes"][0].keys()
+
+
+def test_the_table_says_the_verdict(verb, made, monkeypatch):
+    monkeypatch.setattr(plan, "make", lambda *_, **__: made)
+    status, out, _ = verb("--topology=v5e:2x4")
+    assert status == 0 and "GiB: fits" in out and "MFU" in out and "activations" in out
+
+
+def test_what_does_not_fit_is_told_what_to_try(verb, made, monkeypatch):
+    monkeypatch.setattr(plan, "make", lambda *_, **__: dataclasses.replace(made, fits=False))
+    status, out, _ = verb("--topology=v5e:2x4")
+    prefix = "--config.stages.only"
+    assert status == 0 and "GiB: does not fit" in out and f"try {prefix}.num_microbatches=2" in out
+    _, out, err = verb("--topology=v5e:2x4", "--search")
+    assert "no change that was tried makes it fit; take more chips" in out and f"{prefix}.num_microbatches=2" in err
+
+
+def test_a_stage_that_there_is_not_is_one_line(verb):
+    status, _, err = verb("--stage=other", "--topology=v5e:2x4")
+    assert status == 1 and "--stage is other; config.stages has: only" in err
+
+
+def test_an_mfu_is_a_share(verb):
+    status, _, err = verb("--topology=v5e:2x4", "--mfu=40")
+    assert status == 1 and "--mfu is 40.0; it must be over 0 and at most 1" in err

@@ -1,0 +1,56 @@
+"""Slices as they can be had, and what is said of those that cannot."""
+
+import math
+
+import pytest
+
+from gemma3_jax.planning import topologies
+
+
+@pytest.mark.parametrize(
+    ("name", "num_slices", "num_chips"),
+    [("v5e:16x16", 2, 512), ("v5e:16x16", 8, 2_048), ("v4:16x16x24", 1, 6_144), ("v5p:16x16x24", 1, 6_144),
+     ("v5e:2x2", 1, 4), ("v5p:2x2x1", 1, 4), ("v6e:8x16", 1, 128)],
+)  # fmt: skip
+def test_a_topology_has_so_many_chips(name, num_slices, num_chips):
+    assert topologies.find(name, num_slices).num_chips == num_chips
+
+
+def test_its_chip_is_the_one_it_is_named_after():
+    assert topologies.find("v5p:4x4x8").chip.peak_flops == 459e12
+
+
+@pytest.mark.parametrize("name", ["v5e", "v9:2x2", "H100:2x2", "v5e:16*16", "", "v5e:4"])
+def test_what_is_no_topology_is_shown_some(name):
+    with pytest.raises(
+        ValueError, match=r"--topology is .*; it must be a chip and the shape of a slice: v4:2x2x4, v5e"
+    ):
+        topologies.find(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("v5e:16x32", "16x16"),  # two slices of 16x16
+        ("v5e:3x5", "4x4"),
+        ("v5p:4x4", "2x2x4"),
+        ("v4:16x24x16", "16x16x24"),  # written in another order
+    ],
+)
+def test_a_shape_that_there_is_not_is_told_its_neighbours(name, near):
+    with pytest.raises(ValueError, match=rf"no slice of v\w+ is \d+(x\d+)+: near it are .*\b{near}\b"):
+        topologies.find(name)
+
+
+def test_there_is_at_least_one_slice():
+    with pytest.raises(ValueError, match="--num_slices is 0; it must be at least 1"):
+        topologies.find("v5e:4x4", 0)
+
+
+@pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v6e"])
+def test_shapes_are_within_what_one_job_gets_and_each_is_its_own_nearest(chip):
+    found = topologies.shapes(chip)
+    sizes = [math.prod(map(int, shape.split("x"))) for shape in found]
+    assert len(set(found)) == len(found) and max(sizes) == (6_144 if chip in ("v4", "v5p") else 256)
+    for shape, size in zip(found, sizes, strict=True):
+        assert math.prod(map(int, topologies.nearest(chip, size)[0].split("x"))) == size, shape
