@@ -49,8 +49,8 @@ def get_config(size: str) -> ml_collections.ConfigDict:
             "model": dataclasses.asdict(config.SIZES[size]),
             "mesh": {"data": num_chips, "seq": 1, "replica": 1},
             "execution": {"dtype": "bfloat16", "remat": "full"},
-            "walk": ("continue",),
-            "stages": {"continue": stage},
+            "walk": ("continued",),
+            "stages": {"continued": stage},
             "checkpoints": {"every_steps": 0, "every_minutes": 15.0, "keep_last": 2},
             "log": {"every_steps": 10},
         }

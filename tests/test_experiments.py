@@ -78,8 +78,10 @@ def test_a_size_that_is_not_published_is_named():
 
 @pytest.mark.parametrize("size", config.SIZES)
 def test_the_starter_of_a_size_fills_its_slice(size):
-    given = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [], settings.Train)
-    stage = given.stages["continue"]
+    override = "--config.stages.continued.z_loss=0.0"
+    given = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [override], settings.Train)
+    stage = given.stages["continued"]
+    assert stage.z_loss == 0  # a stage named by a word of Python could not be overridden
     assert given.mesh.data == stage.rows_per_step == STARTER_CHIPS[size] and given.model == config.SIZES[size]
     assert stage.num_steps * stage.rows_per_step * stage.row_length == pytest.approx(1e9, rel=1e-3)
 
