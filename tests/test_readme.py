@@ -23,7 +23,7 @@ def test_the_commands_run_and_then_the_python_examples(tmp_path, monkeypatch, ca
     assert verbs == ["prepare", "train", "train", *["convert"] * 3, "evaluate", "convert", "teach", "train"]
     short = ["--stage=pretrain", "--config.stages.pretrain.num_steps=2", "--config.mesh.data=1"]
     short += ["--config.stages.pretrain.optimizer.warmup_steps=0"]
-    toy = ["--config.model.num_layers=1", "--config.model.num_local_per_global=0"]
+    toy = ["--config.model.num_layers=2", "--config.model.num_local_per_global=1"]
     fewer = {"prepare": ["--config.sources.library.share=0.1"], "train": [*short, *toy], "teach": short}
     for verb, command in zip(verbs, commands, strict=True):
         assert program.main([*command.split(), *fewer.get(verb, [])]) == 0, capsys.readouterr().err

@@ -250,8 +250,8 @@ def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
         assert files(output) == files(tmp_path / "straight")
 
 
-def assert_group_ends(group: int, seconds: float = 10.0) -> None:
-    """No process of a group is left after a moment."""
+def assert_group_ends(group: int, seconds: float = 60.0) -> None:
+    """No process of a group is left after a moment: on a busy machine a worker may still be starting."""
     for _ in range(int(seconds / 0.05)):
         try:
             os.killpg(group, 0)
