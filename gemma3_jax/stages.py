@@ -292,13 +292,18 @@ def stage_model(given: settings.Train, name: str) -> config.Config:
     return dataclasses.replace(given.model, rope_scale=scale) if scale else given.model
 
 
+def mesh_sizes(given: settings.Train, name: str) -> dict[str, int]:
+    """What is asked of the mesh of a stage; 0 where it is left open."""
+    return {axis: getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) for axis in sharding.AXES}
+
+
 def stage_mesh(given: settings.Train, name: str, devices: Sequence | None = None) -> Mesh:
     """The mesh of a stage: what its own settings leave open is as config.mesh says. `devices`: None for all of JAX's.
 
     Raises: ValueError if the axes do not multiply to the devices there are, or to a part of them on one host.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) for axis in sharding.AXES}
+    sizes = mesh_sizes(given, name)
     others = math.prod(sizes[axis] or 1 for axis in sharding.AXES if axis != "data")
     if not sizes["data"]:
         if len(devices) % others:

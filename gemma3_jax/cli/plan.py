@@ -49,6 +49,7 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError(f"--mfu is {flags.mfu}; it must be over 0 and at most 1")
     # Before JAX is imported: no TPU is asked for, and another process may have the library open.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it warns that there is no TPU here
 
     from gemma3_jax import settings
     from gemma3_jax.checkpoint import convert

@@ -49,9 +49,10 @@ def make_leg(
             "both must have one tokenizer"
         )
     try:
+        sizes = stages.mesh_sizes(given, name)
+        if sizes["data"] and math.prod(size or 1 for size in sizes.values()) != topology.num_chips:
+            raise ValueError(_other_size({axis: size or 1 for axis, size in sizes.items()}, topology))
         mesh = stages.stage_mesh(given, name, topology.devices())
-        if mesh.size != topology.num_chips:
-            raise ValueError(_other_size(mesh.shape, topology))
         num_bytes = np.zeros(given.model.vocab_size, np.int32)
         return stages.abstract_leg(given, name, mesh, num_bytes, teacher_model=teacher_model)
     except ValueError as error:

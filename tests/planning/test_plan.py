@@ -124,7 +124,7 @@ def test_another_error_of_the_compiler_is_not_taken_for_that(topology, monkeypat
     [
         ({"data": 2, "seq": 2}, r"only: mesh is replica 1 x data 2 x seq 2 x model 1 = 4 chips, and v5e:2x4 x 1 slices "
          r"has 8; take data 4, or a slice of 2x2"),
-        ({"data": 16, "seq": 2}, r"only: mesh is .* = 32 devices, but there are 8"),
+        ({"data": 16, "seq": 2}, r"only: mesh is .* = 32 chips, and .* has 8; take data 4, or a slice of 4x8"),
         ({"seq": 3}, r"only: mesh has replica x seq x model = 3, which does not divide the 8 devices"),
     ],
 )  # fmt: skip
