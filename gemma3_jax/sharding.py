@@ -132,17 +132,29 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     out of it (one key head on a `model` axis of 2, say): correct, and whole on that axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, activation_spec(dims, x.shape, mesh.shape))
+
+
+def activation_spec(dims: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) -> PartitionSpec:
+    """What `constrain` lays an array of these dims and this shape out as: a tuple of axes for each dim."""
     spec = []
-    for letter, size in zip(dims, x.shape, strict=True):
+    for letter, size in zip(dims, shape, strict=True):
         axes = []
         for axis in ACTIVATION_AXES.get(letter, ()):
-            if size % mesh.shape[axis] == 0:
+            if size % axis_sizes[axis] == 0:
                 axes.append(axis)
-                size //= mesh.shape[axis]
+                size //= axis_sizes[axis]
         spec.append(tuple(axes))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return PartitionSpec(*spec)
+
+
+def platform() -> str:
+    """Of the devices that what is traced now will run on: "cpu", "gpu", "tpu".
+
+    A mesh knows its devices' platform even where they are a topology to compile for, and not here.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def constrain_at_rest(x: jax.Array, dims: str, *, shard_multiples: Mapping[str, int] | None = None) -> jax.Array:

@@ -1,9 +1,10 @@
 """The vocabulary split over devices, and a walk over tokens that never holds all their logits.
 
-At rest the table of the vocabulary is split for ZeRO-3. For the products with it, its V rows are split over the axes
-below, and the tokens of a chunk are gathered over `seq` instead: 32K tokens of a row are fewer than 262,144 rows of the
-table, so fewer bytes travel, and no device holds the table or its gradient whole. Where the mesh has neither axis, a
-device does: the table in the activations' dtype, its gradient in float32.
+At rest the table of the vocabulary is split for ZeRO-3. For the products with it, its V rows are split over `seq` and
+`model`, and the tokens of a chunk are gathered over `seq` instead: 32K tokens of a row are fewer than 262,144 rows of
+the table, so fewer bytes travel. Where the mesh has neither axis they are split over `data`, and tokens gathered over
+that: as many bytes, or more, but a device would hold the table, and its gradient in float32, whole: 8.4 of the 16 GB of
+a v5e for 27B.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from gemma3_jax import sharding
 from gemma3_jax.model import product
 
 AXES = ("seq", "model")  # of the mesh, over which V is split
+TOKEN_DIMS = {"data": 0, "seq": 1}  # of [B, T]: which one the axis splits
 LOGITS_PER_CHUNK = 1 << 26  # on one device: 256 MiB of float32; 8,192 tokens of V = 262,144 at once would be 8 GiB
 
 
@@ -28,8 +30,12 @@ class Shard:
 
     size: int
     axes: tuple[str, ...] = ()  # those that split it; none on one device
-    num_seq: int = 1  # devices whose tokens are gathered, to be scored together
     token_axes: tuple[str, ...] = ()  # those along which devices score other tokens
+
+    @property
+    def gathered(self) -> tuple[str, ...]:
+        """Axes along which tokens are gathered, to be scored together."""
+        return tuple(axis for axis in self.axes if axis in TOKEN_DIMS)
 
     def number(self) -> jax.Array | int:
         return jax.lax.axis_index(self.axes) if self.axes else 0
@@ -53,22 +59,26 @@ class Shard:
         """Over the devices that score other tokens."""
         return jax.lax.psum(x, self.token_axes) if self.token_axes else x
 
-    def gather_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B _ ..."]:
-        """The tokens that are scored together, of all `seq` shards."""
-        return x if self.num_seq == 1 else jax.lax.all_gather(x, "seq", axis=1, tiled=True)
+    def gather_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "_ _ ..."]:
+        """The tokens that are scored together, of all shards."""
+        for axis in self.gathered:
+            x = jax.lax.all_gather(x, axis, axis=TOKEN_DIMS[axis], tiled=True)
+        return x
 
-    def own_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B _ ..."]:
+    def own_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "_ _ ..."]:
         """Of what all shards know of the gathered tokens, that of this device's own."""
-        if self.num_seq == 1:
-            return x
-        num_own = x.shape[1] // self.num_seq
-        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("seq") * num_own, num_own, axis=1)
+        for axis in self.gathered:
+            dim, size = TOKEN_DIMS[axis], x.shape[TOKEN_DIMS[axis]] // jax.lax.axis_size(axis)
+            x = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size, axis=dim)
+        return x
 
-    def sum_to_own_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B _ ..."]:
+    def sum_to_own_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "_ _ ..."]:
         """`own_tokens(sum(x))`, with less traffic."""
         if "model" in self.axes:
             x = jax.lax.psum(x, "model")
-        return x if self.num_seq == 1 else jax.lax.psum_scatter(x, "seq", scatter_dimension=1, tiled=True)
+        for axis in self.gathered:
+            x = jax.lax.psum_scatter(x, axis, scatter_dimension=TOKEN_DIMS[axis], tiled=True)
+        return x
 
     def pick(self, values: Float[Array, "*B V"], ids: Int[Array, "*B M"]) -> Float[Array, "*B M"]:
         """`values` of these ids, wherever they are held."""
@@ -98,14 +108,15 @@ def shard_of(vocab_size: int) -> Shard:
     for axis in AXES:
         if mesh.shape[axis] > 1 and vocab_size % (math.prod(mesh.shape[a] for a in axes) * mesh.shape[axis]) == 0:
             axes += (axis,)
-    num_shards = math.prod(mesh.shape[axis] for axis in axes)
+    if not axes and mesh.shape["data"] > 1 and vocab_size % mesh.shape["data"] == 0:
+        axes = ("data",)
     token_axes = tuple(axis for dim in "BT" for axis in sharding.ACTIVATION_AXES[dim] if axis not in axes)
-    return Shard(vocab_size // num_shards, axes, mesh.shape["seq"] if "seq" in axes else 1, token_axes)
+    return Shard(vocab_size // math.prod(mesh.shape[axis] for axis in axes), axes, token_axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """How the table [V, D], or its gradient, goes in and out of `mapped`: V split as a Shard's, one dim over `data`."""
+    """How the table [V, D], or its gradient, goes in and out of `mapped`: V as a Shard has it, a dim over `data`."""
 
     spec: PartitionSpec
     shard: Shard
@@ -128,7 +139,7 @@ def place_of(vocab_size: int, width: int) -> Place:
     """On the mesh that is set: near to how the table rests, so that devices swap parts at most."""
     shard, mesh = shard_of(vocab_size), jax.sharding.get_abstract_mesh()
     whole = PartitionSpec(shard.axes, None)
-    if mesh.empty or mesh.shape["data"] == 1:
+    if mesh.empty or mesh.shape["data"] == 1 or "data" in shard.axes:
         return Place(whole, shard, None)
     at_rest = sharding.parameter_spec(("V", "D"), (vocab_size, width), mesh.shape)
     for dim in (0, 1) if "data" in (at_rest[0] or ()) else (1, 0):
@@ -178,7 +189,8 @@ def chunk_size(shard: Shard, num_rows: int, num_tokens: int) -> int:
 
     All numbers are of one device.
     """
-    fitting = max(1, LOGITS_PER_CHUNK // (num_rows * shard.num_seq * shard.size))
+    num_together = math.prod(jax.lax.axis_size(axis) for axis in shard.gathered)
+    fitting = max(1, LOGITS_PER_CHUNK // (num_rows * num_together * shard.size))
     return largest_divisor(num_tokens, fitting)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.model import weights
+from gemma3_jax.model import look_up, weights
 
 
 class RMSNorm(nnx.Module):
@@ -34,7 +34,7 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
         """Table rows times sqrt(D), the factor rounded to `dtype` first (33.94 becomes 34 in bfloat16)."""
-        rows = weights.look_up(jnp.dtype(dtype), self.table[...], tokens)
+        rows = look_up.look_up(jnp.dtype(dtype), self.table[...], tokens)
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gemma3_jax import sharding
 from gemma3_jax.model import product
@@ -69,24 +69,3 @@ _project.defvjp(_project_forward, _project_backward)
 def gathered(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
     """The weight in `dtype`, gathered from the shards it rests in: cast first, so that fewer bytes travel."""
     return sharding.constrain(sharding.constrain_at_rest(weight.astype(dtype), dims), dims)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def look_up(dtype: jnp.dtype, table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Rows of the table in `dtype`. The gradient is summed in float32 over every use of a token: bfloat16 stops adding
-    to a sum once it is a few hundred times the next term, and some tokens come thousands of times in a row.
-    """
-    return sharding.constrain(gathered(table, "VD", dtype)[tokens], "BTD")
-
-
-def _look_up_forward(dtype: jnp.dtype, table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple]:
-    return look_up(dtype, table, tokens), (table, tokens)
-
-
-def _look_up_backward(dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, None]:
-    table, tokens = saved
-    summed = jnp.zeros(table.shape, jnp.float32).at[tokens].add(grad.astype(jnp.float32))
-    return sharding.constrain_at_rest(summed, "VD").astype(table.dtype), None
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)

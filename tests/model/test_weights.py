@@ -2,17 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from gemma3_jax.model import layers, weights
+from gemma3_jax.model import weights
 from tests import toys
-
-
-def test_the_gradient_of_a_frequent_token_is_a_float32_sum_in_bfloat16_too():
-    embedder = layers.Embedder(2, 4, nnx.Rngs(0))
-    tokens = jnp.zeros((1, 4096), jnp.int32)
-    grad = jax.grad(lambda table: jnp.sum(weights.look_up(jnp.dtype("bfloat16"), table, tokens).astype(jnp.float32)))
-    np.testing.assert_array_equal(grad(embedder.table[...]), [[4096.0] * 4, [0.0] * 4])  # in bfloat16 it stops at 256
 
 
 @pytest.mark.parametrize(
