@@ -6,12 +6,23 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gemma3_jax import sharding
-from gemma3_jax.model import banded, config, dense, layers, masks, rope, weights
+from gemma3_jax.model import banded, config, dense, layers, masks, rope, splash, weights
 
 
-def choose_path(attention: str, num_tokens: int, window: int | None, *, both_ways: bool) -> str:
-    """'dense' or 'banded'. A global layer has only dense; 'auto' takes banded where it scores at most half the keys."""
-    if attention == "dense" or window is None:
+def choose_path(attention: str, num_tokens: int, window: int | None, *, both_ways: bool, platform: str) -> str:
+    """'dense', 'banded' or 'splash': what `attention` names, or for 'auto' what is cheapest on the platform.
+
+    That is splash on TPUs, but for rows that would not fill its smallest block; elsewhere banded where it scores at
+    most half the keys. A global layer has no bands: there 'banded' is dense.
+    Raises: ValueError for 'splash' on a platform that cannot run it.
+    """
+    if attention == "splash":
+        splash.check(platform)
+    if attention == "auto" and platform == "tpu" and splash.fills_blocks(num_tokens):
+        return "splash"
+    if attention in ("dense", "splash"):
+        return attention
+    if window is None:
         return "dense"
     if attention == "banded":
         return "banded"
@@ -28,12 +39,14 @@ def attend(
     attention: str,
 ) -> Float[Array, "B T N H"]:
     """Softmax-weighted values by the path that fits; exactly 0 at padding, whichever path it was."""
-    path = choose_path(attention, query.shape[1], window, both_ways=places.images is not None)
-    if path == "dense":
-        out = dense.attend(query, key, value, places, window)
-    else:
-        out = banded.attend(query, key, value, places, window)
-    return jnp.where((places.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
+    both_ways, platform = places.images is not None, sharding.platform()
+    path = choose_path(attention, query.shape[1], window, both_ways=both_ways, platform=platform)
+    compute = {"dense": dense.attend, "banded": banded.attend, "splash": splash.attend}[path]
+    out = compute(query, key, value, places, window)
+    out = jnp.where((places.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
+    out = sharding.constrain(out, "BTNH")
+    # Splash names what its kernel gives, before it is laid out anew: named here as well, it would be kept twice.
+    return out if path == "splash" else checkpoint_name(out, splash.KEPT_NAME)
 
 
 class Attention(nnx.Module):
@@ -63,5 +76,4 @@ class Attention(nnx.Module):
         # Laid out once more after the cast, so that a gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
         attended = attend(query, key, value, places, self.window, attention)
-        attended = checkpoint_name(sharding.constrain(attended, "BTNH"), "attended")
         return weights.project("BTNH,NHD->BTD", attended, self.output[...])

@@ -8,12 +8,18 @@ import numpy as np
 # Activation dtype by policy name. Parameters keep their own dtype; norms, RoPE, softmax and logits are float32 always.
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-# What a layer's backward pass finds ready instead of computing again: everything; nothing; or these, which are
-# (2N + 2K) * H numbers a token and layer, a small part of the 2F and more of the MLP, which is computed again.
-REMAT_POLICIES = ("none", "full", "keep_attention")
-KEPT_NAMES = ("query", "key", "value", "attended")
+# What a layer's backward pass finds ready instead of computing again. "none" computes nothing again; the others name
+# what is kept in local layers, and in global ones: (2N + 2K) * H numbers a token and layer at most, a small part of the
+# 2F and more of the MLP, which is computed again. "keep_global" keeps what costs most to make in a long row and little
+# to hold. On the splash path "attended" is N float32 logarithms of sums, too, without which its kernel would run again.
+REMAT_POLICIES = {
+    "none": None,
+    "full": ((), ()),
+    "keep_global": ((), ("attended",)),
+    "keep_attention": (("query", "key", "value", "attended"),) * 2,
+}
 
-ATTENTION_PATHS = ("auto", "dense", "banded")
+ATTENTION_PATHS = ("auto", "dense", "banded", "splash")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from gemma3_jax.model import attention, config, execution, layers, masks, rope
 
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "keep_attention": jax.checkpoint_policies.save_only_these_names(*execution.KEPT_NAMES),
-}
-
 
 class Block(nnx.Module):
     """Attention and MLP, each between two norms and added to the residual stream."""
@@ -80,17 +75,15 @@ class Transformer(nnx.Module):
         def layer(x, block, angles):
             return block(x, places, angles, execute.attention)
 
-        if execute.remat != "none":
-            # Inside a scan nothing can merge the two computations, so the barrier against it would only cost.
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[execute.remat], prevent_cse=False)
+        of_local, of_global = _keeping(layer, execution.REMAT_POLICIES[execute.remat])
 
         def local_layer(x, block):
-            return layer(x, block, local_angles), None
+            return of_local(x, block, local_angles), None
 
         def period(x, layers_of):
             if layers_of.local_layers is not None:
                 x, _ = jax.lax.scan(local_layer, x, layers_of.local_layers)
-            return layer(x, layers_of.global_layer, global_angles), None
+            return of_global(x, layers_of.global_layer, global_angles), None
 
         if self.periods is not None:
             x, _ = jax.lax.scan(period, x, self.periods)
@@ -101,6 +94,15 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 scores over the vocabulary: no bias, no soft cap. Ask for few tokens at a time: V is 262,144."""
         return self.embedder.decode(hidden)
+
+
+def _keeping(layer, kept: tuple[tuple[str, ...], ...] | None) -> tuple:
+    """The layer, once for local and once for global ones, computed again in the backward pass but for what is kept."""
+    if kept is None:
+        return layer, layer
+    policies = (jax.checkpoint_policies.save_only_these_names(*names) for names in kept)
+    # Inside a scan nothing can merge the two computations, so the barrier against it would only cost.
+    return tuple(jax.checkpoint(layer, policy=policy, prevent_cse=False) for policy in policies)
 
 
 def _stack(num: int, make, rngs: nnx.Rngs):

@@ -87,11 +87,21 @@ def test_banded_scores_grow_with_the_window_not_with_the_row():
     assert largest(4096) == 8 * largest(512) == NUM_HEADS * 4096 * banded.keys_per_query(128, 4096, both_ways=False)
 
 
+def choose(attention_path, num_tokens, window, platform="cpu"):
+    return attention.choose_path(attention_path, num_tokens, window, both_ways=False, platform=platform)
+
+
 def test_the_path_is_chosen_by_cost_and_can_be_forced():
-    choose = lambda *a: attention.choose_path(*a, both_ways=False)  # noqa: E731
     assert choose("auto", 4096, 512) == "banded" and choose("auto", 1024, 512) == "dense"
     assert choose("auto", 4096, None) == choose("banded", 4096, None) == "dense"
     assert choose("dense", 4096, 512) == "dense" and choose("banded", 16, 512) == "banded"
+
+
+def test_splash_is_chosen_on_tpus_alone_and_can_be_forced_on_cpus():
+    assert choose("auto", 128, 512, "tpu") == choose("auto", 128, None, "tpu") == "splash"
+    assert choose("auto", 4096, 512, "gpu") == choose("banded", 4096, 512, "tpu") == "banded"
+    assert choose("auto", 127, None, "tpu") == choose("dense", 4096, None, "tpu") == "dense"  # no block of it is full
+    assert choose("splash", 16, 512, "cpu") == "splash"
 
 
 def test_block_covers_window_reach_for_every_row_and_window():

@@ -56,7 +56,21 @@ def test_whole_rows_are_one_document_each():
     assert row.segments.tolist() == [[1, 1, 1]] * 2 and row.positions.tolist() == [[0, 1, 2]] * 2
 
 
-def test_window_below_one_says_what_it_got_and_where_to_set_it():
-    row = places([1] * 4)
+@pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
+@pytest.mark.parametrize("images", [None, [0, 1, 1, 1, 1, 1, 2, 2, 0, 0, 3, 3, 3, 3, 3, 3]])
+def test_spans_are_what_is_visible(window, images):
+    row = places([1] * 4 + [2] * 8 + [3] + [4] * 3, [*range(4), *range(8), 0, *range(3)], images)
+    spans, index = masks.spans(row, window), jnp.arange(16)
+    inside = (spans.first[..., None] <= index[None, None]) & (index[None, None] <= spans.last[..., None])
+    np.testing.assert_array_equal(inside, masks.visible(row, row, window))
+
+
+def test_the_span_of_padding_is_itself():
+    spans = masks.spans(places([1, 1, 0, 0], [0, 1, 0, 0]), None)
+    assert spans.first.tolist() == [[0, 0, 2, 3]] and spans.last.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("ask", [lambda row: masks.visible(row, row, 0), lambda row: masks.spans(row, 0)])
+def test_window_below_one_says_what_it_got_and_where_to_set_it(ask):
     with pytest.raises(ValueError, match=r"window is 0 tokens; .*config\.model\.window"):
-        masks.visible(row, row, 0)
+        ask(places([1] * 4))

@@ -81,7 +81,7 @@ def test_gradient_comes_from_no_later_token_and_from_as_far_back_as_windows_reac
     np.testing.assert_array_equal(size > 0, seen)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "keep_attention"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "keep_global", "keep_attention"])
 def test_remat_changes_neither_loss_nor_gradients(remat):
     model = toys.TOY
     params, tokens = toys.params(model), toys.tokens(model, 2, NUM_TOKENS)
@@ -104,7 +104,10 @@ def test_remat_keeps_less_the_more_it_computes_again():
         _, pullback = jax.eval_shape(lambda p, t: jax.vjp(lambda p: loss(p, t), p), shapes, tokens)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
-    assert saved_bytes("full") < saved_bytes("keep_attention") < saved_bytes("none") / 2
+    sizes = [saved_bytes(remat) for remat in ("full", "keep_global", "keep_attention", "none")]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 4 and sizes[2] < sizes[3] / 2
+    # Of two global layers what attention gives, before the projection out of its heads.
+    assert sizes[1] - sizes[0] == 2 * 2 * 64 * model.num_heads * model.head_width
 
 
 def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
