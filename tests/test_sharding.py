@@ -152,7 +152,9 @@ def collectives(model, mesh, execute, num_rows, num_tokens):
         options = {"xla_dump_to": dump, "xla_dump_hlo_pass_re": "spmd.*"}
         jax.jit(jax.grad(hidden)).lower(shapes, tokens).compile(compiler_options=options)
         (text,) = (path.read_text() for path in pathlib.Path(dump).glob("*after_spmd-partitioning*"))
-    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    found = re.findall(
+        r"= (\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(", text
+    )
     return [(kind, dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape, kind in found]
 
 
@@ -162,9 +164,18 @@ def test_zero3_gathers_weights_in_bfloat16_and_sums_their_gradients_in_float32()
     found = collectives(model, mesh, execute, 4, 64)
     weights = {(24, 20), (20, 24), (24, 2, 8), (2, 8, 24), (24, 1, 8), (48, 24)}  # halved by `model` where it has a dim
     gathers = [dtype for kind, dtype, shape in found if kind == "all-gather" and shape in weights]
-    sums = [dtype for kind, dtype, shape in found if kind == "all-reduce" and shape in weights]
+    sums = [dtype for kind, dtype, shape in found if kind == "reduce-scatter"]
     assert len(gathers) > 10 and set(gathers) == {"bf16"}
     assert len(sums) > 10 and set(sums) == {"f32"}
+    assert [shape for kind, _, shape in found if kind == "all-reduce" and shape in weights] == []
+
+
+def test_replicas_exchange_shards_of_gradients_alone():
+    model, mesh = toys.TOY, sharding.make_mesh(replica=2, data=2, seq=2)
+    found = collectives(model, mesh, execution.Execution(remat="full"), 4, 64)
+    summed = {shape for kind, _, shape in found if kind == "all-reduce"}
+    weights = {(24, 40), (40, 24), (24, 4, 8), (24, 2, 8)}
+    assert {(shape[0] // 4, *shape[1:]) for shape in weights} <= summed and not weights & summed
 
 
 def test_local_layers_fetch_a_halo_and_gather_no_row():

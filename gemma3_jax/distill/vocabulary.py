@@ -77,7 +77,7 @@ class Shard:
         if "model" in self.axes:
             x = jax.lax.psum(x, "model")
         for axis in self.gathered:
-            x = jax.lax.psum_scatter(x, axis, scatter_dimension=TOKEN_DIMS[axis], tiled=True)
+            x = sharding.sum_scattered(x, axis, TOKEN_DIMS[axis])
         return x
 
     def pick(self, values: Float[Array, "*B V"], ids: Int[Array, "*B M"]) -> Float[Array, "*B M"]:
@@ -130,7 +130,7 @@ class Place:
         """Over the devices that score other tokens, and of that this device's part."""
         if self.data_dim is None:
             return self.shard.sum_tokens(gradient)
-        part = jax.lax.psum_scatter(gradient, "data", scatter_dimension=self.data_dim, tiled=True)
+        part = sharding.sum_scattered(gradient, "data", self.data_dim)
         others = tuple(axis for axis in self.shard.token_axes if axis != "data")
         return jax.lax.psum(part, others)
 

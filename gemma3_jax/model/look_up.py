@@ -2,9 +2,14 @@
 
 The table is V x D, gigabytes where a device's tokens are megabytes. So it stays where it rests: devices tell each other
 their token ids, each looks up what its part of the table has for all of them, and rows go to where their tokens are.
+
+Of a table split by columns that is what a device needs itself, and no more. Of one split by rows it is a row for every
+token of all devices, zeros but for some: where that is more than the part of the table, the parts are traded for
+columns first.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -79,21 +84,21 @@ def _split(table: jax.Array, tokens: jax.Array, mesh) -> tuple[tuple[_Axis, ...]
     of_table = sharding.parameter_spec(("V", "D"), table.shape, mesh.shape)
     of_tokens = sharding.activation_spec("BT", tokens.shape, mesh.shape)
 
-    def dim_of(axis: str, spec) -> int | None:
-        return next((dim for dim, axes in enumerate(spec) if axis in (axes or ())), None)
+    def dim_of(axis: str, spec: PartitionSpec) -> int | None:
+        return next((dim for dim, axes in enumerate(sharding.axes_by_dim(spec, 2)) if axis in axes), None)
 
     names = [axis for axis in reversed(sharding.AXES) if mesh.shape[axis] > 1]
     axes = tuple(_Axis(name, dim_of(name, of_tokens), dim_of(name, of_table)) for name in names)
     return axes, _Specs(of_table, of_tokens, PartitionSpec(*of_tokens, None))
 
 
-def _first(table: jax.Array, axes: tuple[_Axis, ...], dim: int) -> jax.Array | int:
-    """Where this device's part of a dim of the table begins."""
+def _first(size: int, axes: tuple[_Axis, ...], dim: int) -> jax.Array | int:
+    """Where this device's part, of so much, of a dim of the table begins."""
     number = 0
     for axis in reversed(axes):  # the coarsest first
         if axis.of_table == dim:
             number = number * jax.lax.axis_size(axis.name) + jax.lax.axis_index(axis.name)
-    return number * table.shape[dim]
+    return number * size
 
 
 def _all_tokens(axes: tuple[_Axis, ...], tokens: jax.Array) -> jax.Array:
@@ -104,9 +109,34 @@ def _all_tokens(axes: tuple[_Axis, ...], tokens: jax.Array) -> jax.Array:
     return tokens
 
 
+def _traded(axes: tuple[_Axis, ...], table: jax.Array, tokens: jax.Array) -> tuple[_Axis, ...]:
+    """The axes whose rows of the table are traded for columns, finest first, so that rows stay neighbours."""
+    asking = [axis.name for axis in axes if axis.of_table is not None and axis.of_tokens is not None]
+    num_tokens = tokens.size * math.prod(jax.lax.axis_size(name) for name in asking)
+    traded, width = [], table.shape[1]
+    for axis in axes:
+        if axis.of_table == 0:
+            size = jax.lax.axis_size(axis.name)
+            if num_tokens <= table.shape[0] or width % size:
+                break
+            traded.append(axis)
+            width //= size
+    return tuple(traded)
+
+
+def _by_columns(axes: tuple[_Axis, ...], traded: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
+    """The axes once the rows of some have been traded: those come first, as they split the columns most finely."""
+    rest = (axis for axis in axes if axis not in traded)
+    return (*(axis._replace(of_table=1) for axis in reversed(traded)), *rest)
+
+
 def _rows_of_own(axes: tuple[_Axis, ...], table: Float[Array, "V D"], tokens: Int[Array, "B T"]) -> jax.Array:
     """Of one device: looks up for all, then trades its part of everybody's rows for all parts of its own."""
-    places = _all_tokens(axes, tokens) - _first(table, axes, 0)
+    traded = _traded(axes, table, tokens)
+    for axis in traded:
+        table = jax.lax.all_to_all(table, axis.name, split_axis=1, concat_axis=0, tiled=True)
+    axes = _by_columns(axes, traded)
+    places = _all_tokens(axes, tokens) - _first(table.shape[0], axes, 0)
     is_here = (places >= 0) & (places < table.shape[0])
     rows = jnp.where(is_here[..., None], table[jnp.where(is_here, places, 0)], jnp.zeros((), table.dtype))
     for axis in axes:
@@ -116,7 +146,7 @@ def _rows_of_own(axes: tuple[_Axis, ...], table: Float[Array, "V D"], tokens: In
             case _Axis(name, None, 1):
                 rows = jax.lax.all_gather(rows, name, axis=2, tiled=True)
             case _Axis(name, dim, 0):  # of a token one device has the row, the others zeros
-                rows = jax.lax.psum_scatter(rows, name, scatter_dimension=dim, tiled=True)
+                rows = sharding.sum_scattered(rows, name, dim)
             case _Axis(name, dim, 1):
                 rows = jax.lax.all_to_all(rows, name, split_axis=dim, concat_axis=2, tiled=True)
     return rows
@@ -126,6 +156,10 @@ def _gradient_of_own(
     axes: tuple[_Axis, ...], grad: Float[Array, "B T D"], table: Float[Array, "V _"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "V _"]:
     """Of one device: the gradient of its part of the table, from everybody's tokens."""
+    traded = _traded(axes, table, tokens)
+    axes, shape = _by_columns(axes, traded), table.shape
+    for axis in traded:
+        shape = shape[0] * jax.lax.axis_size(axis.name), shape[1] // jax.lax.axis_size(axis.name)
     for axis in reversed(axes):  # the way back
         match axis:
             case _Axis(name, None, 1):
@@ -135,7 +169,9 @@ def _gradient_of_own(
                 grad = jax.lax.all_gather(grad, name, axis=dim, tiled=True)
             case _Axis(name, int(dim), 1):
                 grad = jax.lax.all_to_all(grad, name, split_axis=2, concat_axis=dim, tiled=True)
-    summed = _summed(table.shape, _all_tokens(axes, tokens) - _first(table, axes, 0), grad)
+    summed = _summed(shape, _all_tokens(axes, tokens) - _first(shape[0], axes, 0), grad)
+    for axis in reversed(traded):
+        summed = jax.lax.all_to_all(summed, axis.name, split_axis=0, concat_axis=1, tiled=True)
     apart = tuple(axis.name for axis in axes if axis.of_table is None and axis.of_tokens is not None)
     return jax.lax.psum(summed, apart) if apart else summed
 
