@@ -18,12 +18,13 @@ from gemma3_jax.train import stage
 
 
 class Compiled(NamedTuple):
-    """What the compiler made of a step; `text` and `temporary_bytes` are None where it found no room for it."""
+    """What the compiler made of a step; what only a program has is None where it found no room for it."""
 
     leg: stage.Leg
     seconds: float  # of tracing and compiling
     text: str | None  # the program
-    temporary_bytes: int | None  # on each chip, beside what the step is given
+    peak_bytes: int | None  # on each chip, at the fullest moment of a step: what it is given, and what it makes
+    temporary_bytes: int | None  # by XLA's memory analysis: what it makes, more than is there at any one moment
     program_bytes: int
     wanted_bytes: int | None  # on each chip, by the word of a compiler that found no room
     allowed_bytes: int | None
@@ -103,15 +104,16 @@ def run(given: settings.Train, name: str, leg: stage.Leg) -> Compiled:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            wanted, allowed = _no_room(str(error))
+            wanted, allowed = _no_room(str(error), held(arguments))
             if wanted is None:
                 raise
-            return Compiled(leg, time.monotonic() - started, None, None, 0, wanted, allowed)
+            return Compiled(leg, time.monotonic() - started, None, None, None, 0, wanted, allowed)
     found = compiled.memory_analysis()
     return Compiled(
         leg,
         time.monotonic() - started,
         compiled.as_text(),
+        found.peak_memory_in_bytes,
         found.temp_size_in_bytes,
         found.generated_code_size_in_bytes,
         None,
@@ -119,15 +121,29 @@ def run(given: settings.Train, name: str, leg: stage.Leg) -> Compiled:
     )
 
 
+def held(tree) -> int:
+    """Bytes that a chip holds of these arrays."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_SIZE = r"([\d.]+)([KMGT]?)"
+_USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
+_TEMPORARIES = re.compile(rf"required for HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 
 
-def _no_room(message: str) -> tuple[int | None, int | None]:
-    """How many bytes the program wants, and how many there are; None if the error is another one."""
-    if "RESOURCE_EXHAUSTED" not in message or not (found := _USED.search(message)):
+def _no_room(message: str, given_bytes: int) -> tuple[int | None, int | None]:
+    """How many bytes the program wants, and how many there are; None if the error is another one.
+
+    One that fails by its temporaries alone does not count what it is given.
+    """
+    if "RESOURCE_EXHAUSTED" not in message:
         return None, None
-    return tuple(round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
+    if not (found := used or temporaries):
+        return None, None
+    wanted, allowed = (round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
+    return (wanted if used else wanted + given_bytes), allowed
 
 
 def with_fields(given: settings.Train, name: str, **fields) -> settings.Train:

@@ -99,7 +99,7 @@ _CALLED = re.compile(
     r", (?:(calls|to_apply|body|condition)=%?([^\s,]+)"
     r"|(?:true|false)_computation=%?([^\s,]+)|branch_computations=\{([^}]*)\})"
 )
-_CALLERS = {"fusion", "call", "while", "conditional", "async-start"}
+_CALLERS = {"fusion", "call", "call-start", "while", "conditional", "async-start"}
 
 
 def read(text: str) -> Module:
@@ -129,10 +129,13 @@ def read(text: str) -> Module:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines of the text, with those joined over which an attribute goes on: that of a Pallas kernel is one such."""
+    """Lines of the text, with those joined over which an attribute goes on: that of a Pallas kernel is one such.
+
+    A brace alone, or before an attribute, ends a computation.
+    """
     whole = ""
     for line in text.splitlines():
-        if line.startswith('"') or (line.startswith("}") and line.strip() != "}"):
+        if line.startswith(('"', "}}")):
             whole += line
         else:
             yield whole

@@ -5,11 +5,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
-
 from gemma3_jax import settings
 from gemma3_jax.model import config
-from gemma3_jax.planning import compiling, costs, hlo, topologies
+from gemma3_jax.planning import compiling, costs, hlo, kernels, topologies
 
 SECONDS_PER_DAY = 86_400
 
@@ -29,6 +27,7 @@ class Plan:
     hbm_bytes_per_chip: int
     hbm_bytes_allowed: int
     hbm_bytes_by_kind: dict[str, int]
+    temporary_bytes: int | None  # by XLA's analysis, which others publish: more than is held at any one moment
     flops_per_step_formula: float  # of all chips, nothing twice
     flops_per_step_hlo: float | None
     flops_ratio: float | None  # what is computed twice, or on padding
@@ -76,6 +75,7 @@ def make(
         hbm_bytes_per_chip=sum(by_kind.values()),
         hbm_bytes_allowed=made.allowed_bytes or topology.chip.hbm_bytes,
         hbm_bytes_by_kind=by_kind,
+        temporary_bytes=made.temporary_bytes,
         flops_per_step_formula=formula,
         tokens_per_stage=num_tokens,
         days_per_stage=num_tokens
@@ -92,25 +92,17 @@ def _bytes_by_kind(given: settings.Train, name: str, made: compiling.Compiled) -
     """What a chip holds at the fullest moment of a step; gradients are float32 and rest as their parameters do."""
     leg = made.leg
     state = leg.abstract()
-    parameters, of_state = _held(state.params), _held(state)
+    parameters, of_state = compiling.held(state.params), compiling.held(state)
     by_kind = {
         "parameters": parameters,
         "optimizer": of_state - parameters,
         "teacher": leg.frozen.bytes_per_device(),
-        "batch": _held(compiling.abstract_batch(given, name, leg)),
-        "program": made.program_bytes,
+        "batch": compiling.held(compiling.abstract_batch(given, name, leg)),
         "gradients": parameters,
     }
-    if made.fits:
-        by_kind["activations"] = max(0, made.temporary_bytes - parameters)
-    else:
-        by_kind["activations"] = max(0, made.wanted_bytes - sum(by_kind.values()))
-    return by_kind
-
-
-def _held(tree) -> int:
-    """Bytes that a chip holds of these arrays."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    all_but_program = made.peak_bytes if made.fits else made.wanted_bytes - made.program_bytes
+    by_kind["activations"] = max(0, all_but_program - sum(by_kind.values()))
+    return by_kind | {"program": made.program_bytes}
 
 
 class _Counted(NamedTuple):
@@ -131,8 +123,8 @@ _NOT_COUNTED = _Counted(None, None, None, None, None, None, None, None, ())
 def _count(made: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
     module = hlo.read(made.text)
     multiplied, moved = costs.flops(module), costs.traffic(module, made.leg.mesh, num_slices=topology.num_slices)
-    estimated = (call.estimated_flops * call.num_times for call in multiplied.custom_calls if call.estimated_flops)
-    per_chip = multiplied.matmul_flops + math.fsum(estimated)
+    of_kernels = {call: kernels.flops(call) for call in multiplied.custom_calls if call.target == kernels.TARGET}
+    per_chip = multiplied.matmul_flops + math.fsum(one * call.num_times for call, one in of_kernels.items() if one)
     inside, crossing = (
         math.fsum(one.received_bytes for one in moved.transfers if one.crosses_slices == crosses)
         for crosses in (False, True)
@@ -144,9 +136,9 @@ def _count(made: compiling.Compiled, topology: topologies.Topology, formula: flo
         "network between slices": crossing / link.between_slices,
     }
     bound = max(seconds.values())
-    uncounted = {call.target for call in multiplied.custom_calls if call.estimated_flops is None}
+    uncounted = {call.name for call, one in of_kernels.items() if one is None}
     unknown = [loop.name for loop in multiplied.runs.loops if loop.num_trips is None]
-    notes = [f"not counted: operations of {target}" for target in sorted(uncounted)]
+    notes = [f"not counted: operations of {name}" for name in sorted(uncounted)]
     notes += [f"loop {name} is counted once, as its end depends on data" for name in unknown]
     return _Counted(
         flops_per_step_hlo=per_chip * topology.num_chips,
