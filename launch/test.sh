@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 if [[ -z "${VIRTUAL_ENV:-}" ]]; then
   [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+  # shellcheck source=/dev/null
   source .venv/bin/activate
 fi
 python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[test]'
