@@ -1,0 +1,161 @@
+"""Every pod job of this project, compiled by the TPU compiler on a CPU: the table in the README.
+
+    python experiments/pods.py [--only=27b] [--output=runs/pods] [--readme]
+
+Compiles each stage of the published jobs (experiments/recipe.py, on the chips of the report's Table 2), of the starter
+jobs (experiments/starter.py), and of those that a peer was measured on, one process after the other; what is in
+OUTPUT/plans.jsonl already is not compiled again, so that it may be stopped. `--readme` writes the tables between marks
+in README.md. Each takes one to five minutes of a CPU core or two, and 3 to 10 GB. Needs the extra [tpu].
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+MARKS = "<!-- pods: made by experiments/pods.py -->", "<!-- end of pods -->"
+GIB = 1 << 30
+
+# MaxText 0.2.5 by the same compiler, measured once: AdamW in float32, full remat, the next token, a row on each chip;
+# GiB of arguments and, by XLA's analysis, temporaries. Its 1B is its 4B with the numbers of 1B.
+MAXTEXT = {
+    "1b starter": "0.70 + 10.73; with its vocabulary tiling 0.70 + 5.04",
+    "4b peer": "does not fit; tiled 2.72 + 11.95",
+    "27b peer": "does not fit, nor tiled (15.82 of 15.75)",
+}
+
+
+class Job(NamedTuple):
+    name: str
+    config: str
+    stage: str
+    topology: str
+    num_slices: int = 1
+    flags: tuple[str, ...] = ()
+
+
+def one_row_a_chip(num_chips: int, row_length: int) -> tuple[str, ...]:
+    stage = "--config.stages.continued"
+    return (
+        f"--config.mesh.data={num_chips}",
+        f"{stage}.rows_per_step={num_chips}",
+        f"{stage}.row_length={row_length}",
+    )
+
+
+def recipe(size: str, topology: str, num_slices: int, *stages: str, teacher: str) -> list[Job]:
+    jobs = []
+    for stage in stages:
+        flags = () if stage == "qat" else (f"--teacher_model={teacher}",)
+        jobs.append(Job(f"{size} {stage}", f"experiments/recipe.py:{size}", stage, topology, num_slices, flags))
+    return jobs
+
+
+JOBS = [
+    *recipe("1b", "v5e:16x16", 2, "pretrain", "qat", teacher="4b"),
+    *recipe("4b", "v5e:16x16", 8, "pretrain", "long_context", "qat", teacher="12b"),
+    *recipe("12b", "v4:16x16x24", 1, "pretrain", "long_context", "qat", teacher="27b"),
+    *recipe("27b", "v5p:16x16x24", 1, "pretrain", "long_context", "qat", teacher="27b"),
+    *(
+        Job(f"{size} starter", f"experiments/starter.py:{size}", "continued", topology)
+        for size, topology in (
+            ("270m", "v5e:2x2"),
+            ("1b", "v5e:4x4"),
+            ("4b", "v5e:8x8"),
+            ("12b", "v5e:8x16"),
+            ("27b", "v5e:16x16"),
+        )
+    ),
+    Job("4b peer", "experiments/starter.py:4b", "continued", "v5e:4x4", 1, one_row_a_chip(16, 8_192)),
+    Job("27b peer", "experiments/starter.py:27b", "continued", "v5e:8x8", 1, one_row_a_chip(64, 4_096)),
+]
+
+
+def compile_job(job: Job) -> dict:
+    command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
+    command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"{job.name}: {' '.join(command)} ended with status {done.returncode}")
+    return {"job": job.name, **json.loads(done.stdout)}
+
+
+def table(plans: list[dict]) -> str:
+    head = (
+        "| job | chips | replica x data x seq | rows of | GiB a chip, of it given | operations, as compiled / by "
+        "formula | received a chip and step: links, network | a step at least | MFU at most | compiled in |"
+    )
+    rows = [head, "|" + "---|" * 10]
+    for plan in plans:
+        kinds, slices = plan["hbm_bytes_by_kind"], f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
+        given = sum(kinds[kind] for kind in ("parameters", "optimizer", "teacher", "batch"))
+        mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("replica", "data", "seq"))
+        held = f"{plan['hbm_bytes_per_chip'] / GIB:.2f}, {given / GIB:.2f}"
+        if plan["fits"]:
+            counted = [
+                f"{plan['flops_ratio']:.2f}",
+                f"{plan['ici_bytes_per_step'] / GIB:.1f}, {plan['dcn_bytes_per_step'] / GIB:.2f} GiB",
+                f"{plan['step_seconds_bound']:.2f} s",
+                f"{plan['mfu_bound']:.0%}",
+            ]
+        else:
+            counted = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", ""]
+        cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['row_length']:,}", held, *counted]
+        rows.append("| " + " | ".join([*cells, f"{plan['compile_seconds']:.0f} s"]) + " |")
+    return "\n".join(rows)
+
+
+def beside_maxtext(plans: dict[str, dict]) -> str:
+    rows = [
+        "| one row a chip, nothing kept | held at most | by XLA's analysis | MaxText 0.2.5, the same |",
+        "|" + "---|" * 4,
+    ]
+    for name, theirs in MAXTEXT.items():
+        if name in plans:
+            plan, kinds = plans[name], plans[name]["hbm_bytes_by_kind"]
+            given = sum(kinds[kind] for kind in ("parameters", "optimizer", "batch")) / GIB
+            what = f"{name.split()[0]}, {plan['topology']}, {plan['row_length']:,} tokens"
+            ours = f"{given:.2f} + {plan['temporary_bytes'] / GIB:.2f}" if plan["fits"] else "does not fit"
+            rows.append(f"| {what} | {plan['hbm_bytes_per_chip'] / GIB:.2f} GiB | {ours} | {theirs} |")
+    return "\n".join(rows)
+
+
+def write_readme(text: str) -> None:
+    """Between its marks, all at once."""
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text().partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        raise SystemExit(f"{path} has no table to replace; put the marks {' and '.join(MARKS)} where it should stand")
+    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/pods", help="directory of plans.jsonl")
+    parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name has this, as 27b or qat")
+    parser.add_argument("--readme", action="store_true", help="write the table of all that is there into README.md")
+    flags = parser.parse_args()
+    file = pathlib.Path(flags.output) / "plans.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plans = {}
+    if file.exists():
+        plans = {plan["job"]: plan for plan in map(json.loads, file.read_text().splitlines())}
+    asked = [job for job in JOBS if flags.only in job.name]
+    for number, job in enumerate(asked, start=1):
+        if job.name not in plans:
+            print(f"{number} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
+            plans[job.name] = compile_job(job)
+            with file.open("a") as out:
+                out.write(json.dumps(plans[job.name]) + "\n")
+    found = f"{table([plans[job.name] for job in JOBS if job.name in plans])}\n\n{beside_maxtext(plans)}"
+    print(found)
+    if flags.readme:
+        write_readme(found)
+
+
+if __name__ == "__main__":
+    main()
