@@ -48,14 +48,15 @@ class Checkpoint:
         return sum(leaf.size * np.dtype(dtype or leaf.dtype).itemsize for leaf in jax.tree.leaves(self.shapes))
 
 
-def find_model(name: str | None) -> config.Config | None:
-    """A published size by its name, or the model of a config.json by its path; None for None."""
+def find_model(name: str | None, flag: str = "--model") -> config.Config | None:
+    """A published size by its name, or the model of a config.json by its path; None for None.
+
+    Raises: ValueError that names the flag if it is neither.
+    """
     if name is None or name in config.SIZES:
         return config.SIZES.get(name)
     if not pathlib.Path(name).is_file():
-        raise ValueError(
-            f"--model is {name}; it must be one of {', '.join(config.SIZES)}, or a config.json that exists"
-        )
+        raise ValueError(f"{flag} is {name}; it must be one of {', '.join(config.SIZES)}, or a config.json that exists")
     return hf_config.read(pathlib.Path(name))[0]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import threading
 import time
 
@@ -20,8 +21,9 @@ def parser() -> terminal.Parser:
         description="Compiles the step that train would run, for a TPU topology and with no TPU at hand: what a chip\n"
         "holds and whether it fits, the operations of a step by formula and in the program, the bytes that travel by\n"
         "kind and mesh axis, and the time that none of them lets a step be faster than.\n\n"
-        "A stage that distils has its teacher beside it if --teacher_model is given, stored targets if not; one whose\n"
-        "teacher is its own start has that one. Takes some minutes, and some GB of memory.",
+        "A stage that distils has a teacher beside it if the config names one or --teacher_model says its size, and\n"
+        "stored targets if not; one whose teacher is its own start has that one. That a step does not fit is an\n"
+        "answer (exit status 0). Takes one to ten minutes, and some GB of memory.",
         epilog="example:\n  python -m gemma3_jax plan --config=experiments/recipe.py:27b --stage=pretrain \\\n"
         "      --topology=v5p:16x16x24 --teacher_model=27b --json\n"
         "  python -m gemma3_jax plan --config=experiments/recipe.py:1b --topology=v5e:4x4 --search \\\n"
@@ -32,7 +34,7 @@ def parser() -> terminal.Parser:
     flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
     flags.add_argument("--stage", default="", metavar="NAME", help="of the recipe (default: the first of its walk)")
     flags.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="v4, v5e, v5p or v6e, and a slice: v5e:16x16"
+        "--topology", required=True, metavar="CHIP:SHAPE", help="v4, v5e, v5p or v6e, and a slice: v5e:16x16, v5p:4x4x8"
     )
     flags.add_argument("--num_slices", type=int, default=1, metavar="N", help="slices of that shape (1)")
     flags.add_argument("--teacher_model", metavar="SIZE|FILE", help="270m, 1b, 4b, 12b, 27b or a config.json")
@@ -52,7 +54,6 @@ def run(flags: argparse.Namespace) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it warns that there is no TPU here
 
     from gemma3_jax import settings
-    from gemma3_jax.checkpoint import convert
     from gemma3_jax.cli import configs
     from gemma3_jax.planning import plan, topologies
 
@@ -61,7 +62,7 @@ def run(flags: argparse.Namespace) -> None:
     if name not in given.stages:
         raise ValueError(f"--stage is {name}; config.stages has: {', '.join(given.stages)}")
     topology = topologies.find(flags.topology, flags.num_slices)
-    teacher_model = convert.find_model(flags.teacher_model)
+    teacher_model = _teacher_model(flags.teacher_model, given, name)
 
     def attempt(given: settings.Train, what: str) -> plan.Plan:
         with _ticking(f"compiling {name} for {topology.num_chips:,} chips of {topology.name}{what}"):
@@ -82,6 +83,29 @@ def run(flags: argparse.Namespace) -> None:
         _print(found)
 
 
+def _teacher_model(asked: str | None, given, name: str):
+    """What the stage has beside it when `train` runs it, as asked or as its checkpoint says; None if nothing.
+
+    Raises: ValueError if a teacher is asked for where the stage would have none, or its own start.
+    """
+    from gemma3_jax import settings
+    from gemma3_jax.checkpoint import convert
+
+    stage, flag = given.stages[name], "--teacher_model"
+    for has_none, why in (
+        (stage.loss != "distill", f"loss is {stage.loss}, which has no teacher"),
+        (stage.teacher == settings.START, "teacher is start, the parameters that the stage begins with"),
+        (stage.targets, f"targets are {stage.targets}, what a teacher said before"),
+    ):
+        if has_none:
+            if asked:
+                raise ValueError(f"{flag} is {asked}, but config.stages.{name}.{why}; leave it out")
+            return None
+    if checkpoint := stage.teacher or given.teacher:
+        return convert.find_model(asked, flag) or convert.open_checkpoint(pathlib.Path(checkpoint)).model
+    return convert.find_model(asked, flag)
+
+
 @contextlib.contextmanager
 def _ticking(what: str):
     """Says what is done, and now and then how long it has taken: the compiler does not say how long it will."""
@@ -91,7 +115,7 @@ def _ticking(what: str):
         while not done.wait(30):
             terminal.say(f"{what}: {time.monotonic() - started:,.0f} s")
 
-    terminal.say(f"{what}; usually a minute to five")
+    terminal.say(f"{what}; usually one to five minutes")
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()
     try:

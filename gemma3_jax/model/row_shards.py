@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from gemma3_jax import sharding
+
 AXIS = "seq"
 
 
@@ -16,8 +18,24 @@ def first_token(num_tokens: int, num_shards: int) -> jax.Array | int:
 
 
 def whole_row(x: Shaped[Array, "B T ..."], num_shards: int) -> Shaped[Array, "B S ..."]:
-    """The parts of all devices, in order."""
-    return x if num_shards == 1 else jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
+    """The parts of all devices, in order; gradients of all are summed in float32."""
+    return x if num_shards == 1 else _gathered(x)
+
+
+@jax.custom_vjp
+def _gathered(x: jax.Array) -> jax.Array:
+    return jax.lax.all_gather(x, AXIS, axis=1, tiled=True)
+
+
+def _gathered_forward(x: jax.Array) -> tuple[jax.Array, None]:
+    return _gathered(x), None
+
+
+def _gathered_backward(_, grad: jax.Array) -> tuple[jax.Array]:
+    return (sharding.sum_scattered(grad.astype(jnp.float32), AXIS, 1).astype(grad.dtype),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def with_halo(x: Shaped[Array, "B T ..."], before: int, after: int, num_shards: int) -> Shaped[Array, "B S ..."]:

@@ -64,7 +64,7 @@ def _other_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
     asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     others = math.prod(sizes.values()) // sizes["data"]
     legal = f"data {topology.num_chips // others}" if topology.num_chips % others == 0 else "other sizes"
-    same = topologies.nearest(topology.chip.name, math.prod(sizes.values()) // topology.num_slices)
+    same = topologies.nearest(topology.chip.name, -(-math.prod(sizes.values()) // topology.num_slices))
     return (
         f"mesh is {asked} = {math.prod(sizes.values())} chips, and {topology.name} x {topology.num_slices} slices has "
         f"{topology.num_chips}; take {legal}, or a slice of {', '.join(same)}"

@@ -73,6 +73,6 @@ def nearest(chip: str, num_chips: int, num: int = 3) -> list[str]:
     """The shapes with about so many chips."""
 
     def distance(shape: str) -> float:
-        return abs(math.log(math.prod(map(int, shape.split("x"))) / num_chips))
+        return abs(math.log(math.prod(map(int, shape.split("x"))) / max(1, num_chips)))
 
     return sorted(shapes(chip), key=distance)[:num]

@@ -13,6 +13,7 @@ from gemma3_jax.model import config, execution
 from gemma3_jax.planning import compiling, plan, topologies
 from gemma3_jax.train import settings as train_settings
 from tests import toys
+from tests.checkpoint import test_hf
 
 TOY = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1, width=32, vocab_size=128)
 STAGE = settings.Stage(
@@ -134,6 +135,12 @@ def test_a_mesh_of_another_size_is_told_what_would_do(topology, mesh, message):
         plan.make(recipe(mesh), "only", topology)
 
 
+def test_a_mesh_of_fewer_chips_than_slices_is_told_too(topology):
+    message = r"mesh is .* = 1 chips, and v5e:2x2 x 2 slices has 8; take data 8, or a slice of 2x2"
+    with pytest.raises(ValueError, match=message):
+        plan.make(recipe({"data": 1}), "only", topologies.find("v5e:2x2", 2))
+
+
 def test_rows_that_do_not_split_are_told_how_many_would(topology):
     message = r"only: 6 rows in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
     with pytest.raises(ValueError, match=message):
@@ -144,6 +151,32 @@ def test_a_teacher_of_other_ids_is_refused(topology):
     asked = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
     with pytest.raises(ValueError, match="--teacher_model has 262144 ids, config.model.vocab_size is 128"):
         plan.make(asked, "only", topology, teacher_model=config.SIZES["270m"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({}, "loss is next_token, which has no teacher"),
+        ({"loss": "distill", "teacher": "start"}, "teacher is start, the parameters that the stage begins with"),
+        ({"loss": "distill", "targets": "said"}, "targets are said, what a teacher said before"),
+    ],
+)
+def test_a_teacher_where_there_is_none_is_refused(fields, why):
+    given = recipe(**fields)
+    assert cli_plan._teacher_model(None, given, "only") is None
+    with pytest.raises(ValueError, match=f"--teacher_model is 1b, but config.stages.only.{why}; leave it out"):
+        cli_plan._teacher_model("1b", given, "only")
+
+
+def test_the_teacher_is_the_one_that_the_config_names(tmp_path):
+    distilled = recipe(loss="distill")
+    assert cli_plan._teacher_model("1b", distilled, "only") == config.SIZES["1b"]
+    assert cli_plan._teacher_model(None, distilled, "only") is None  # its targets are stored
+    with pytest.raises(ValueError, match="--teacher_model is 3b; it must be one of 270m, 1b"):
+        cli_plan._teacher_model("3b", distilled, "only")
+    directory = test_hf.make_directory(tmp_path / "teacher")
+    given = dataclasses.replace(distilled, teacher=str(directory))
+    assert cli_plan._teacher_model(None, given, "only") == test_hf.MODEL
 
 
 # --- what to change ---

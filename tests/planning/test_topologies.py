@@ -33,6 +33,7 @@ def test_what_is_no_topology_is_shown_some(name):
     [
         ("v5e:16x32", "16x16"),  # two slices of 16x16
         ("v5e:3x5", "4x4"),
+        ("v5e:0x0", "2x2"),
         ("v5p:4x4", "2x2x4"),
         ("v4:16x24x16", "16x16x24"),  # written in another order
     ],
