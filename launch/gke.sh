@@ -12,8 +12,8 @@ all of its commands and runs none.
 
 verbs:
   attach  makes a bucket a storage of the cluster, mounted in pods at $MOUNTS/BUCKET. --bucket=gs://BUCKET
-  run     creates the workload: train in every pod, again after 75 (stopped, saved), 124 (hung) and whatever a signal
-          ended, at most [--max_restarts=50] times; never after 1 and 70. --name=NAME --workdir=gs://BUCKET/DIRECTORY
+  run     creates the workload: train in every pod, again after 71 (a traceback), 75 (stopped, saved), 124 (hung) and
+          whatever a signal ended, at most [--max_restarts=50] times; never after 1 and 70. --name=NAME --workdir=gs://BUCKET/DIRECTORY
           --job=270m|1b|4b|12b|27b (the published layout), or --accelerator=v5litepod-16 [--num_slices=1];
           [--commit=REV] [--base_image=python:3.11] that this checkout is added to, or [--image=IMAGE] that has it as
           its working directory; [--grace_seconds=300] to save in; [--priority=medium] [--libtpu_flags='...']
@@ -33,7 +33,7 @@ example:
   bash launch/gke.sh logs \$pool --name=gemma3-1b
   bash launch/gke.sh delete \$pool --name=gemma3-1b --yes"
 
-readonly RESTART_ON=75,124 # beside 42 and 127 to 255, which are xpk's own
+readonly RESTART_ON=71,75,124 # beside 42 and 127 to 255, which are xpk's own
 xpk="${XPK:-xpk}"
 declare -a place arguments # of xpk: where; of train
 generation="" bucket="" archive="" revision=""
@@ -160,7 +160,7 @@ verb_logs() {
   need gcloud "https://cloud.google.com/sdk/docs/install"
   local which='resource.type="k8s_container"'
   which+=" AND resource.labels.cluster_name=\"${flag[cluster]}\""
-  which+=" AND resource.labels.pod_name:\"${flag[name]}-slice-job-\""
+  which+=" AND resource.labels.pod_name=~\"^${flag[name]}-slice-job-\""
   run gcloud logging read "$which" "--project=${flag[project]}" "--freshness=${flag[days]}d" --order=asc \
     '--format=value(timestamp, resource.labels.pod_name, textPayload)'
 }

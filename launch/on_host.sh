@@ -2,13 +2,14 @@
 # What runs on a TPU host, or in a pod: said by tpu_vm.sh and gke.sh, which check what they say. The answer to a verb
 # that went well is one line on stdout, "gemma3_jax HOST: ..."; errors go to stderr. Everything lives in ~/gemma3_jax:
 # source-REVISION/ and `source` to the one in use, venv/, run/ (log, lock, and state: what the supervisor last wrote).
+# shellcheck disable=SC2329  # functions are verbs, called by name
 set -euo pipefail
 
 home="$HOME/gemma3_jax"
 run="$home/run"
 mounts="${GEMMA3_JAX_MOUNTS:-/mnt/gcs}"
 restart_seconds="${GEMMA3_JAX_RESTART_SECONDS:-10}" # for chips and ports to come free
-readonly PREEMPTED=75 HUNG=124
+readonly PREEMPTED=75 HUNG=124 BROKEN=71
 
 answer() {
   printf 'gemma3_jax %s: %s\n' "$(hostname)" "$*"
@@ -120,13 +121,13 @@ ready() { # BUCKET
 
 start() { # TOKEN MAX_RESTARTS BUCKET LIBTPU_FLAGS ARGUMENT_OF_TRAIN...
   mkdir -p "$run"
+  mount_bucket "$3" # before the lock is opened: gcsfuse would inherit it, and hold it for good
   exec 9>>"$run/lock"
   if ! flock --timeout 5 9 || is_alive train gemma3_jax; then
     [[ "$(state token)" == "$1" ]] || fail "a run is going on here ($(state said)); 'stop' it first"
     answer "started already"
     return
   fi
-  mount_bucket "$3"
   write_state "$1" "" "" 0 "starting"
   # Its own session, and no terminal: what ends this connection does not end it. It inherits the lock.
   setsid bash "$0" supervise "$@" </dev/null >>"$run/log" 2>&1 &
@@ -200,7 +201,7 @@ await() {
 # is_worth_another STATUS. 128 and more: killed, as by the kernel (137), or by JAX when another host is lost (134); but
 # a second Ctrl-C or SIGTERM (130, 143) is somebody's wish.
 is_worth_another() {
-  (($1 == PREEMPTED || $1 == HUNG)) || (($1 >= 128 && $1 != 130 && $1 != 143))
+  (($1 == PREEMPTED || $1 == HUNG || $1 == BROKEN)) || (($1 >= 128 && $1 != 130 && $1 != 143))
 }
 
 meaning() { # STATUS
@@ -210,6 +211,7 @@ meaning() { # STATUS
     70) echo "training went non-finite; not started again" ;;
     "$PREEMPTED") echo "stopped, saved" ;;
     "$HUNG") echo "hung" ;;
+    "$BROKEN") echo "broke off with a traceback" ;;
     130 | 143) echo "stopped at once; not started again" ;;
     *) echo "crashed" ;;
   esac
@@ -290,7 +292,12 @@ pod() { # BUCKET ARGUMENT_OF_TRAIN...
   exec python -m gemma3_jax train "$@"
 }
 
-case "${1-}" in
-  setup | ready | start | supervise | status | hold | stop | put_logs | pod) "$@" ;;
-  *) fail "there is no verb ${1-}" ;;
-esac
+main() {
+  case "${1-}" in
+    setup | ready | start | supervise | status | hold | stop | put_logs | pod) "$@" ;;
+    *) fail "there is no verb ${1-}" ;;
+  esac
+}
+
+# On one line: bash reads a script as it goes, and `setup` of another commit replaces this one while it runs.
+main "$@"; exit

@@ -181,7 +181,8 @@ check_slices() {
   local job="${flag[job]}" near
   if [[ -n "$job" ]]; then
     [[ -z "${flag[accelerator]}${flag[num_slices]}" ]] ||
-      fail "--job says --accelerator and --num_slices; give the one or the others"
+      fail "--job=$job means --accelerator=$(column "$JOBS" "$job" 2) --num_slices=$(column "$JOBS" "$job" 3); leave" \
+        "these out, or --job"
     flag[accelerator]="$(column "$JOBS" "$job" 2)"
     flag[num_slices]="$(column "$JOBS" "$job" 3)"
     [[ -n "${flag[accelerator]}" ]] ||

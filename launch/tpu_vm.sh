@@ -16,15 +16,17 @@ verbs:
           [--internal_ips] [--runtime_version=V]
   setup   on all hosts: gcsfuse and the bucket, this checkout (tracked files as they are, or [--commit=REV]), its
           packages. --bucket=gs://BUCKET
-  run     on all hosts, detached: train, and train again after 75 (stopped, saved), 124 (hung) or a crash, at most
-          [--max_restarts=50] times; never after 1, 70, 130 or 143. Refuses if a run is going on.
+  run     on all hosts, detached: train, and train again after 71 (a traceback), 75 (stopped, saved), 124 (hung) or a
+          crash, at most [--max_restarts=50] times; never after 1, 70, 130 or 143. Refuses if a run is going on; if it
+          came to some hosts only, 'stop', and then again. A host that starts anew does not come back by itself: the same.
           --workdir=gs://BUCKET/DIRECTORY [--libtpu_flags='...'] -- --config=FILE [other flags of train]
   status  of the queued resource, and of the run on every host
   logs    of all hosts, into WORKDIR/logs and from there to [--to=logs/NAME]. --workdir=gs://BUCKET/DIRECTORY
   stop    SIGTERM to the run: it saves, and is not started again. [--wait_seconds=900]
   delete  the queued resource and its machines, not the bucket; only with --yes
 
-Reaching hosts: [--internal_ip | --iap]. train takes no gs:// itself: every host has the bucket mounted at
+Reaching hosts: [--internal_ip | --iap]; for several, gcloud wants the key in an agent: ssh-add
+~/.ssh/google_compute_engine. train takes no gs:// itself: every host has the bucket mounted at
 $MOUNTS/BUCKET, and each gs://BUCKET/... given to train becomes the path there. Machines that were taken away
 (SUSPENDED): delete, create, setup, run, with the same --workdir; train goes on from its last checkpoint.
 
@@ -74,10 +76,13 @@ need_gcloud() {
 
 # look_up DEFAULT: `state`, `slices` (how many) and `slice` (which) of the queued resource; empty if there is none.
 look_up() {
+  local fields="state.state, tpu.nodeSpec.len(), tpu.nodeSpec[0].node.acceleratorType.basename()" several=""
+  fields+=", tpu.nodeSpec[0].multisliceParams.nodeCount"
   ask "$1" "${queued[@]}" list "${place[@]}" "--filter=name ~ /${flag[name]}$" \
-    '--format=value(state.state, tpu.nodeSpec.len(), tpu.nodeSpec[0].node.acceleratorType.basename())' ||
+    "--format=value($fields)" ||
     fail "the queued resources of ${flag[project]} in ${flag[zone]} cannot be listed (above)"
-  read -r state slices slice <<<"$answer" || true
+  read -r state slices slice several <<<"$answer" || true
+  slices="${several:-$slices}" # of one that still waits there is one entry for all of its slices
 }
 
 delete_command() {
@@ -187,8 +192,8 @@ on_all() {
   answers="$(grep -c '^gemma3_jax [^ ]*: ' <<<"$said" || true)"
   ((status != 127)) || fail "$1: hosts of ${flag[name]} have nothing set up (above); 'setup' comes first"
   ((status == 0 && answers >= hosts && hosts > 0)) ||
-    fail "$1: $answers of $hosts hosts answered that it is well, and ssh ended with $status (above); mend what is" \
-      "wrong, and say it again"
+    fail "$1: $answers of $hosts hosts answered that it is well, and ssh ended with $status (above has the others);" \
+      "mend what is wrong, and say it again (a 'run' that came to some of them: 'stop' first)"
 }
 
 count_hosts() {

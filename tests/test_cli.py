@@ -208,6 +208,13 @@ def test_out_of_memory_is_one_line(kind, capsys, hf_directory, tmp_path, monkeyp
     assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; spread over more devices" in line
 
 
+def test_an_error_that_is_nobodys_input_has_a_traceback_and_a_status_of_its_own():
+    script = "from gemma3_jax.cli import convert, program\nconvert.run = lambda flags: 1 / 0\nprogram.run()"
+    command = [sys.executable, "-c", script, "convert", "--source=a", "--target=b", "--format=hf"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == program.BROKEN == 71 and "ZeroDivisionError" in done.stderr
+
+
 def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsys, tmp_path):
     model = dataclasses.replace(toys.TOY, query_scale=0.3)
     store.save(tmp_path / "orbax", model, toys.params(model))

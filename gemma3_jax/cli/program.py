@@ -7,12 +7,16 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 
 from gemma3_jax.cli import convert, evaluate, plan, prepare, teach, terminal, train
 
 USER_ERROR = 1
+BROKEN = (
+    71  # an error that is nobody's input, with its traceback: of ours, or of a machine that another attempt may find
+)
 SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it has
 # Libraries that not everybody needs, and the extra of setup.cfg that brings them.
 EXTRAS = {
@@ -101,7 +105,11 @@ def run() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     kept_back: list[str] = []
     sys.unraisablehook = lambda args: kept_back.append(f"{args.err_msg or 'Exception ignored'}: {args.exc_value!r}")
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        status = BROKEN
     if status != 0:
         os._exit(status)
     sys.unraisablehook = sys.__unraisablehook__

@@ -99,13 +99,13 @@ def test_a_workload_has_its_slices_and_restarts_on_the_right_ends(workload):
     [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
     assert (rule["action"], rule["onExitCodes"]["operator"]) == ("FailJob", "NotIn")  # for good: no restart
     restarted = set(rule["onExitCodes"]["values"])
-    assert {75, 124, 134, 137} <= restarted and not {0, 1, 70} & restarted
+    assert {71, 75, 124, 134, 137} <= restarted and not {0, 1, 70} & restarted
     [container] = job["template"]["spec"]["template"]["spec"]["containers"]
     flags = {one["name"]: one["value"] for one in container["env"]}
     assert flags["JAX_PLATFORMS"] == "tpu" and flags["LIBTPU_INIT_ARGS"].startswith("--xla_tpu_enable_data_parallel")
 
 
-@pytest.mark.parametrize("status", [0, 1, 70, 75, 124])
+@pytest.mark.parametrize("status", [0, 1, 70, 71, 75, 124])
 def test_the_status_of_train_is_that_of_the_container(workload, tmp_path, status):
     process = start_container(workload, tmp_path, f"exit {status}")
     process.communicate(timeout=60)

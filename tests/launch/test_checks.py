@@ -52,7 +52,7 @@ def words(flags: dict) -> list[str]:
         ({"--accelerator": "h100"}, "--accelerator is h100; .* the nearest: v4-32, v5litepod-16, v5p-32, v6e-16$"),
         ({"--accelerator": None}, "--accelerator is needed, such as --accelerator=v5litepod-16, or --job"),
         ({"--accelerator": None, "--job": "2b"}, "--job is 2b; the published jobs are 270m, 1b, 4b, 12b, 27b$"),
-        ({"--job": "1b"}, "--job says --accelerator and --num_slices; give the one or the others"),
+        ({"--job": "1b"}, "--job=1b means --accelerator=v5litepod-256 --num_slices=2; leave these out, or --job"),
         ({"--num_slices": "two"}, "--num_slices is two; it must be a whole number from 1 to 256$"),
         ({"--num_slices": "0"}, "--num_slices is 0; it must be a whole number from 1 to 256$"),
         ({"--num_slices": "a[$(id)]"}, r"--num_slices is 'a\[\$\(id\)\]'; it must be a whole number"),

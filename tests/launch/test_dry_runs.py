@@ -12,7 +12,8 @@ CLUSTER = ["--cluster=my-cluster", *WHERE]
 LOOK_UP = [
     *TPUS,
     *("queued-resources", "list", *WHERE, "--filter=name ~ /g3$"),
-    "--format=value(state.state, tpu.nodeSpec.len(), tpu.nodeSpec[0].node.acceleratorType.basename())",
+    "--format=value(state.state, tpu.nodeSpec.len(), tpu.nodeSpec[0].node.acceleratorType.basename(), "
+    "tpu.nodeSpec[0].multisliceParams.nodeCount)",
 ]
 COUNT_HOSTS = [
     *TPUS,
@@ -159,7 +160,7 @@ def create(*given: str) -> list[str]:
 def test_a_workload_restarts_on_what_another_attempt_may_mend():
     assert create("--job=4b", "--max_restarts=9", "--image=my.pkg.dev/x/y:1") == [
         *("xpk", "workload", "create", "--workload=g3", *CLUSTER, "--tpu-type=v5litepod-256", "--num-slices=8"),
-        *("--max-restarts=9", "--restart-on-exit-codes=75,124", "--termination-grace-period-seconds=300"),
+        *("--max-restarts=9", "--restart-on-exit-codes=71,75,124", "--termination-grace-period-seconds=300"),
         *("--priority=medium", "--storage=my-bucket", "--docker-image=my.pkg.dev/x/y:1", "--env=JAX_PLATFORMS=tpu"),
         f"--env=LIBTPU_INIT_ARGS={DATA_PARALLEL}",
         f"--command=exec bash launch/on_host.sh pod my-bucket {shlex.join(TRAIN)}",
@@ -195,7 +196,7 @@ def test_workloads_are_listed_and_their_logs_read():
     [command] = pods.dry_run("gke.sh", "logs", *pods.POOL, "--name=g3", "--days=2")
     conditions = 'resource.type="k8s_container" AND resource.labels.cluster_name="my-cluster"'
     assert command == [
-        *("gcloud", "logging", "read", f'{conditions} AND resource.labels.pod_name:"g3-slice-job-"'),
+        *("gcloud", "logging", "read", f'{conditions} AND resource.labels.pod_name=~"^g3-slice-job-"'),
         *("--project=my-project", "--freshness=2d", "--order=asc"),
         "--format=value(timestamp, resource.labels.pod_name, textPayload)",
     ]

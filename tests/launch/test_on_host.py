@@ -48,7 +48,7 @@ def test_some_ends_are_the_last(cloud, status, expected):
     assert cloud.ends() == [str(status)] and cloud.state()["restarts"] == "0"
 
 
-@pytest.mark.parametrize("status", [75, 124, 134, 137])
+@pytest.mark.parametrize("status", [71, 75, 124, 134, 137])
 def test_after_others_it_is_started_again(cloud, status):
     run(cloud, status, status, 0)
     assert cloud.wait_until_ended().endswith("done")
