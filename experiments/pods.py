@@ -3,13 +3,15 @@
     python experiments/pods.py [--only=27b] [--output=runs/pods] [--readme]
 
 Compiles each stage of the published jobs (experiments/recipe.py, on the chips of the report's Table 2), of the starter
-jobs (experiments/starter.py), and of those that a peer was measured on, one process after the other; what is in
-OUTPUT/plans.jsonl already is not compiled again, so that it may be stopped. `--readme` writes the tables between marks
-in README.md. Each takes one to five minutes of a CPU core or two, and 3 to 10 GB. Needs the extra [tpu].
+jobs (experiments/starter.py), and of those that a peer was measured on, one process after the other, with the
+compiler flags that the launchers give them. What is in OUTPUT/plans.jsonl already, of the same code, is not compiled
+again, so that it may be stopped. `--readme` writes the tables between marks in README.md, once all are there. A job
+takes one to eight minutes of a CPU core or two, and 3 to 10 GB; all of them an hour. Needs the extra [tpu].
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -59,6 +61,10 @@ JOBS = [
     *recipe("4b", "v5e:16x16", 8, "pretrain", "long_context", "qat", teacher="12b"),
     *recipe("12b", "v4:16x16x24", 1, "pretrain", "long_context", "qat", teacher="27b"),
     *recipe("27b", "v5p:16x16x24", 1, "pretrain", "long_context", "qat", teacher="27b"),
+    Job(
+        "12b pretrain, as launched", "experiments/recipe.py:12b", "pretrain", "v4:8x16x16", 3, ("--teacher_model=27b",)
+    ),
+    Job("27b pretrain, targets stored", "experiments/recipe.py:27b", "pretrain", "v5p:16x16x24"),
     *(
         Job(f"{size} starter", f"experiments/starter.py:{size}", "continued", topology)
         for size, topology in (
@@ -77,10 +83,25 @@ JOBS = [
 def compile_job(job: Job) -> dict:
     command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
     command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    flags = {"LIBTPU_INIT_ARGS": compiler_flags(job.topology.partition(":")[0], job.num_slices)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | flags)
     if done.returncode:
         raise SystemExit(f"{job.name}: {' '.join(command)} ended with status {done.returncode}")
-    return {"job": job.name, **json.loads(done.stdout)}
+    return {"job": job.name, "code": code(), **json.loads(done.stdout)}
+
+
+def compiler_flags(generation: str, num_slices: int) -> str:
+    """As the launchers set them: launch/tpu_flags.sh."""
+    return said_by("bash", "-c", f"source launch/tpu_flags.sh && libtpu_flags {generation} {num_slices}")
+
+
+def code() -> str:
+    """What git calls the package as it was committed last."""
+    return said_by("git", "rev-parse", "HEAD:gemma3_jax")
+
+
+def said_by(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
 
 
 def table(plans: list[dict]) -> str:
@@ -124,7 +145,7 @@ def beside_maxtext(plans: dict[str, dict]) -> str:
 
 
 def write_readme(text: str) -> None:
-    """Between its marks, all at once."""
+    """Between its marks."""
     path = ROOT / "README.md"
     before, _, rest = path.read_text().partition(MARKS[0])
     _, found, after = rest.partition(MARKS[1])
@@ -143,8 +164,11 @@ def main() -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     plans = {}
     if file.exists():
-        plans = {plan["job"]: plan for plan in map(json.loads, file.read_text().splitlines())}
+        found = map(json.loads, file.read_text().splitlines())
+        plans = {plan["job"]: plan for plan in found if plan["code"] == code()}
     asked = [job for job in JOBS if flags.only in job.name]
+    if not asked:
+        parser.error(f"--only is {flags.only}; the jobs are: {', '.join(job.name for job in JOBS)}")
     for number, job in enumerate(asked, start=1):
         if job.name not in plans:
             print(f"{number} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
@@ -154,6 +178,8 @@ def main() -> None:
     found = f"{table([plans[job.name] for job in JOBS if job.name in plans])}\n\n{beside_maxtext(plans)}"
     print(found)
     if flags.readme:
+        if missing := [job.name for job in JOBS if job.name not in plans]:
+            parser.error(f"--readme: not compiled yet, with this code: {', '.join(missing)}")
         write_readme(found)
 
 
