@@ -8,7 +8,8 @@ which teacher, and at which temperature, is not published, so the command names 
 
 Hardware and hours: Table 2 (512 v5e chips for 1B, 2,048 v5e for 4B, 6,144 v4 for 12B, 6,144 v5p for 27B); 27B would
 take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 operations over
-6,144 x 4.59e14 a second). It has been traced (tests/test_experiments.py), not run: no accelerator was at hand.
+6,144 x 4.59e14 a second). The TPU compiler has taken every stage (README, 'On TPU pods'); none has been run: no
+accelerator was at hand.
 Sources: "report" is the Gemma 3 technical report (arXiv 2503.19786). "Not published" marks what is ours, and why.
 """
 

@@ -7,12 +7,15 @@ import importlib.util
 import json
 import os
 import pathlib
+import signal
+import socket
 import threading
 import time
 
 from gemma3_jax.cli import terminal
 
 GIB = 1 << 30
+SECONDS_PER_TICK = 30.0
 
 
 def parser() -> terminal.Parser:
@@ -108,21 +111,38 @@ def _teacher_model(asked: str | None, given, name: str):
 
 @contextlib.contextmanager
 def _ticking(what: str):
-    """Says what is done, and now and then how long it has taken: the compiler does not say how long it will."""
-    started, done = time.monotonic(), threading.Event()
+    """Says what is done, and now and then how long it has taken: the compiler does not say how long it will.
 
-    def tick() -> None:
-        while not done.wait(30):
-            terminal.say(f"{what}: {time.monotonic() - started:,.0f} s")
+    Its thread answers Ctrl-C, too: Python runs handlers in the main thread alone, once the compiler is done with it.
+    """
+    started = time.monotonic()
+    reader, writer = socket.socketpair()
+    reader.settimeout(SECONDS_PER_TICK)
+    writer.setblocking(False)
+    previous_fd = signal.set_wakeup_fd(writer.fileno())
+
+    def listen() -> None:
+        while True:
+            try:
+                numbers = reader.recv(64)
+            except TimeoutError:
+                terminal.say(f"{what}: {time.monotonic() - started:,.0f} s")
+                continue
+            if not numbers:
+                return
+            for number in numbers:
+                signal.getsignal(number)(number, None)
 
     terminal.say(f"{what}; usually one to five minutes")
-    thread = threading.Thread(target=tick, daemon=True)
+    thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        done.set()
+        signal.set_wakeup_fd(previous_fd)
+        writer.close()
         thread.join()
+        reader.close()
 
 
 def _print(found) -> None:
