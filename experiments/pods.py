@@ -83,7 +83,8 @@ JOBS = [
 def compile_job(job: Job) -> dict:
     command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
     command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
-    flags = {"LIBTPU_INIT_ARGS": compiler_flags(job.topology.partition(":")[0], job.num_slices)}
+    # Flags for XLA on this machine's own devices are none of a TPU's.
+    flags = {"LIBTPU_INIT_ARGS": compiler_flags(job.topology.partition(":")[0], job.num_slices), "XLA_FLAGS": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | flags)
     if done.returncode:
         raise SystemExit(f"{job.name}: {' '.join(command)} ended with status {done.returncode}")
