@@ -38,20 +38,6 @@ xpk="${XPK:-xpk}"
 declare -a place arguments # of xpk: where; of train
 generation="" bucket="" archive="" revision=""
 
-main() {
-  local verb="${1-}" verbs=(attach run list logs delete)
-  case "$verb" in
-    -h | --help | help | "")
-      printf '%s\n' "$usage"
-      [[ -n "$verb" ]] && exit 0 || exit 1
-      ;;
-  esac
-  [[ " ${verbs[*]} " == *" $verb "* ]] ||
-    fail "there is no verb $(quoted "$verb"); did you mean $(nearest "$verb" "${verbs[@]}")? (there are: ${verbs[*]})"
-  shift
-  "verb_$verb" "$@"
-}
-
 # prepare SPEC ARGUMENT...: reads the flags, and checks those that every verb has.
 prepare() {
   local spec="cluster! project! zone! $1"
@@ -176,4 +162,4 @@ verb_delete() {
     fail "xpk could not delete ${flag[name]} (above)"
 }
 
-main "$@"
+dispatch "attach run list logs delete" "$@"

@@ -91,6 +91,22 @@ nearest() {
     END { print best }'
 }
 
+# dispatch "VERB ..." ARGUMENT...: the function verb_VERB of the first argument; `usage` for help.
+dispatch() {
+  local verb="${2-}" verbs
+  read -ra verbs <<<"$1"
+  case "$verb" in
+    -h | --help | help | "")
+      printf '%s\n' "${usage:?}"
+      [[ -n "$verb" ]] && exit 0 || exit 1
+      ;;
+  esac
+  [[ " ${verbs[*]} " == *" $verb "* ]] ||
+    fail "there is no verb $(quoted "$verb"); did you mean $(nearest "$verb" "${verbs[@]}")? (there are: ${verbs[*]})"
+  shift 2
+  "verb_$verb" "$@"
+}
+
 # --- flags ---
 
 # read_flags "NAME! NAME=DEFAULT NAME? ..." ARGUMENT...: fills `flag` and `after`. ! is needed, ? is a switch.

@@ -44,20 +44,6 @@ queued=(gcloud compute tpus queued-resources)
 declare -a place arguments # of gcloud: where; of train
 generation="" bucket="" archive="" revision="" state="" slices="" slice="" hosts=""
 
-main() {
-  local verb="${1-}" verbs=(create setup run status logs stop delete)
-  case "$verb" in
-    -h | --help | help | "")
-      printf '%s\n' "$usage"
-      [[ -n "$verb" ]] && exit 0 || exit 1
-      ;;
-  esac
-  [[ " ${verbs[*]} " == *" $verb "* ]] ||
-    fail "there is no verb $(quoted "$verb"); did you mean $(nearest "$verb" "${verbs[@]}")? (there are: ${verbs[*]})"
-  shift
-  "verb_$verb" "$@"
-}
-
 # prepare SPEC ARGUMENT...: reads the flags, and checks those that every verb has.
 prepare() {
   local spec="name! project! zone! internal_ip? iap? $1"
@@ -271,4 +257,4 @@ verb_logs() {
   is_dry || say "logs are in $to"
 }
 
-main "$@"
+dispatch "create setup run status logs stop delete" "$@"

@@ -29,7 +29,7 @@ def test_the_demo_is_planned_for_four_chips():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fits"] and found["num_chips"] == 4 and 0 < found["hbm_bytes_per_chip"] < 1 << 30
-    assert 1 < found["flops_ratio"] < 2  # nothing is computed twice, but blocks of attention are larger than its window
+    assert 1 < found["flops_ratio"] < 1.6  # nothing twice, but blocks of attention pass its window
     assert found["hbm_bytes_by_kind"]["activations"] > 0
     gathered = [one for one in found["collective_bytes"] if one["kind"] == "all-gather"]
     assert [one["axes"] for one in gathered] == [["data"]] and gathered[0]["received_bytes"] > 0

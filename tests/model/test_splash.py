@@ -193,6 +193,7 @@ def test_global_layers_gather_keys_in_the_dtype_of_activations():
     found = collectives(model, sharding.make_mesh(seq=2), execute, 2, 256)
     keys = {(dtype, shape) for kind, dtype, shape in found if kind == "all-gather" and len(shape) == 4}
     assert keys == {("bf16", (2, 256, 2, HEAD_WIDTH))}
+    assert ("all-gather", "s32", (2, 256)) in found  # and segments
 
 
 def program_and_kept(attention_path, remat):
