@@ -157,8 +157,7 @@ def test_other_microbatches_and_an_average_change_no_loss(straight, train):
     status, _ = train(
         "--stage=first", "--config.stages.first.num_microbatches=1", "--config.stages.first.average_decay=0.5"
     )
-    losses = [[row["loss"] for row in runs.rows(workdir)[:20]] for workdir in (train.workdir, straight)]
-    assert status == 0 and losses[0] == pytest.approx(losses[1], rel=1e-5)  # another program: it rounds otherwise
+    assert status == 0 and runs.rows(train.workdir) == runs.rows(straight)[:20]
     average, params = (
         {name.rpartition("params")[2].rpartition("average")[2]: array for name, array in found.items() if part in name}
         for found in [runs.arrays(train.workdir, 20)]
