@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from gemma3_jax.cli import convert, evaluate, plan, prepare, teach, terminal, train
 
 USER_ERROR = 1
-BROKEN = (
-    71  # an error that is nobody's input, with its traceback: of ours, or of a machine that another attempt may find
-)
+BROKEN = 71  # an error that is nobody's input, with its traceback: another attempt may find another machine
 SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it has
 # Libraries that not everybody needs, and the extra of setup.cfg that brings them.
 EXTRAS = {

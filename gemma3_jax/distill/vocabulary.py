@@ -142,7 +142,7 @@ def place_of(vocab_size: int, width: int) -> Place:
     if mesh.empty or mesh.shape["data"] == 1 or "data" in shard.axes:
         return Place(whole, shard, None)
     at_rest = sharding.parameter_spec(("V", "D"), (vocab_size, width), mesh.shape)
-    for dim in (0, 1) if "data" in (at_rest[0] or ()) else (1, 0):
+    for dim in (0, 1) if "data" in sharding.axes_by_dim(at_rest, 2)[0] else (1, 0):
         if (shard.size, width)[dim] % mesh.shape["data"] == 0:
             spec = PartitionSpec((*shard.axes, "data"), None) if dim == 0 else PartitionSpec(shard.axes, "data")
             return Place(spec, shard, dim)

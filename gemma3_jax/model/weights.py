@@ -100,9 +100,8 @@ def scattered(spec: str, x: Float[Array, "..."], grad: Float[Array, "..."], shap
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return product.einsum(f"{x_dims},{out_dims}->{dims}", x, grad, jnp.float32)
-    x_spec, grad_spec = (
-        sharding.activation_spec(dims, x.shape, mesh.shape) for dims, x in ((x_dims, x), (out_dims, grad))
-    )
+    x_spec = sharding.activation_spec(x_dims, x.shape, mesh.shape)
+    grad_spec = sharding.activation_spec(out_dims, grad.shape, mesh.shape)
     rest, used = _layouts(dims, shape, mesh)
     of_x = zip(x_dims, sharding.axes_by_dim(x_spec, x.ndim), strict=True)
     terms = {axis for letter, axes in of_x if letter not in dims for axis in axes if mesh.shape[axis] > 1}
