@@ -1,5 +1,9 @@
 """Gemma 3 attention: grouped heads, norms on query and key, RoPE, and the choice of how to compute it."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -49,6 +53,10 @@ def attend(
     return out if path == "splash" else checkpoint_name(out, splash.KEPT_NAME)
 
 
+# (query, key, value, window) -> what the queries read, and what is kept of the keys and values: None in training.
+Read = Callable[[jax.Array, jax.Array, jax.Array, int | None], tuple[jax.Array, Any]]
+
+
 class Attention(nnx.Module):
     """Self-attention of one layer; `window` is None on a global layer."""
 
@@ -64,8 +72,9 @@ class Attention(nnx.Module):
         self.key_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], attention: str
-    ) -> Float[Array, "B T D"]:
+        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], read: Read
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """What the layer adds, and what `read` keeps."""
         query = weights.project("BTD,DNH->BTNH", x, self.query[...])
         key = weights.project("BTD,DKH->BTKH", x, self.key[...])
         value = checkpoint_name(weights.project("BTD,DKH->BTKH", x, self.value[...]), "value")
@@ -75,5 +84,5 @@ class Attention(nnx.Module):
         query = checkpoint_name(query.astype(x.dtype), "query")
         # Laid out once more after the cast, so that a gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
-        attended = attend(query, key, value, places, self.window, attention)
-        return weights.project("BTNH,NHD->BTD", attended, self.output[...])
+        attended, kept = read(query, key, value, self.window)
+        return weights.project("BTNH,NHD->BTD", attended, self.output[...]), kept

@@ -16,16 +16,19 @@ def attend(
     value: Float[Array, "B S K H"],
     places: masks.Places,
     window: int | None,
+    *,
+    key_places: masks.Places | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax-weighted values; `query` comes scaled, query head n reads key head n // (N / K).
 
-    Costs O(T * S) time and memory. Where the row is split over `seq`, every device gathers all keys and values.
+    `key_places`: of keys that are not of the queries' own tokens. Costs O(T * S) time and memory.
+    Where the row is split over `seq`, every device gathers all keys and values.
     """
     key, value = (sharding.constrain(x, "BSKH") for x in (key, value))
     q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
     q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)  # else XLA's CPU backend transposes the scores, S / H times as many numbers
     scores = product.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, key, jnp.float32)
-    probs = masked_softmax(scores, masks.visible(places, places, window)[:, None, None])
+    probs = masked_softmax(scores, masks.visible(places, key_places or places, window)[:, None, None])
     return product.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
 
 

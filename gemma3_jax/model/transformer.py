@@ -1,13 +1,15 @@
 """Gemma 3, the text transformer: section 2 of the report, in code."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.model import attention, config, execution, layers, masks, rope
+from gemma3_jax.model import attention, cache, config, execution, layers, masks, rope
 
 
 class Block(nnx.Module):
@@ -23,11 +25,13 @@ class Block(nnx.Module):
         self.post_mlp_norm = norm()
 
     def __call__(
-        self, x: Float[Array, "B T D"], places: masks.Places, angles: Float[Array, "B T _"], path: str
-    ) -> Float[Array, "B T D"]:
-        x += self.post_attention_norm(self.attention(self.pre_attention_norm(x), places, angles, path))
+        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], read: attention.Read
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """The stream after the layer, and what `read` keeps of its keys and values."""
+        attended, kept = self.attention(self.pre_attention_norm(x), angles, read)
+        x += self.post_attention_norm(attended)
         x += self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x)))
-        return x
+        return x, kept
 
 
 class Period(nnx.Module):
@@ -40,6 +44,8 @@ class Period(nnx.Module):
 
 class Transformer(nnx.Module):
     """Packed rows of tokens in, final hidden states out; `logits` turns those into scores over the vocabulary.
+
+    `extend` is the same for rows that go on from a cache, as text does that is being written.
 
     The layers stand as a scan over periods, in each a scan over local layers and one global layer, and a scan over the
     local layers left at the end: three layer bodies in the program, whatever the depth.
@@ -68,28 +74,59 @@ class Transformer(nnx.Module):
         if soft_tokens is not None:
             x = layers.place_soft_tokens(x, soft_tokens, places.images)
 
-        angles = functools.partial(rope.angles, places.positions, self.model.head_width)
+        def read(query, key, value, window, past):
+            return attention.attend(query, key, value, places, window, execute.attention), None
+
+        hidden, _ = self._through_layers(x, places.positions, read, cache.NOTHING, execute.remat)
+        return hidden
+
+    def extend(
+        self, tokens: Int[Array, "B T"], cached: cache.Cache, *, execute: execution.Execution = execution.REFERENCE
+    ) -> tuple[Float[Array, "B T D"], cache.Cache]:
+        """Hidden states of tokens that come after those in the cache, and the cache with them in it.
+
+        Attention is dense: T times as many scores a head as the cache has slots.
+        """
+        x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
+        places = cache.places_of_next(cached, tokens.shape[1])
+
+        def read(query, key, value, window, past):
+            return cache.attend(query, key, value, places, window, cached=cached, past=past)
+
+        hidden, new = self._through_layers(x, places.positions, read, cached.layers, "none")
+        return hidden, cache.appended(cached, new, tokens.shape[1])
+
+    def _through_layers(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], read: Callable, past: cache.Layers, remat: str
+    ) -> tuple[Float[Array, "B T D"], cache.Layers]:
+        """Hidden states after the final norm, and what `read(query, key, value, window, past of the layer)` kept."""
+        angles = functools.partial(rope.angles, positions, self.model.head_width)
         local_angles = angles(base=self.model.rope_base_local, scale=1.0)
         global_angles = angles(base=self.model.rope_base_global, scale=self.model.rope_scale)
 
-        def layer(x, block, angles):
-            return block(x, places, angles, execute.attention)
+        def layer(x, block, angles, past):
+            return block(x, angles, functools.partial(read, past=past))
 
-        of_local, of_global = _keeping(layer, execution.REMAT_POLICIES[execute.remat])
+        of_local, of_global = _keeping(layer, execution.REMAT_POLICIES[remat])
 
-        def local_layer(x, block):
-            return of_local(x, block, local_angles), None
+        def local_layer(x, of_layer):
+            block, past = of_layer
+            return of_local(x, block, local_angles, past)
 
-        def period(x, layers_of):
+        def period(x, of_period):
+            layers_of, past_local, past_global = of_period
+            new_local = None
             if layers_of.local_layers is not None:
-                x, _ = jax.lax.scan(local_layer, x, layers_of.local_layers)
-            return of_global(x, layers_of.global_layer, global_angles), None
+                x, new_local = jax.lax.scan(local_layer, x, (layers_of.local_layers, past_local))
+            x, new_global = of_global(x, layers_of.global_layer, global_angles, past_global)
+            return x, (new_local, new_global)
 
+        new_local = new_global = new_remaining = None
         if self.periods is not None:
-            x, _ = jax.lax.scan(period, x, self.periods)
+            x, (new_local, new_global) = jax.lax.scan(period, x, (self.periods, past.local_layers, past.global_layers))
         if self.remaining_layers is not None:
-            x, _ = jax.lax.scan(local_layer, x, self.remaining_layers)
-        return self.final_norm(x)
+            x, new_remaining = jax.lax.scan(local_layer, x, (self.remaining_layers, past.remaining_layers))
+        return self.final_norm(x), cache.Layers(new_local, new_global, new_remaining)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 scores over the vocabulary: no bias, no soft cap. Ask for few tokens at a time: V is 262,144."""

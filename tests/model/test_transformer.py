@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.model import execution, masks, parameters, rope
+from gemma3_jax.model import dense, execution, masks, parameters, rope
 from tests import toys
 
 NUM_TOKENS = 24
@@ -31,6 +31,10 @@ def both_ways(model, params, tokens):
     """Hidden states as the transformer computes them, and as a Python loop over its layers does."""
     bound, places = parameters.bind(model, params), masks.whole_rows(tokens)
     x = bound.embedder.encode(tokens, jnp.float32)
+
+    def read(query, key, value, window):
+        return dense.attend(query, key, value, places, window), None
+
     for layer in range(model.num_layers):
         period, place = divmod(layer, model.period)
         if period == model.num_periods:
@@ -43,7 +47,7 @@ def both_ways(model, params, tokens):
             (model.rope_base_global, model.rope_scale) if model.is_global(layer) else (model.rope_base_local, 1.0)
         )
         angles = rope.angles(places.positions, model.head_width, base=base, scale=scale)
-        x = jax.tree.map(lambda leaf, index=index: leaf[index], stack)(x, places, angles, "dense")
+        x = jax.tree.map(lambda leaf, index=index: leaf[index], stack)(x, angles, read)[0]
     return bound(tokens, places), bound.final_norm(x)
 
 
