@@ -64,7 +64,11 @@ def prompt(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) 
     if folded[-1][0] != "user":
         raise ValueError("the last turn is of role 'model'; a prompt ends with a turn of the user")
     ids, _ = _encode(tokenizer, folded)
-    return [*ids, *tokenizer.encode("\n"), tokenizer.start_of_turn, *tokenizer.encode("model\n")]
+    return ids + _model_header(tokenizer)
+
+
+def _model_header(tokenizer: vocabulary.Tokenizer) -> list[int]:
+    return [*tokenizer.encode("\n"), tokenizer.start_of_turn, *tokenizer.encode("model\n")]
 
 
 def _encode(tokenizer: vocabulary.Tokenizer, folded: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
