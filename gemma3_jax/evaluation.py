@@ -4,8 +4,11 @@ No row comes twice in that form; but rows of another length hold the same docume
 
 A stage that rounds its weights is held against what it began with, over the whole vocabulary: unquantised; rounded
 there and then, which is quantisation after training; and as it is now, rounded too.
+
+And whatever `evaluate` measures of a checkpoint, if asked for, of the weights as training sees them.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,7 +20,11 @@ from gemma3_jax import settings
 from gemma3_jax.data import dataset, interleave, order, stream
 from gemma3_jax.distill import loss, teacher
 from gemma3_jax.distill import settings as distill_settings
+from gemma3_jax.evals import measures, task
+from gemma3_jax.evals import settings as evals_settings
+from gemma3_jax.inference import sampler
 from gemma3_jax.model import config
+from gemma3_jax.tokenizer import vocabulary
 from gemma3_jax.train import stage, step
 
 WHOLE = distill_settings.Samples(estimator=distill_settings.WHOLE)
@@ -30,10 +37,14 @@ def make(
     model: config.Config,
     *,
     num_bytes: np.ndarray,
+    tokenizer: vocabulary.Tokenizer,
     open_rows: Callable[[], Sequence],
     load_start: Callable[[str], dict],
 ) -> stage.Evaluation | None:
-    """What the settings of a leg's stage ask for. `load_start(dtype)` reads the parameters that it began with."""
+    """What the settings of a leg's stage ask for. `load_start(dtype)` reads the parameters that it began with.
+
+    Raises: ValueError if a measure cannot be made.
+    """
     asked = given.stages[leg.name]
     if not asked.evaluation.every_steps:
         return None
@@ -51,6 +62,8 @@ def make(
         )
     else:
         begin = _of_next_token(given, leg, model, num_bytes=num_bytes, open_rows=open_rows)
+    if asked.evaluation.measures.tasks:
+        begin = _and_measures(given, leg, model, tokenizer=tokenizer, begin=begin)
     return stage.Evaluation(every_steps=asked.evaluation.every_steps, begin=begin)
 
 
@@ -136,6 +149,46 @@ def compare(rounded: dict[str, float], trained: dict[str, float]) -> dict[str, f
         "recovered_perplexity": float(1 - left / cost) if 0 < cost < math.inf else math.nan,
         "recovered_kl": 1 - trained_kl / rounded_kl if rounded_kl > 0 else math.nan,
     }
+
+
+def _and_measures(
+    given: settings.Train, leg: stage.Leg, model: config.Config, *, tokenizer: vocabulary.Tokenizer, begin: Begin
+) -> Begin:
+    asked = given.stages[leg.name].evaluation.measures
+    asked = dataclasses.replace(asked, documents=asked.documents or given.documents)
+    if (readers := set(asked.tasks) & set(evals_settings.READ_DOCUMENTS)) and not asked.documents:
+        raise ValueError(
+            f"evaluation.measures.tasks has {min(readers)}, and measures.documents is empty, as config.documents is; "
+            "name what it is to read: --config.documents=FILE"
+        )
+    gemma = sampler.Sampler(
+        model, _no_params, tokenizer, mesh=leg.mesh, execute=given.execution, context=sampler.ANY_CONTEXT
+    )
+    made = [measures.make(name, gemma, asked) for name in asked.tasks]
+    # Compiled, parameters as they are would be copied.
+    view = jax.jit(leg.stage.view_params) if given.stages[leg.name].quant.format else leg.stage.view_params
+
+    def begin_all(frozen):
+        score = begin(frozen)
+
+        def measured(params):
+            found = score(params)
+            with jax.set_mesh(leg.mesh):
+                gemma.params = view(params)
+            for each in made:
+                summary = task.run(each, of=leg.name)
+                found |= {f"{each.name}/{name}": number for name, number in task.numbers(summary).items()}
+                found |= {name: value for name, value in summary.items() if isinstance(value, list)}
+            del gemma.params
+            return found
+
+        return measured
+
+    return begin_all
+
+
+def _no_params():
+    raise AssertionError("parameters are set when they are measured")
 
 
 def _mean(f: Callable, leg: stage.Leg) -> Callable[..., dict[str, float]]:

@@ -7,6 +7,7 @@ import dataclasses
 
 from gemma3_jax.data import settings as data_settings
 from gemma3_jax.distill import settings as distill_settings
+from gemma3_jax.evals import settings as evals_settings
 from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution as model_execution
 from gemma3_jax.quant import settings as quant_settings
@@ -37,10 +38,11 @@ START = "start"  # as a teacher: the parameters that the stage starts with
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured while a stage trains, on rows of its data that no stage of the walk comes to in this form."""
+    """What is measured while a stage trains."""
 
     every_steps: int = 0  # and at the end of the stage; 0: never
-    num_rows: int = 64
+    num_rows: int = 64  # of the stage's data that no stage of the walk comes to in this form
+    measures: evals_settings.Measures = evals_settings.Measures()  # what `evaluate` measures, too
 
     def __post_init__(self):
         if self.every_steps < 0 or self.num_rows < 1:
@@ -48,6 +50,8 @@ class Evaluation:
                 f"every_steps is {self.every_steps} and num_rows {self.num_rows}; the first must be at least 0, the "
                 "second at least 1"
             )
+        if self.measures.tasks and not self.every_steps:
+            raise ValueError("measures.tasks are set, but every_steps is 0, which is never; set it")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,7 @@ class Train:
     model: model_config.Config
     data: str = ""  # directory that `prepare` wrote
     teacher: str = ""  # of the stages whose loss is distill: a checkpoint of any kind that `convert` reads
+    documents: str = ""  # that evaluations read, where they name none of their own; as `evaluate --input`
     num_data_workers: int = 0  # processes that read ahead on each host; 0: threads
     init_from: str = ""  # a checkpoint of any kind that `convert` reads; empty: fresh parameters
     seed: int = 0  # of fresh parameters and of the order of the data

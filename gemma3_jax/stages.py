@@ -96,6 +96,7 @@ def _leg(
             leg,
             stage_model(given, name),
             num_bytes=num_bytes,
+            tokenizer=tokenizer,
             open_rows=lambda: evaluation.open_rows(given, leg, data, rows, warn=warn),
             load_start=load_start,
         ),

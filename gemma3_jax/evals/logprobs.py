@@ -52,7 +52,7 @@ def score(
 
     Lists of like length share a batch, filled up to a power of two, so few shapes are compiled.
     """
-    compiled = jax.jit(functools.partial(next_token_logprobs, model, execute))
+    compiled = _compiled(model, execute, mesh)
     by_length = collections.defaultdict(list)
     for number, tokens in enumerate(token_lists):
         by_length[_padded_length(len(tokens), mesh.shape["seq"])].append(number)
@@ -74,6 +74,12 @@ def score(
                 results[number] = logprobs[row, : len(token_lists[number]) - 1].tolist()
                 progress(len(token_lists[number]))
     return results
+
+
+@functools.cache  # scores are asked for some lists at a time
+def _compiled(model: config.Config, execute: execution.Execution, mesh: jax.sharding.Mesh) -> Callable:
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # on every host
+    return jax.jit(functools.partial(next_token_logprobs, model, execute), out_shardings=whole)
 
 
 def _padded_length(num_tokens: int, multiple: int) -> int:

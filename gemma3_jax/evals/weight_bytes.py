@@ -60,7 +60,7 @@ def table(model: config.Config, contexts: Sequence[int]) -> dict:
         "weights": {format: weights(model, format) for format in STORED},
         "embedding": STORED,
         "cache": {
-            context: {
+            str(context): {
                 layout: {name: size * cached(model, context, layout) for name, size in CACHED.items()}
                 for layout in LAYOUTS
             }
@@ -75,3 +75,25 @@ def table(model: config.Config, contexts: Sequence[int]) -> dict:
         found["report"] = {"size": size, "weights_gb": weights_gb, "cache_gb": cache, "context": REPORT_CONTEXT}
         found["note"] = NOTE
     return found
+
+
+def lines(model: config.Config, found: dict) -> list[str]:
+    """The table in GB, for people."""
+    told = found.get("report", {})
+    rows = [
+        (f"weights {format}, embedding {STORED[format]}", size, told.get("weights_gb", {}).get(format))
+        for format, size in found["weights"].items()
+    ]
+    for context, layouts in found["cache"].items():
+        for layout, numbers in layouts.items():
+            for number, size in numbers.items():
+                is_told = (context, number, layout) == (str(told.get("context")), "int8", "window")
+                kept = f"a window of {model.window}" if layout == "window" else "all tokens"
+                name = f"cache {number}, {context} tokens, local layers keep {kept}"
+                rows.append((name, size, told.get("cache_gb") if is_told else None))
+    width = max(len(name) for name, *_ in rows)
+    said = [f"{'GB':<{width}}  {'here':>8}" + ("  report" if told else "")]
+    for name, size, reported in rows:
+        here = "-" if size is None else format(size / 1e9, ".3f")
+        said.append(f"{name:<{width}}  {here:>8}" + (f"  {reported:6.1f}" if reported else ""))
+    return [*said, *([found["note"]] if told else [])]

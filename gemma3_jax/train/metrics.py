@@ -115,10 +115,12 @@ class Writers:
         self._evaluated.add(row["global_step"])
         self._evaluations.write(row)
         place = ("stage", "step", "global_step", "time")
-        numbers = {name: value for name, value in row.items() if name not in place}
+        numbers = {name: value for name, value in row.items() if name not in place and not isinstance(value, list)}
         for sink in self._others:
             sink({name: row[name] for name in place} | {f"evaluation/{name}": x for name, x in numbers.items()})
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        # What is measured by length, by source and the like is for plots.
+        told = {name: value for name, value in numbers.items() if name.count("/") < 2 and "/num_" not in name}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in told.items())
         self._say(f"{row['stage']} {row['step']} evaluated: {shown}")
 
     def skip(self, row: Mapping) -> None:

@@ -1,0 +1,105 @@
+"""What can be measured of a model, and how much of it: the same for `evaluate` and for evaluations in training."""
+
+import dataclasses
+
+TASKS = ("perplexity", "context", "needle", "memorization", "bytes", "samples")
+READ_DOCUMENTS = ("perplexity", "context", "memorization")
+NEEDLE_KINDS = ("single", "multikey", "multivalue", "tracking", "common_words")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """How well documents are predicted, by source."""
+
+    window: int = 4_096  # tokens scored together; longer documents are cut, and each piece repeats BOS and one token
+
+    def __post_init__(self):
+        if self.window < 3:  # BOS, the token that is repeated, and one that is predicted
+            raise ValueError(f"window is {self.window}; it must be at least 3")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """Loss by position, and of the last tokens of documents against how much of what came before is given."""
+
+    lengths: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096)  # tokens; shorter documents than the last: left out
+    last_tokens: int = 64  # that are scored, whatever the length: 1,024 in the report's figure 7
+    num_documents: int = 64  # at most; the result says how many were long enough
+
+    def __post_init__(self):
+        for name in ("last_tokens", "num_documents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"lengths is {self.lengths}; name at least one, each once, in ascending order")
+        if self.lengths[0] <= self.last_tokens:  # BOS comes before them
+            raise ValueError(
+                f"lengths begins with {self.lengths[0]} and last_tokens is {self.last_tokens}; every length must be "
+                "over last_tokens"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needle:
+    """Retrieval from generated text, after RULER (Hsieh et al. 2024)."""
+
+    kinds: tuple[str, ...] = NEEDLE_KINDS
+    lengths: tuple[int, ...] = (512, 1_024)  # tokens of the whole prompt, to within 1 %
+    num_depths: int = 5  # places of the needle, from the start to the end
+    num_samples: int = 2  # at each length and depth
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("kinds", "lengths"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; name at least one, and each once")
+        if unknown := [kind for kind in self.kinds if kind not in NEEDLE_KINDS]:
+            raise ValueError(f"kinds has {unknown[0]!r}; each must be one of {', '.join(NEEDLE_KINDS)}")
+        if min(self.lengths) < 1:
+            raise ValueError(f"lengths has {min(self.lengths)}; each must be at least 1 token")
+        for name in ("num_depths", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memorization:
+    """How much of its training text a model says by heart."""
+
+    num_samples: int = 1_000  # documents, as many of each source
+    prefix_tokens: int = 50  # given, after BOS
+    suffix_tokens: int = 50  # to be said
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("num_samples", "prefix_tokens", "suffix_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Measures of one model. `documents` is read by perplexity, context and memorization."""
+
+    tasks: tuple[str, ...] = ()
+    documents: str = ""  # .jsonl (text, and source if there are several), a text file, or a directory of these; in
+    # training empty: config.documents
+    perplexity: Perplexity = Perplexity()
+    context: Context = Context()
+    needle: Needle = Needle()
+    memorization: Memorization = Memorization()
+    cache_lengths: tuple[int, ...] = (32_768,)  # of bytes: tokens in the cache
+    prompts: tuple[str, ...] = ()  # of samples: texts to go on from
+    sample_tokens: int = 64
+
+    def __post_init__(self):
+        for name in self.tasks:
+            if name not in TASKS:
+                raise ValueError(f"tasks has {name!r}; it must be of {', '.join(TASKS)}")
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks is {self.tasks}; name every task once")
+        if "samples" in self.tasks and not self.prompts:
+            raise ValueError("tasks has samples, but prompts is empty; name the texts to go on from")
+        if self.sample_tokens < 1:
+            raise ValueError(f"sample_tokens is {self.sample_tokens}; it must be at least 1")
