@@ -5,7 +5,7 @@ metrics.jsonl      a row for each logged step        damaged/       those that c
 evaluations.jsonl  what was measured beside          tensorboard/   the rows again
 skipped.jsonl      steps that were not believed      cache/         compiled programs
 goodput.jsonl      where the time went               profile/       traces
-starts.jsonl       every start: command and config   tokenizer.model
+starts.jsonl       every start: what, by which code  tokenizer.model
 """
 
 import contextlib
@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from gemma3_jax import chips, settings, stages
+from gemma3_jax import chips, provenance, settings, stages
 from gemma3_jax.checkpoint import series
 from gemma3_jax.train import goodput, interrupts, journal, loop, metrics, saver, stage, step, trace, walk, watchdog
 
 DONE, DIVERGED, STOPPED = 0, 70, interrupts.STOPPED  # exit statuses
-CONFIG, STARTS, GOODPUT = "config.json", "starts.jsonl", "goodput.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +85,7 @@ def execute(given: settings.Train, asked: Asked, front: Front) -> Ended:
 def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.Leg], watch: watchdog.Watchdog) -> Ended:
     """Goes back to where the run was, sets up who looks after it, and walks on."""
     is_first = jax.process_index() == 0
-    ledger_file = asked.workdir / GOODPUT if is_first else pathlib.Path(os.devnull)
+    ledger_file = asked.workdir / goodput.FILE if is_first else pathlib.Path(os.devnull)
     ledger = goodput.Ledger(journal.Journal(ledger_file, front.say), started=asked.started)
     checkpoints = series.Series(
         asked.workdir / series.CHECKPOINTS,
@@ -187,7 +186,7 @@ def _writers(
     given: settings.Train, workdir: pathlib.Path, legs: list[stage.Leg], after: int, front: Front
 ) -> metrics.Writers:
     """Everything that the first process writes beside checkpoints, the config first."""
-    _write_config(given, workdir, front.say)
+    _write_config(given, workdir, legs, front.say)
     for file, content in legs[-1].beside.items():
         _write(workdir / file, content, front.say)
     by_name = {leg.name: leg for leg in legs}
@@ -250,16 +249,33 @@ def _flat(tree: Mapping, prefix: str = "") -> dict:
     return found
 
 
-def _write_config(given: settings.Train, workdir: pathlib.Path, say: Callable[..., None]) -> None:
-    """Writes the resolved config, and says what changed since the last start here."""
-    now, path = dataclasses.asdict(given), workdir / CONFIG
+def _write_config(
+    given: settings.Train, workdir: pathlib.Path, legs: list[stage.Leg], say: Callable[..., None]
+) -> None:
+    """Writes the resolved config, what this start is made of, and says what changed since the last one here."""
+    now, path = dataclasses.asdict(given), workdir / provenance.CONFIG
     try:
         if path.exists():
             say(*(f"changed since the last start: {line}" for line in differences(json.loads(path.read_text()), now)))
     except ValueError as error:
         say(f"warning: {path} is not what a run writes, and is written anew: {error}")
     _write(path, json.dumps(journal.finite(now), indent=2).encode() + b"\n", say)
-    journal.Journal(workdir / STARTS, say).write({"time": time.time(), "command": sys.argv[1:], "config": now})
+    start = {
+        "time": time.time(),
+        "command": sys.argv[1:],
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "data": {leg.name: _digests(leg) for leg in legs},
+        "config": now,
+    }
+    journal.Journal(workdir / provenance.STARTS, say).write(start)
+
+
+def _digests(leg: stage.Leg) -> dict[str, str]:
+    """What a leg learns from, by the names that a checkpoint knows it by."""
+    cursor = leg.cursor(0)
+    rows = {name: cursor[name] for name in ("data", "mixture")}
+    return rows | {name: leg.identity[name] for name in ("tokenizer", "teacher")}
 
 
 def _write(path: pathlib.Path, content: bytes, say: Callable[..., None]) -> None:

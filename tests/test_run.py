@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma3_jax import stages
+from gemma3_jax import provenance, stages
 from gemma3_jax.checkpoint import convert, series
 from gemma3_jax.cli import program
+from gemma3_jax.data import dataset
 from gemma3_jax.distill import loss
 from tests import disks, runs, texts
 from tests.checkpoint.test_hf import make_directory
@@ -82,6 +83,15 @@ def test_a_run_writes_a_row_for_every_step_and_its_config(straight):
     assert rows[3]["learning_rate"] == pytest.approx(1e-2) and rows[19]["learning_rate"] < 2e-3
     resolved = json.loads((straight / "config.json").read_text())
     assert resolved["stages"]["second"]["rope_scale"] == 8.0 and resolved["deadlines"]["save"] == 3_600.0
+
+
+def test_every_start_says_by_which_code_and_from_which_data(straight, data):
+    [start] = [json.loads(line) for line in (straight / "starts.jsonl").read_text().splitlines()]
+    assert start["versions"] == provenance.versions() and start["commit"] == provenance.commit()
+    assert start["data"].keys() == {"first", "second"}
+    of_stage = start["data"]["second"]
+    assert of_stage["data"] == dataset.open_dataset(data).digest and of_stage["teacher"] == "none"
+    assert of_stage["tokenizer"] == texts.tokenizer().digest and len(of_stage["mixture"]) == 16
 
 
 def test_checkpoints_that_are_kept_are_the_last_and_the_ends_of_stages(straight):

@@ -48,6 +48,20 @@ def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
         remove_partials()
 
 
+def replace(target: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole, over one that is there, or leaves that as it is.
+
+    Raises: OSError.
+    """
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    _partials.add(partial)
+    try:
+        partial.write_bytes(content)
+        partial.replace(target)
+    finally:
+        remove_partials()
+
+
 def remove_partials() -> None:
     """Removes whatever was begun and not finished. A signal that comes meanwhile may call it again."""
     for partial in tuple(_partials):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gemma3_jax.train import journal
 
+FILE = "goodput.jsonl"
 KINDS = ("init", "compile", "restore", "data", "step", "save", "evaluate")
 REDONE = ("data", "step", "save", "evaluate")  # what is lost with the steps that a process did after its last save
 LOST = "lost"

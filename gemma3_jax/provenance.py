@@ -1,0 +1,54 @@
+"""What made a run: the versions of the packages, and the commit of the code. Importing this loads nothing heavy."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+
+CONFIG, STARTS = "config.json", "starts.jsonl"  # of a run directory
+PACKAGES = ("gemma3_jax", "jax", "flax", "optax", "orbax-checkpoint")
+CHANGED = "+changes"
+SECONDS_FOR_GIT = 10.0
+PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+def versions() -> dict[str, str | None]:
+    """Version of each package that the numbers of a run hang on, and of Python; None for one that is not installed."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def commit(package: pathlib.Path = PACKAGE) -> str | None:
+    """The commit of the checkout that a package lies in, with "+changes" if the package is not as committed there.
+
+    None outside a checkout, without git, and for a package that a checkout holds but does not track, as one installed
+    into a virtual environment.
+    """
+    if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:
+        return None
+    found, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "--porcelain", "--", ".")
+    return found and found + (CHANGED if changes else "")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(directory: pathlib.Path, *command: str) -> str | None:
+    """What git says of the checkout that a directory lies in; None if it fails or is not there."""
+    # Of whoever started this process, as a hook: they would have git look at another checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_FOR_GIT,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,69 @@
+"""Numbers as people read them."""
+
+import math
+
+THOUSANDS = ("", "K", "M", "B", "T")
+
+
+def count(value: int | float) -> str:
+    """1,234; 65.5K; 1.31M: three digits and the letter of the power of a thousand."""
+    if not math.isfinite(value):
+        return "–"
+    if abs(value) < 10_000:
+        return f"{value:,.0f}"
+    return scaled(value)
+
+
+def scaled(value: int | float) -> str:
+    """65.5K; 1.31M; 12: short enough for an axis."""
+    power = 0
+    while abs(value) >= 999.5 and power < len(THOUSANDS) - 1:
+        value, power = value / 1_000, power + 1
+    return f"{value:.3g}{THOUSANDS[power]}"
+
+
+def tokens(value: int | float) -> str:
+    """512; 4K; 128K: lengths of contexts, whose thousands are of 1,024."""
+    return f"{value / 1024:.4g}K" if value >= 1024 else f"{value:.4g}"
+
+
+def number(value: object) -> str:
+    """Four significant digits; whole numbers whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:.4g}" if abs(value) < 10_000 else count(value)
+
+
+def decimals(value: int | float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
+
+
+def share(value: int | float) -> str:
+    return f"{value:.1%}".replace("%", " %") if math.isfinite(value) else "–"
+
+
+def size(num_bytes: int | float) -> str:
+    """1.50 GB; 12.6 MB; 196 kB: powers of a thousand."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}" if num_bytes < 1e12 else f"{num_bytes / scale:,.0f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def duration(seconds: int | float) -> str:
+    """8.2 s; 4 min 10 s; 3 h 05 min; 2 d 4 h."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02} min"
+    return f"{hours // 24} d {hours % 24} h"

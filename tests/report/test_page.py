@@ -1,0 +1,240 @@
+"""The page: whole, safe whatever a run says, alone in the world."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from gemma3_jax.cli import report
+from gemma3_jax.report import page
+from tests.report import run_directories
+
+SECTIONS = ["summary", "training", "optimisation", "speed", "teacher", "context", "rounding", "memory"]
+SECTIONS += ["evaluations", "samples", "config", "provenance"]
+HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=y>\"&amp;"
+
+
+class Seen(html.parser.HTMLParser):
+    """Every element of a page, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, name):
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+def test_every_section_is_there_and_the_list_on_top_leads_to_it(show):
+    seen = Seen(show())
+    assert [attributes["id"] for tag, attributes in seen.elements if tag == "section"] == SECTIONS
+    links = [attributes["href"] for tag, attributes in seen.elements if tag == "a"]
+    assert links == [f"#{name}" for name in SECTIONS]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A page, drawings and all, of two runs, one of which says things that would break out of any place."""
+    directory = run_directories.write(tmp_path_factory.mktemp("a") / "run")
+    other = run_directories.write(directory.parent / "<b>other")
+    stages = run_directories.config()["stages"] | {HOSTILE: {"row_length": 7}}
+    config = run_directories.config(stages=stages, data="https://example.com/a.css", teacher=HOSTILE)
+    (directory / "config.json").write_text(json.dumps(config))
+    start = run_directories.start(command=["train", HOSTILE], commit=HOSTILE, versions={HOSTILE: HOSTILE})
+    run_directories.write_lines(directory / "starts.jsonl", [start] * 2)
+    rows = [row | {"stage": row["stage"].replace("qat", HOSTILE)} for row in run_directories.rows(20)]
+    run_directories.write_lines(directory / "metrics.jsonl", rows)
+    told = [
+        row | {"stage": row["stage"].replace("qat", HOSTILE)}
+        for row in run_directories.evaluations(run_directories.rows(20))
+    ]
+    told[-1] |= {f"{HOSTILE}/score": 1.0, "samples": [{"prompt": HOSTILE, "text": HOSTILE}]}
+    run_directories.write_lines(directory / "evaluations.jsonl", told)
+    runs = page.read(directory, [other])
+    return page.render(runs, page.sections(runs)).decode()
+
+
+def test_ids_are_unique_and_what_is_referred_to_is_there(hostile):
+    seen = Seen(hostile)
+    ids = seen.values("id")
+    assert len(ids) == len(set(ids)) > 100
+    references = re.findall(r"url\(#([^)]+)\)", " ".join(str(attributes) for _, attributes in seen.elements))
+    references += [value[1:] for value in seen.values("xlink:href") + seen.values("href")]
+    assert references and set(references) <= set(ids)
+
+
+def test_nothing_is_loaded_from_anywhere(hostile):
+    seen = Seen(hostile)
+    tags = {tag for tag, _ in seen.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "image", "foreignobject"}
+    for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
+        assert all(value.startswith("#") for value in seen.values(name))
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)\)", hostile))
+    assert "@import" not in hostile and page.NOTHING_LOADS in seen.values("content")
+
+
+def test_what_a_run_says_is_text_wherever_it_stands(hostile):
+    seen = Seen(hostile)
+    assert not {tag for tag, _ in seen.elements} & {"script", "img", "b"}
+    assert not any(name.startswith("on") for _, attributes in seen.elements for name in attributes)
+    # In stages, legends, tables, samples, config, command, commit and versions.
+    assert "".join(seen.text).count("<script>") > 20 and [tag for tag, _ in seen.elements].count("style") == 1
+
+
+def test_text_that_utf_8_has_not_does_not_stop_the_page(show, directory):
+    told = run_directories.evaluations(run_directories.rows(20))
+    told[-1]["samples"] = [{"prompt": "half \ud83d", "text": "nul \0 and 訓練"}]
+    run_directories.write_lines(directory / "evaluations.jsonl", told)
+    assert "half ?" in show() and "nul � and 訓練" in show()
+
+
+def test_what_is_not_there_is_said(show, directory):
+    for name in ("config.json", "goodput.jsonl", "starts.jsonl", "evaluations.jsonl", "skipped.jsonl"):
+        (directory / name).unlink()
+    run_directories.write_lines(directory / "metrics.jsonl", run_directories.rows(20, distilled=False))
+    text = show()
+    assert Seen(text).values("id").count("samples") == 1
+    for told in (
+        "config.json is not there: what the run was asked is not known.",
+        "goodput.jsonl is not there: where the time went is not known.",
+        "starts.jsonl is not there: how the run was started is not known.",
+        "No stage learned from a teacher.",
+        "No stage was measured against the length of its context",
+        "No stage with rounded weights was held against its start.",
+        "The run&#x27;s model is not known",
+        "Nothing else was measured beside training.",
+        "No text was sampled",
+        "not recorded",
+    ):
+        assert told in text
+
+
+def test_a_run_of_one_row_has_a_page(show, directory):
+    [row, *_] = run_directories.rows(20)
+    run_directories.write_lines(directory / "metrics.jsonl", [{**row, "loss": None}])
+    assert "Final loss" in show()
+    run_directories.write_lines(directory / "metrics.jsonl", [row])
+    assert "Final loss" in show()
+
+
+def test_a_loss_that_was_never_finite_leaves_the_rest(show, directory):
+    rows = [row | {"loss": None, "gradient_norm": None} for row in run_directories.rows(20)]
+    run_directories.write_lines(directory / "metrics.jsonl", rows)
+    assert 'id="learning-rate"' in show() and 'id="loss"' not in show()
+
+
+def test_mfu_is_shown_where_rows_have_it(show, directory):
+    assert 'id="mfu"' in show()
+    rows = run_directories.rows(20)
+    for row in rows:
+        del row["mfu"]
+    run_directories.write_lines(directory / "metrics.jsonl", rows)
+    assert 'id="mfu"' not in show() and "MFU is not shown" in show()
+
+
+def test_a_run_that_begins_with_a_later_stage_has_that_stage_s_tokens_alone(show, directory):
+    rows = [row for row in run_directories.rows(20) if row["stage"] == "qat"]
+    run_directories.write_lines(directory / "metrics.jsonl", rows)
+    # 20 steps of 4 rows of 512; the walk had seen 450,560 before.
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", show().partition("<h3>Stages</h3>")[2].partition("</table>")[0])
+    assert cells[9:13] == ["qat", "20", "512", "41K"]
+
+
+def test_runs_laid_over_one_another_have_a_colour_a_legend_and_a_column_each(show, tmp_path):
+    others = [run_directories.write(tmp_path / "narrow", better=0.2)]
+    others.append(run_directories.write(tmp_path / "plain", distilled=False, num_steps=7))
+    (others[0] / "config.json").write_text(json.dumps(run_directories.config(data="runs/other/data")))
+    text = show(*others)
+    legend = text[text.index('id="loss"') :].partition("</ul>")[0]
+    assert [name for name in ("wide", "narrow", "plain") if f"<span>{name}</span>" in legend] == [
+        "wide",
+        "narrow",
+        "plain",
+    ]
+    assert all(f"var(--series{number})" in legend for number in range(3))
+    assert '<th scope="col" class="number">narrow</th>' in text
+    assert (
+        "What differs" in text
+        and "<span>narrow: after qat</span>" in text
+        and "&quot;runs/other/data&quot;" in text
+        and "narrow: after qat" in text
+    )
+
+
+def test_provenance_has_command_commit_versions_and_digests(show):
+    text = show()
+    for told in (
+        "python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/demo",
+        "0123456789abcdef0123456789abcdef01234567+changes",
+        "jax 0.10.2",
+        "d1d1d1d1d1d1d1d1",
+        "2 times, the last",
+    ):
+        assert told in text
+
+
+def command(*flags):
+    report.run(report.parser().parse_all(list(flags)))
+
+
+def test_the_page_lies_in_the_run_directory(directory, undrawn, capsys):
+    command(f"--workdir={directory}", "--json")
+    told = json.loads(capsys.readouterr().out)
+    written = directory / "report.html"
+    assert told == {"output": str(written), "bytes": written.stat().st_size, "sections": SECTIONS}
+    command(f"--workdir={directory}")  # again, over it
+    assert "report.html: " in capsys.readouterr().out
+    assert not [path for path in directory.iterdir() if "partial" in path.name]
+
+
+def test_compare_takes_several_and_may_be_repeated(directory, undrawn, tmp_path):
+    others = [run_directories.write(tmp_path / name, num_steps=4) for name in "abc"]
+    output = tmp_path / "all.html"
+    command(
+        f"--workdir={directory}", f"--compare={others[0]},{others[1]}", f"--compare={others[2]}", f"--output={output}"
+    )
+    assert all(f"<span>{name}</span>" in output.read_text() for name in ("wide", "a", "b", "c"))
+
+
+def test_flags_that_cannot_be_followed(directory, tmp_path):
+    for output, error in (
+        (directory / "metrics.jsonl", r"--output is .*metrics\.jsonl; it must end in \.html"),
+        (tmp_path / "gone" / "a.html", r"gone is not a directory; make it first"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            command(f"--workdir={directory}", f"--output={output}")
+    (tmp_path / "a.html").mkdir()
+    with pytest.raises(ValueError, match=r"a\.html is a directory; name a file in it"):
+        command(f"--workdir={directory}", f"--output={tmp_path / 'a.html'}")
+    with pytest.raises(ValueError, match="is not a run"):
+        command(f"--workdir={tmp_path}")
+    with pytest.raises(ValueError, match="is named twice"):
+        command(f"--workdir={directory}", f"--compare={directory}")
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(directory, undrawn, monkeypatch):
+    output = directory / "report.html"
+    output.write_text("old")
+    monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError, match="no space left"):
+        command(f"--workdir={directory}")
+    assert output.read_text() == "old" and not list(directory.glob(".*partial*"))
+
+
+@pytest.mark.slow
+def test_100_000_rows_take_seconds(tmp_path):
+    import time
+
+    directory = run_directories.write(tmp_path / "long", num_steps=20_000)
+    began = time.perf_counter()
+    runs = page.read(directory)
+    content = page.render(runs, page.sections(runs))
+    assert time.perf_counter() - began < 30 and len(content) < 2e6  # 8 s alone on two cores
