@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, plan, prepare, teach, terminal, train
+from gemma3_jax.cli import convert, evaluate, generate, plan, prepare, report, teach, terminal, train
 
 USER_ERROR = 1
 BROKEN = 71  # an error that is nobody's input, with its traceback: another attempt may find another machine
@@ -27,6 +27,10 @@ EXTRAS = {
     "apache_beam": "beam",
     "tensorflow_datasets": "tfds",
     "wandb": "wandb",
+    "matplotlib": "plots",
+    "llguidance": "structured",
+    "jsonschema": "structured",
+    "lm_eval": "eval",
 }
 
 VERBS = {
@@ -35,7 +39,9 @@ VERBS = {
     "plan": (plan, "what a stage costs on TPUs, with no TPU at hand"),
     "teach": (teach, "stores what a teacher says of the rows of a stage"),
     "convert": (convert, "writes a checkpoint as another kind"),
+    "generate": (generate, "samples from a checkpoint"),
     "evaluate": (evaluate, "scores a checkpoint"),
+    "report": (report, "one page that shows a run"),
 }
 
 
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         reason = str(error).partition("\n")[0] or "no host memory left"
-        terminal.say(f"gemma3_jax: error: out of memory: {reason}; spread over more devices, or score shorter lists")
+        terminal.say(f"gemma3_jax: error: out of memory: {reason}; spread over more devices, or give it less at once")
         return USER_ERROR
 
 

@@ -57,13 +57,9 @@ def add_model_flag(parser: Parser) -> None:
 
 
 def mesh(text: str):
-    """The mesh that `--mesh` asks for: "data=4,model=2", or every device on `data`."""
-    import jax
-
+    """The mesh that `--mesh` asks for: "data=4,model=2"."""
     from gemma3_jax import sharding
 
-    if not text:
-        return sharding.make_mesh(data=jax.device_count())
     sizes = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
@@ -78,6 +74,14 @@ def say(*lines: str) -> None:
     with contextlib.suppress(OSError):
         if lines:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def ask(prompt: str) -> str:
+    """A line that is typed, without its end; empty at the end of input."""
+    if sys.stdin.isatty():
+        with contextlib.suppress(OSError):
+            print(prompt, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().rstrip("\n")
 
 
 def bar(label: str, total: int | None, unit: str = "B"):
