@@ -1,10 +1,7 @@
 """Every experiment is built; those for pods are traced on their meshes, with nothing allocated."""
 
-import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +12,6 @@ from jax.sharding import AbstractMesh, AxisType
 from gemma3_jax import settings, sharding, stages
 from gemma3_jax.cli import configs
 from gemma3_jax.data import stream
-from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.model import config
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
@@ -94,29 +90,3 @@ def test_a_starter_that_there_is_not_is_named():
 def test_the_demo_is_built():
     given = configs.load(str(EXPERIMENTS / "demo.py"), [], settings.Train)
     assert math.prod(getattr(given.mesh, axis) or 1 for axis in sharding.AXES) == 1
-
-
-def run_experiment(name: str, *flags: str) -> str:
-    command = [sys.executable, str(EXPERIMENTS / name), "--library_files=60", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_the_ablation_scores_every_estimator_and_both_ends(tmp_path):
-    out = run_experiment("distill_ablation.py", f"--output={tmp_path}", "--teacher_steps=4", "--steps=4", "--sizes=32")
-    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * (len(distill_settings.ESTIMATORS) + 2) + 1 and "minutes" in out
-    by_name = {(row["estimator"], row["tokens"]): row for row in rows}
-    assert by_name["the teacher", 0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert by_name["dense", 4_096]["kl"] < by_name["dense", 2_048]["kl"]  # it learns
-
-
-@pytest.mark.slow
-def test_teachers_of_two_sizes_are_compared_and_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    run_experiment("teacher_size.py", f"--output={tmp_path}", "--teacher_steps=4", "--horizons=1")
-    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
-    assert [row["teacher"] for row in rows] == ["small", "large"]
-    assert (tmp_path / "teacher_size.png").read_bytes().startswith(b"\x89PNG")

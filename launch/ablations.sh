@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The report's ablations in miniature, and one page of what they say: under an hour on two cores beside other work; no
+# accelerator, no download but packages.
+#   bash launch/ablations.sh [DIRECTORY] [--seeds=N ...]       default: runs/ablations; flags go to every ablation
+# Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already. Stopped at any
+# moment, the same command goes on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+directory=runs/ablations
+if [[ $# -gt 0 && "$1" != --* ]]; then
+  directory="$1"
+  shift
+fi
+
+if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+  [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+  # shellcheck source=/dev/null
+  source .venv/bin/activate
+fi
+python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[prepare,plots]'
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+
+for name in local_global window rope_scale teacher_size estimator qat_format; do
+  printf '\n$ python experiments/ablations/%s.py --output=%s %s\n' "$name" "$directory" "$*" >&2
+  python "experiments/ablations/$name.py" --output="$directory" "$@"
+done
+echo
+python experiments/ablations/page.py --output="$directory"
