@@ -2,7 +2,7 @@
 
     bash launch/demo.sh
 
-Two CPU cores, under ten minutes after installation. The text is the Python standard library (`demo_data.py`). The
+Two CPU cores, some ten minutes after installation. The text is the Python standard library (`demo_data.py`). The
 teacher learns the next token, then from rows 8 times as long. The student learns from what the teacher, running beside
 it, says of every token in 256 samples; then, with its weights rounded to 4 bits, from itself as it was. Sizes and rates
 are ours: the report has no toys.
@@ -12,7 +12,7 @@ are ours: the report has no toys.
 Another format, from where the student's `qat` began:
 
     python -m gemma3_jax train --config=experiments/demo.py --stage=qat --workdir=runs/demo/int4 \
-        --config.data=runs/demo/data --config.teacher=runs/demo/teacher \
+        --config.data=runs/demo/data --config.documents=runs/demo/documents.jsonl --config.teacher=runs/demo/teacher \
         --config.init_from=runs/demo/student/checkpoints/220 --config.stages.qat.quant.format=int4
 """
 
@@ -34,6 +34,13 @@ STUDENT = {
     "query_scale": 32**-0.5,
     "rope_scale": 8.0,  # of the model that comes out; the stage before the extension has 1
     "vocab_size": 2_048,
+}
+# At the end of each stage of the student: what documents that nobody learned from look like, up to 4,096 tokens.
+MEASURES = {
+    "tasks": ("perplexity", "context", "samples"),
+    "perplexity": {"window": 512},
+    "context": {"lengths": (128, 256, 512, 1_024, 2_048, 4_096), "num_documents": 16},
+    "prompts": ("def main(argv):\n", "import ", "class Error(Exception):\n"),
 }
 TEACHER = STUDENT | {"width": 192, "mlp_width": 768, "head_width": 48, "query_scale": 48**-0.5}
 
@@ -64,10 +71,12 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
         "teacher": "start",  # itself, before anything was rounded
         "samples": {"estimator": "whole"},
         "quant": {"format": "q4_0"},
-        "evaluation": {"every_steps": 25, "num_rows": 32},
+        "evaluation": {"every_steps": 25, "num_rows": 32, "measures": {"tasks": ("perplexity",)}},
     }
     stages = {"pretrain": pretrain, "long_context": long_context}
     if who == "student":
+        for stage in stages.values():
+            stage["evaluation"] = {"every_steps": stage["num_steps"], "num_rows": 8, "measures": MEASURES}
         stages = {name: stage | {"loss": "distill"} for name, stage in (stages | {"qat": qat}).items()}
     return ml_collections.ConfigDict(
         {
@@ -96,8 +105,14 @@ def main(directory: str) -> None:
                 f"{who:<10}{stage:<14}{len(of_stage):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
                 f"{tokens / seconds:>10,.0f}{seconds / 60:>9.1f}"
             )
-    *_, line = (pathlib.Path(directory) / "student" / "evaluations.jsonl").read_text().splitlines()
-    found = json.loads(line)
+    lines = (pathlib.Path(directory) / "student" / "evaluations.jsonl").read_text().splitlines()
+    last = {row["stage"]: row for row in map(json.loads, lines)}
+    print("\nLoss of the last 64 tokens of documents that no stage learned from, in nats, given")
+    print(f"{'':<14}" + "".join(f"{length:>8,}" for length in MEASURES["context"]["lengths"]) + "  tokens")
+    for stage in ("pretrain", "long_context"):
+        nats = (last[stage][f"context/by_length/{length}/nats"] for length in MEASURES["context"]["lengths"])
+        print(f"{stage:<14}" + "".join(f"{value:>8.3f}" for value in nats))
+    found = last["qat"]
     print(
         f"\nWeights rounded to 4 bits, on rows that no stage learned from: KL from the unquantised student "
         f"{found['rounded_kl']:.4g} nats before qat, {found['trained_kl']:.4g} after it"

@@ -279,7 +279,7 @@ def test_an_ablation_runs_from_text_to_plot(name, output):
 def test_the_page_of_what_ran_is_whole(output):
     finished = [name for name in NAMES if (output / name / finding.RESULT).exists()]
     if not finished:
-        pytest.skip("no ablation has run in this session")
+        pytest.skip("no ablation has run before")
     run_ablation("page", output)
     made = (output / page.PAGE).read_text()
     assert made.count("data:image/png;base64,") == len(finished)

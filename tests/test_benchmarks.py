@@ -78,6 +78,14 @@ def test_export_is_measured_by_kind_and_format():
     assert all(line["megabytes_per_second"] > 0 for line in found)
 
 
+def test_reading_and_writing_are_measured_against_transformers():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    ours, theirs, ratios, *caches = lines("decode.py", "--prompt=40", "--new=6", "--rows=2", "--rounds=1")
+    assert ours["program"] == "gemma3_jax" and theirs["program"] == "transformers" and ratios["same_ids"]
+    assert all(0.16 < line["share"] < 0.2 for line in caches) and len(caches) == 5
+
+
 def test_a_step_is_measured_by_format_against_the_one_that_rounds_nothing():
     found = {line["format"]: line for line in lines("rounding.py", "--steps=1", "--rounds=1", "--rows_per_step=1")}
     assert set(found) == {"unrounded", *formats.MATRICES} and found["unrounded"]["against_unrounded"] == 1.0
