@@ -104,6 +104,8 @@ def _measure(flags: argparse.Namespace) -> None:
     from gemma3_jax.evals import measures, task
 
     asked = _asked(flags)
+    if flags.output:
+        terminal.on_stop = terminal.Stop(None, f"the same command goes on from {flags.output}")
     gemma = _open(flags)
     found = measures.make(flags.task, gemma, asked)
     kept = pathlib.Path(flags.output) if flags.output else None

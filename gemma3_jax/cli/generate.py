@@ -52,6 +52,7 @@ def parser() -> terminal.Parser:
 
 def run(flags: argparse.Namespace) -> None:
     _check(flags)
+    terminal.on_stop = terminal.Stop(None, "the text ends here")
     from gemma3_jax.inference import sampler, sampling
 
     chosen = {name: getattr(flags, name) for name in ("temperature", "top_k", "top_p", "min_p")}
