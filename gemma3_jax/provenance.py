@@ -1,10 +1,11 @@
-"""What made a run: the versions of the packages, and the commit of the code. Importing this loads nothing heavy."""
+"""What made a run: versions of packages, the commit of the code, the fields of its config. It loads nothing heavy."""
 
 import importlib.metadata
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 
 CONFIG, STARTS = "config.json", "starts.jsonl"  # of a run directory
 PACKAGES = ("gemma3_jax", "jax", "flax", "optax", "orbax-checkpoint")
@@ -52,3 +53,14 @@ def _git(directory: pathlib.Path, *command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def fields(config: Mapping, prefix: str = "") -> dict:
+    """The fields of a nested config by their paths, as "stages.qat.num_steps"; tuples are lists, as in JSON."""
+    found: dict = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= fields(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found

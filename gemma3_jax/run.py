@@ -234,19 +234,9 @@ def _describe(leg: stage.Leg) -> str:
 
 def differences(old: object, new: object) -> list[str]:
     """A line for each field in which two configs, as nested dicts, differ: config.a.b: old -> new."""
-    olds, news = _flat(old), _flat(new)
+    olds, news = provenance.fields(old), provenance.fields(new)
     fields = sorted(name for name in olds.keys() | news.keys() if olds.get(name) != news.get(name))
     return [f"config.{name}: {olds.get(name)!r} -> {news.get(name)!r}" for name in fields]
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    found: dict = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def _write_config(

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from gemma3_jax.checkpoint import store
-from gemma3_jax.cli import program, talking
+from gemma3_jax.cli import program, talking, terminal
 from gemma3_jax.inference import sampler
 from tests import texts, toys
 from tests.checkpoint import test_hf
@@ -63,6 +63,7 @@ def fails(generate, *flags) -> str:
 def test_a_text_is_shown_and_the_same_seed_gives_it_again(generate, checkpoint):
     ask = (f"--checkpoint={checkpoint}", "--prompt=import os", SHORT, "--seed=3")
     shown = generate(*ask).out
+    assert terminal.on_stop.note == "the text ends here"
     found = json.loads(generate(*ask, "--json").out)
     assert shown == found["text"] + "\n" and len(found["ids"]) <= 6
     assert found["text"] != json.loads(generate(*ask[:-1], "--seed=4", "--json").out)["text"]

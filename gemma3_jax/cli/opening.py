@@ -21,27 +21,21 @@ def add_flags(parser: terminal.Parser, axis: str) -> None:
     terminal.add_model_flag(parser)
 
 
-def prepare(flags: argparse.Namespace) -> None:
-    """Raises: ValueError if no checkpoint is named."""
-    import jax
-
-    if not flags.checkpoint:
-        raise ValueError("--checkpoint is missing; name a checkpoint of any kind that convert reads")
-    if flags.dtype != "bfloat16":
-        jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs round the factors otherwise
-
-
 def sampler(flags: argparse.Namespace, *, axis: str, context: int):
     """The model that the flags name, ready to write; on all devices along `axis` if they name no mesh.
 
     `context` 0: as many tokens as it was trained for.
+    Raises: ValueError if they name no checkpoint, or nothing that is one.
     """
     import jax
 
     from gemma3_jax.checkpoint import convert
     from gemma3_jax.inference import loaded
 
-    prepare(flags)
+    if not flags.checkpoint:
+        raise ValueError("--checkpoint is missing; name a checkpoint of any kind that convert reads")
+    if flags.dtype != "bfloat16":
+        jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs round the factors otherwise
     return loaded.open_sampler(
         pathlib.Path(flags.checkpoint),
         model=convert.find_model(flags.model),

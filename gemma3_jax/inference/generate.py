@@ -126,8 +126,7 @@ class Programs:
         ids = jnp.full((of_rows.shape[0], STRETCH), NOT_DRAWN, jnp.int32)
         state, ids, _ = jax.lax.while_loop(going_on, step, (state, ids, jnp.zeros((), jnp.int32)))
         # Host code looks at these, on every host.
-        seen = (jax.lax.with_sharding_constraint(x, self._whole) for x in (ids, state.is_done))
-        ids, is_done = seen
+        ids, is_done = (jax.lax.with_sharding_constraint(x, self._whole) for x in (ids, state.is_done))
         return ids, state._replace(is_done=is_done)
 
 

@@ -12,7 +12,6 @@ import referencing
 import referencing.exceptions
 import referencing.jsonschema
 
-ANY_OBJECT = {"type": "object"}
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 # Where schemas stand in a schema: as the value of a keyword, in its list, or in its map.
 _IN_VALUES = (

@@ -56,7 +56,7 @@ class Grammars:
         )
 
     def schema(self, schema: Mapping | bool) -> Callable[[], constraint.Constraint]:
-        """Makes constraints, one a row, to JSON documents of a schema; `json_schema.ANY_OBJECT` is any object.
+        """Makes constraints, one a row, to JSON documents of a schema.
 
         The properties come in the schema's order, then those it does not list; of these a name may come twice. `format`
         is held to where llguidance knows it. Whitespace is that of JSON, at most 32 characters in a row; an object

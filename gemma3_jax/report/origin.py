@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
+from gemma3_jax import provenance
 from gemma3_jax.report import history, markup
 from gemma3_jax.report.shown import Shown
 
@@ -36,7 +37,7 @@ def configs(runs: Sequence[Shown]) -> markup.Markup:
     return markup.join(panels)
 
 
-def provenance(runs: Sequence[Shown]) -> markup.Markup:
+def made_by(runs: Sequence[Shown]) -> markup.Markup:
     return markup.join(
         markup.element(
             "div",
@@ -129,17 +130,7 @@ def _starts(run: history.Run) -> markup.Markup | None:
 
 def _differences(runs: Sequence[Shown]) -> list[list[object]]:
     """A row for each field that the configs do not agree in."""
-    flat = [_flat(one.run.config) for one in runs]
+    flat = [provenance.fields(one.run.config) for one in runs]
     fields = sorted({field for found in flat for field in found})
     told = [[field, *(json.dumps(found[field]) if field in found else "–" for found in flat)] for field in fields]
     return [[markup.element("code", row[0]), *row[1:]] for row in told if len(set(row[1:])) > 1]
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict:
-    found: dict = {}
-    for field, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{field}.")
-        else:
-            found[f"{prefix}{field}"] = value
-    return found

@@ -67,7 +67,7 @@ def sections(runs: Sequence[Shown]) -> list[Section]:
         ),
         Section("samples", "Samples", measured.samples(runs) or _note("No text was sampled while the run trained.")),
         Section("config", "Config", origin.configs(runs)),
-        Section("provenance", "Provenance", origin.provenance(runs)),
+        Section("provenance", "Provenance", origin.made_by(runs)),
     ]
 
 

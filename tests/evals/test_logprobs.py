@@ -53,6 +53,10 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
         MODEL, params, token_lists, mesh=sharding.make_mesh(), execute=execution.REFERENCE
     )
     whole = score()
+    program = logprobs._compiled(MODEL, execution.REFERENCE, sharding.make_mesh())
+    num_shapes = program._cache_size()
+    assert score() == whole and program._cache_size() == num_shapes, "what is compiled once serves again"
+    logprobs._compiled.cache_clear()  # or the program might be one of the old size of chunks
     monkeypatch.setattr(logprobs, "TOKENS_PER_BATCH", 32)
     monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", 96 * 8)
     for a, b in zip(whole, score(), strict=True):

@@ -83,6 +83,14 @@ def test_a_prompt_that_is_read_in_chunks_goes_on_the_same(gemma, monkeypatch):
     assert gemma.go_on(PROMPTS[1:2], greedy())[0].ids == expected()[1]
 
 
+def test_what_is_compiled_once_serves_again(gemma):
+    gemma.go_on(PROMPTS[:1], greedy())
+    sizes = lambda: [made._cache_size() for made in (gemma.programs._read, gemma.programs._write)]  # noqa: E731
+    before, begun = sizes(), dict(gemma.programs._begin)
+    gemma.go_on(PROMPTS[:1], greedy(seed=9))
+    assert sizes() == before and gemma.programs._begin == begun
+
+
 def test_over_a_mesh_it_goes_on_the_same():
     answers = make(data=2, model=2).go_on(PROMPTS, greedy())
     assert [answer.ids for answer in answers] == expected()

@@ -64,7 +64,7 @@ def test_whatever_is_chosen_is_a_document_of_the_schema(grammars, name):
 
 
 def test_whatever_is_chosen_is_an_object_where_any_will_do(grammars):
-    made, num_whole = grammars.schema(json_schema.ANY_OBJECT), 0
+    made, num_whole = grammars.schema({"type": "object"}), 0
     for seed in range(20):
         ids = generate(grammars, made, seed)
         if len(ids) < 400:
