@@ -25,12 +25,12 @@ import ml_collections
 # About 1.7 million parameters, and 3.6; the pattern of 5 local layers and a global one, once.
 STUDENT = {
     "num_layers": 6,
-    "width": 128,
-    "mlp_width": 512,
+    "embed_dim": 128,
+    "mlp_dim": 512,
     "num_heads": 4,
-    "num_key_heads": 1,
-    "head_width": 32,
-    "window": 64,  # tokens
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "sliding_window": 64,  # tokens
     "query_scale": 32**-0.5,
     "rope_scale": 8.0,  # of the model that comes out; the stage before the extension has 1
     "vocab_size": 2_048,
@@ -42,7 +42,7 @@ MEASURES = {
     "context": {"lengths": (128, 256, 512, 1_024, 2_048, 4_096), "num_documents": 16},
     "prompts": ("def main(argv):\n", "import ", "class Error(Exception):\n"),
 }
-TEACHER = STUDENT | {"width": 192, "mlp_width": 768, "head_width": 48, "query_scale": 48**-0.5}
+TEACHER = STUDENT | {"embed_dim": 192, "mlp_dim": 768, "head_dim": 48, "query_scale": 48**-0.5}
 
 
 def get_config(who: str = "student") -> ml_collections.ConfigDict:
@@ -51,23 +51,23 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
             f"the argument is {who!r}; it must be student or teacher: --config=experiments/demo.py:teacher"
         )
     pretrain = {
-        "row_length": 512,  # tokens
-        "rows_per_step": 4,
+        "seq_len": 512,  # tokens
+        "batch_size": 4,
         "num_steps": 200 if who == "student" else 140,
         "rope_scale": 1.0,
-        "optimizer": {"peak_rate": 4e-3, "warmup_steps": 40, "final_share": 0.1},
+        "optimizer": {"peak_lr": 4e-3, "warmup_steps": 40, "final_lr_fraction": 0.1},
     }
     long_context = pretrain | {
-        "row_length": 4_096,  # 8 times as long, as 32K to 128K and the scale of 8 are
-        "rows_per_step": 1,
+        "seq_len": 4_096,  # 8 times as long, as 32K to 128K and the scale of 8 are
+        "batch_size": 1,
         "num_steps": 20,
         "rope_scale": 8.0,
-        "optimizer": {"peak_rate": 1e-3, "warmup_steps": 3},
+        "optimizer": {"peak_lr": 1e-3, "warmup_steps": 3},
     }
     qat = pretrain | {
         "num_steps": 50,
         "rope_scale": 8.0,
-        "optimizer": {"peak_rate": 4e-4, "warmup_steps": 6, "weight_decay": 0.0},
+        "optimizer": {"peak_lr": 4e-4, "warmup_steps": 6, "weight_decay": 0.0},
         "teacher": "start",  # itself, before anything was rounded
         "samples": {"estimator": "whole"},
         "quant": {"format": "q4_0"},
@@ -82,7 +82,7 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
         {
             "model": STUDENT if who == "student" else TEACHER,
             "execution": {"dtype": "bfloat16", "remat": "none"},  # a toy's activations fit
-            "walk": tuple(stages),
+            "stage_order": tuple(stages),
             "stages": stages,
             "checkpoints": {"every_steps": 50},
         }

@@ -17,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
             "tokenizer": {"size": 2_048, "max_characters": 4_000_000},
             # UniMax spends this budget evenly: 1.5 million characters of each, under an epoch of the smaller.
             "mixture": {"library": {"budget_characters": 3_000_000}},
-            "row_lengths": (512, 4_096),  # tokens: of the stages pretrain and long_context
+            "seq_lens": (512, 4_096),  # tokens: of the stages pretrain and long_context
         }
     )

@@ -40,6 +40,6 @@ def get_config(raw: str = "raw") -> ml_collections.ConfigDict:
                 "chat": {"weight": 0.05},
             },
             "tokenizer": {"size": 32_768},
-            "row_lengths": (2_048, 16_384),
+            "seq_lens": (2_048, 16_384),
         }
     )

@@ -39,12 +39,12 @@ class Job(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def one_row_a_chip(num_chips: int, row_length: int) -> tuple[str, ...]:
+def one_row_a_chip(num_chips: int, seq_len: int) -> tuple[str, ...]:
     stage = "--config.stages.continued"
     return (
         f"--config.mesh.data={num_chips}",
-        f"{stage}.rows_per_step={num_chips}",
-        f"{stage}.row_length={row_length}",
+        f"{stage}.batch_size={num_chips}",
+        f"{stage}.seq_len={seq_len}",
     )
 
 
@@ -125,7 +125,7 @@ def table(plans: list[dict]) -> str:
             ]
         else:
             counted = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", ""]
-        cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['row_length']:,}", held, *counted]
+        cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['seq_len']:,}", held, *counted]
         rows.append("| " + " | ".join([*cells, f"{plan['compile_seconds']:.0f} s"]) + " |")
     return "\n".join(rows)
 
@@ -139,7 +139,7 @@ def beside_maxtext(plans: dict[str, dict]) -> str:
         if name in plans:
             plan, kinds = plans[name], plans[name]["hbm_bytes_by_kind"]
             given = sum(kinds[kind] for kind in ("parameters", "optimizer", "batch")) / GIB
-            what = f"{name.split()[0]}, {plan['topology']}, {plan['row_length']:,} tokens"
+            what = f"{name.split()[0]}, {plan['topology']}, {plan['seq_len']:,} tokens"
             ours = f"{given:.2f} + {plan['temporary_bytes'] / GIB:.2f}" if plan["fits"] else "does not fit"
             rows.append(f"| {what} | {plan['hbm_bytes_per_chip'] / GIB:.2f} GiB | {ours} | {theirs} |")
     return "\n".join(rows)

@@ -31,7 +31,7 @@ MESH = {
     "27b": {"data": 24, "seq": 8, "replica": 32},  # 6,144 v5p
 }
 # Not published. Usual for the size at millions of tokens a step; falls as the width grows.
-PEAK_RATE = {"270m": 2e-3, "1b": 1e-3, "4b": 6e-4, "12b": 4e-4, "27b": 3e-4}
+PEAK_LR = {"270m": 2e-3, "1b": 1e-3, "4b": 6e-4, "12b": 4e-4, "27b": 3e-4}
 LONG_STEPS = 2_000  # not published; twice the 1,000 of position interpolation (Chen et al. 2023, section 3.1)
 QAT_STEPS = 5_000  # report, section 2.3
 
@@ -44,13 +44,13 @@ def get_config(size: str) -> ml_collections.ConfigDict:
     model = config.SIZES[size]
     is_extended = model.rope_scale > 1  # to 128K: 4B and up (report, section 2)
     mesh = MESH[size]
-    rows_per_step = mesh["data"] * mesh["replica"]  # not published; one row a data shard: the least that fills the mesh
+    batch_size = mesh["data"] * mesh["replica"]  # not published; one row a data shard: the least that fills the mesh
     pretrain = {
-        "row_length": 32 * K,  # tokens; report, section 2
-        "rows_per_step": rows_per_step,
-        "num_steps": round(TOKENS[size] / (rows_per_step * 32 * K)),
+        "seq_len": 32 * K,  # tokens; report, section 2
+        "batch_size": batch_size,
+        "num_steps": round(TOKENS[size] / (batch_size * 32 * K)),
         "rope_scale": 1.0,  # report, section 5.3: rescaled when rows grow to 128K
-        "optimizer": _optimizer(PEAK_RATE[size], warmup_steps=2_000),
+        "optimizer": _optimizer(PEAK_LR[size], warmup_steps=2_000),
         "loss": "distill",
         "samples": {"num_samples": 256},  # report, section 2.2; the estimator: README
         "z_loss": 1e-4,  # not published; PaLM's, against logits that drift in bfloat16
@@ -61,13 +61,13 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         # many tokens as before and parameters have as many shards.
         long_mesh = {"data": mesh["data"] // 4, "seq": mesh["seq"] * 4}
         stages["long_context"] = pretrain | {
-            "row_length": 128 * K,  # report, section 2
-            "rows_per_step": long_mesh["data"] * mesh["replica"],  # the same tokens a step
+            "seq_len": 128 * K,  # report, section 2
+            "batch_size": long_mesh["data"] * mesh["replica"],  # the same tokens a step
             "num_steps": LONG_STEPS,
             "rope_scale": model.rope_scale,  # 8, of the global layers; report, section 2
             "mesh": long_mesh,
             # Not published; where the cosine of pre-training has ended.
-            "optimizer": _optimizer(PEAK_RATE[size] / 10, warmup_steps=20),
+            "optimizer": _optimizer(PEAK_LR[size] / 10, warmup_steps=20),
         }
     stages["qat"] = pretrain | {
         "num_steps": QAT_STEPS,
@@ -75,7 +75,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         "teacher": "start",  # the probabilities of the non-quantised checkpoint; report, section 2.3
         "samples": {"estimator": "whole"},  # not published; nothing is saved by sampling a teacher that is at hand
         "quant": {"format": "q4_0"},  # report, section 2.3: or int4 (per channel), or sfp8
-        "evaluation": {"every_steps": 500, "num_rows": rows_per_step},
+        "evaluation": {"every_steps": 500, "num_rows": batch_size},
         "z_loss": 0.0,
         # Data like that of pre-training and of post-training (report, section 2.3), by the buckets it was prepared in;
         # "mixture": {"text": {"weight": 0.5}, "chat": {"weight": 0.5}},
@@ -87,7 +87,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
             "model": dataclasses.asdict(model),  # report, Table 1 and section 2
             "mesh": mesh,
             "execution": {"dtype": "bfloat16", "remat": "keep_global"},  # not published; what fits (README)
-            "walk": tuple(name for name in ("pretrain", "long_context", "qat") if name in stages),
+            "stage_order": tuple(name for name in ("pretrain", "long_context", "qat") if name in stages),
             "stages": stages,
             "num_data_workers": 4,  # processes a host
             "checkpoints": {
@@ -101,15 +101,15 @@ def get_config(size: str) -> ml_collections.ConfigDict:
     )
 
 
-def _optimizer(peak_rate: float, *, warmup_steps: int) -> dict:
+def _optimizer(peak_lr: float, *, warmup_steps: int) -> dict:
     """Not published but for the sharding of its state: AdamW as most use it, a cosine to a tenth."""
     return {
-        "peak_rate": peak_rate,
+        "peak_lr": peak_lr,
         "warmup_steps": warmup_steps,
         "decay": "cosine",
-        "final_share": 0.1,
+        "final_lr_fraction": 0.1,
         "beta1": 0.9,
         "beta2": 0.95,
         "weight_decay": 0.1,
-        "max_gradient_norm": 1.0,
+        "clip_norm": 1.0,
     }

@@ -15,9 +15,9 @@ import ml_collections
 from gemma3_jax.model import config
 
 NUM_CHIPS = {"270m": 4, "1b": 16, "4b": 64, "12b": 128, "27b": 256}  # v5e:2x2, 4x4, 8x8, 8x16, 16x16
-ROW_LENGTH = 8_192  # tokens
+SEQ_LEN = 8_192  # tokens
 TOKENS = 1e9
-PEAK_RATE = {"270m": 1e-4, "1b": 5e-5, "4b": 3e-5, "12b": 2e-5, "27b": 1e-5}
+PEAK_LR = {"270m": 1e-4, "1b": 5e-5, "4b": 3e-5, "12b": 2e-5, "27b": 1e-5}
 
 
 def get_config(size: str) -> ml_collections.ConfigDict:
@@ -26,22 +26,22 @@ def get_config(size: str) -> ml_collections.ConfigDict:
             f"size is {size!r}; it must be one of {', '.join(NUM_CHIPS)}: --config=experiments/starter.py:1b"
         )
     num_chips = NUM_CHIPS[size]
-    num_steps = round(TOKENS / (num_chips * ROW_LENGTH))
+    num_steps = round(TOKENS / (num_chips * SEQ_LEN))
     stage = {
-        "row_length": ROW_LENGTH,
-        "rows_per_step": num_chips,  # one a chip
+        "seq_len": SEQ_LEN,
+        "batch_size": num_chips,  # one a chip
         "num_steps": num_steps,
         "loss": "next_token",
         "z_loss": 1e-4,
         "optimizer": {
-            "peak_rate": PEAK_RATE[size],
+            "peak_lr": PEAK_LR[size],
             "warmup_steps": num_steps // 50,
             "decay": "cosine",
-            "final_share": 0.1,
+            "final_lr_fraction": 0.1,
             "beta1": 0.9,
             "beta2": 0.95,
             "weight_decay": 0.1,
-            "max_gradient_norm": 1.0,
+            "clip_norm": 1.0,
         },
     }
     return ml_collections.ConfigDict(
@@ -49,7 +49,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
             "model": dataclasses.asdict(config.SIZES[size]),
             "mesh": {"data": num_chips, "seq": 1, "replica": 1},
             "execution": {"dtype": "bfloat16", "remat": "full"},
-            "walk": ("continued",),
+            "stage_order": ("continued",),
             "stages": {"continued": stage},
             "checkpoints": {"every_steps": 0, "every_minutes": 15.0, "keep_last": 2},
             "log": {"every_steps": 10},

@@ -18,11 +18,12 @@ import numpy as np
 
 from gemma3_jax import settings
 from gemma3_jax.data import dataset, interleave, order, stream
-from gemma3_jax.distill import loss, teacher
 from gemma3_jax.distill import settings as distill_settings
-from gemma3_jax.evals import measures, task
+from gemma3_jax.distill import teacher
+from gemma3_jax.evals import registry, task
 from gemma3_jax.evals import settings as evals_settings
 from gemma3_jax.inference import sampler
+from gemma3_jax.losses import objectives
 from gemma3_jax.model import config
 from gemma3_jax.tokenizer import vocabulary
 from gemma3_jax.train import stage, step
@@ -70,19 +71,19 @@ def make(
 def open_rows(
     given: settings.Train, leg: stage.Leg, data: dataset.Dataset, rows: order.Order, *, warn: Callable[[str], None]
 ) -> list[stream.Rows]:
-    """Rows of a stage's data, by its mixture, that come after all that the stages of the walk learn from."""
+    """Rows of a stage's data, by its mixture, that come after all that the stages of the stage_order learn from."""
     asked, learned = given.stages[leg.name], []
-    for other in (given.stages[name] for name in given.walk):
-        if (other.data or given.data, other.row_length) == (asked.data or given.data, asked.row_length):
+    for other in (given.stages[name] for name in given.stage_order):
+        if (other.data or given.data, other.seq_len) == (asked.data or given.data, asked.seq_len):
             found = order.find(
                 data,
-                row_length=other.row_length,
-                rows_per_step=other.rows_per_step,
+                seq_len=other.seq_len,
+                batch_size=other.batch_size,
                 seed=given.seed,
                 buckets=other.mixture or None,
             )
             learned.append((found, other.num_steps))
-    first, num_steps = first_unlearned(rows, learned), math.ceil(asked.evaluation.num_rows / asked.rows_per_step)
+    first, num_steps = first_unlearned(rows, learned), math.ceil(asked.evaluation.num_rows / asked.batch_size)
     if max(rows.epochs(first + num_steps).values()) > 1:
         warn(f"warning: {leg.name} is evaluated on rows that were learned from: {data.path} has no more of them")
     with stream.Stream(data, rows, leg.mesh, first_step=first) as batches:
@@ -97,15 +98,15 @@ def first_unlearned(rows: order.Order, learned: Sequence[tuple[order.Order, int]
     counts: dict[str, float] = {}  # of each part
     for other, num_steps in learned:
         for part, share in other.shares.items():
-            count = share * num_steps * other.rows_per_step + interleave.MOST_AHEAD
+            count = share * num_steps * other.batch_size + interleave.MOST_AHEAD
             counts[part] = max(counts.get(part, 0), count)
     first_row = max((counts.get(part, 0) + interleave.MOST_AHEAD) / share for part, share in rows.shares.items())
-    return math.ceil(first_row / rows.rows_per_step)
+    return math.ceil(first_row / rows.batch_size)
 
 
 def _of_next_token(given: settings.Train, leg: stage.Leg, model: config.Config, *, num_bytes, open_rows) -> Begin:
     def begin(_):
-        mean, rows = _mean(loss.next_token(model, given.execution, num_bytes=num_bytes), leg), open_rows()
+        mean, rows = _mean(objectives.next_token(model, given.execution, num_bytes=num_bytes), leg), open_rows()
 
         def score(params):
             found = mean(params, rows)
@@ -124,7 +125,9 @@ def _of_rounding(
     def begin(frozen):
         unquantised, rows = load_unrounded() if load_unrounded else frozen, open_rows()
         targets_of = teacher.make(model, given.execution, samples=WHOLE, seed=0)
-        distilled = loss.distilled(model, given.execution, num_bytes=num_bytes, samples=WHOLE, targets_of=targets_of)
+        distilled = objectives.distilled(
+            model, given.execution, num_bytes=num_bytes, samples=WHOLE, targets_of=targets_of
+        )
         view = leg.stage.view_params
         mean = _mean(lambda params, rows, unquantised: distilled(view(params), unquantised, rows), leg)
         rounded = mean(load_start("float32"), rows, unquantised)
@@ -164,7 +167,7 @@ def _and_measures(
     gemma = sampler.Sampler(
         model, _no_params, tokenizer, mesh=leg.mesh, execute=given.execution, context=sampler.ANY_CONTEXT
     )
-    made = [measures.make(name, gemma, asked) for name in asked.tasks]
+    made = [registry.make(name, gemma, asked) for name in asked.tasks]
     # Compiled, parameters as they are would be copied.
     view = jax.jit(leg.stage.view_params) if given.stages[leg.name].quant.format else leg.stage.view_params
 
@@ -199,7 +202,7 @@ def _mean(f: Callable, leg: stage.Leg) -> Callable[..., dict[str, float]]:
 
     @jax.jit
     def run(params, rows, *more):
-        parts = jax.tree.map(lambda x: step.split(x, leg.num_microbatches), rows)
+        parts = jax.tree.map(lambda x: step.split(x, leg.grad_accum_steps), rows)
         found = jax.lax.map(lambda part: f(params, part, *more), parts)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), found)
 

@@ -22,8 +22,20 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 
 from gemma3_jax import chips, provenance, settings, stages
-from gemma3_jax.checkpoint import series
-from gemma3_jax.train import goodput, interrupts, journal, loop, metrics, saver, stage, step, trace, walk, watchdog
+from gemma3_jax.checkpoint import manager
+from gemma3_jax.train import (
+    goodput,
+    interrupts,
+    journal,
+    loop,
+    metrics,
+    saver,
+    stage,
+    stage_order,
+    step,
+    trace,
+    watchdog,
+)
 
 DONE, DIVERGED, STOPPED = 0, 70, interrupts.STOPPED  # exit statuses
 
@@ -72,8 +84,8 @@ def execute(given: settings.Train, asked: Asked, front: Front) -> Ended:
         watch.start("start_up")
         legs = stages.build(
             given,
-            given.walk,
-            asked.workdir / series.CHECKPOINTS,
+            given.stage_order,
+            asked.workdir / manager.CHECKPOINTS,
             warn=front.say,
             allow_data_change=asked.allow_data_change,
         )
@@ -87,11 +99,11 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
     is_first = jax.process_index() == 0
     ledger_file = asked.workdir / goodput.FILE if is_first else pathlib.Path(os.devnull)
     ledger = goodput.Ledger(journal.Journal(ledger_file, front.say), started=asked.started)
-    checkpoints = series.Series(
-        asked.workdir / series.CHECKPOINTS,
+    checkpoints = manager.Series(
+        asked.workdir / manager.CHECKPOINTS,
         keep_last=given.checkpoints.keep_last,
         keep_every_steps=given.checkpoints.keep_every_steps,
-        keep_steps=walk.offsets(legs),
+        keep_steps=stage_order.offsets(legs),
         say=front.say,
     )
     with ledger.spend("restore"):
@@ -123,7 +135,7 @@ def _go_on(given: settings.Train, asked: Asked, front: Front, legs: list[stage.L
 
 def _walk(legs, state: step.State, crew: loop.Crew, first: int, last: int) -> tuple[int, str]:
     try:
-        walk.run(legs, state, crew, first=first, last=last)
+        stage_order.run(legs, state, crew, first=first, last=last)
     except loop.Stopped as error:
         return STOPPED, f"stopped: {error}; the same command goes on"
     except loop.Diverged as error:
@@ -139,18 +151,18 @@ def _last(legs: list[stage.Leg], asked: Asked) -> int:
 
 
 def _what_to_read(legs: list[stage.Leg], step: int, cursor: Mapping, meta: Mapping) -> tuple[dict, object]:
-    abstract = legs[walk.position(legs, step, cursor, meta)].abstract()
+    abstract = legs[stage_order.position(legs, step, cursor, meta)].abstract()
     return abstract.params, abstract.beside_params()
 
 
 def _begin(
-    given: settings.Train, asked: Asked, legs: list[stage.Leg], restored: series.Restored | None, front: Front
+    given: settings.Train, asked: Asked, legs: list[stage.Leg], restored: manager.Restored | None, front: Front
 ) -> tuple[int, step.State, int]:
     """The leg to begin with, its state there, and the steps of the run that lie before.
 
     Raises: ValueError if `--stage` cannot begin there.
     """
-    before, names, last = walk.offsets(legs), [leg.name for leg in legs], _last(legs, asked)
+    before, names, last = stage_order.offsets(legs), [leg.name for leg in legs], _last(legs, asked)
     if restored is None:
         first = last if asked.only_stage else 0
         if first > 0 and not given.init_from:

@@ -41,7 +41,7 @@ class Evaluation:
     """What is measured while a stage trains."""
 
     every_steps: int = 0  # and at the end of the stage; 0: never
-    num_rows: int = 64  # of the stage's data that no stage of the walk comes to in this form
+    num_rows: int = 64  # of the stage's data that no stage of the stage_order comes to in this form
     measures: evals_settings.Measures = evals_settings.Measures()  # what `evaluate` measures, too
 
     def __post_init__(self):
@@ -59,9 +59,9 @@ class Stage:
     """One stage of the recipe."""
 
     num_steps: int
-    row_length: int  # tokens
-    rows_per_step: int
-    num_microbatches: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
+    seq_len: int  # tokens
+    batch_size: int
+    grad_accum_steps: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
     loss: str = "next_token"  # or distill: from what a teacher says of every token
     teacher: str = ""  # a checkpoint of any kind that `convert` reads; start: the stage's own; empty: config.teacher
@@ -74,21 +74,21 @@ class Stage:
     mixture: dict[str, data_settings.Bucket] = dataclasses.field(default_factory=dict)  # empty: as it was prepared
     mesh: Mesh = Mesh()
     optimizer: train_settings.AdamW = train_settings.AdamW()
-    watch: train_settings.Watch = train_settings.Watch()
-    average_decay: float = 0.0  # of an exponential average of the parameters, kept beside them; 0: none
+    spike_guard: train_settings.SpikeGuard = train_settings.SpikeGuard()
+    ema_decay: float = 0.0  # of an exponential average of the parameters, kept beside them; 0: none
     z_loss: float = 0.0  # of the squared log-denominator of the softmax, added to what is minimised
 
     def __post_init__(self):
-        for name in ("num_steps", "row_length", "rows_per_step", "num_microbatches"):
+        for name in ("num_steps", "seq_len", "batch_size", "grad_accum_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.rows_per_step % self.num_microbatches:
+        if self.batch_size % self.grad_accum_steps:
             raise ValueError(
-                f"rows_per_step is {self.rows_per_step} and num_microbatches {self.num_microbatches}; make the first a "
+                f"batch_size is {self.batch_size} and grad_accum_steps {self.grad_accum_steps}; make the first a "
                 "multiple of the second"
             )
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay is {self.average_decay}; it must be at least 0 and under 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 and under 1")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}; it must be one of {', '.join(LOSSES)}")
         if self.loss == "next_token" and (self.teacher or self.targets or self.hard_label_weight):
@@ -122,25 +122,27 @@ class Train:
     seed: int = 0  # of fresh parameters and of the order of the data
     mesh: Mesh = Mesh()
     execution: model_execution.Execution = model_execution.Execution(dtype="bfloat16", remat="full")
-    walk: tuple[str, ...] = ()  # names of stages, in the order they are walked
+    stage_order: tuple[str, ...] = ()  # names of stages, in the order they are walked
     stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
     checkpoints: train_settings.Checkpoints = train_settings.Checkpoints()
     deadlines: train_settings.Deadlines = train_settings.Deadlines()
     log: train_settings.Log = train_settings.Log()
 
     def __post_init__(self):
-        if not self.walk:
-            raise ValueError("walk is empty; it lists the stages, in order")
-        for name in self.walk:
+        if not self.stage_order:
+            raise ValueError("stage_order is empty; it lists the stages, in order")
+        for name in self.stage_order:
             if name not in self.stages:
-                raise ValueError(f"walk names stage {name}; stages has: {', '.join(self.stages) or 'none'}")
+                raise ValueError(f"stage_order names stage {name}; stages has: {', '.join(self.stages) or 'none'}")
         if self.teacher == START:
             raise ValueError("teacher is start, which is for one stage; set config.stages.NAME.teacher")
-        if self.teacher and "distill" not in [self.stages[name].loss for name in self.walk]:
-            raise ValueError(f"teacher is {self.teacher}, but no stage of walk distils; set the loss of one to distill")
+        if self.teacher and "distill" not in [self.stages[name].loss for name in self.stage_order]:
+            raise ValueError(
+                f"teacher is {self.teacher}, but no stage of stage_order distils; set the loss of one to distill"
+            )
         _check_is_directory("teacher", self.teacher)
-        if len(set(self.walk)) < len(self.walk):
-            raise ValueError(f"walk is {self.walk}; name every stage once")
+        if len(set(self.stage_order)) < len(self.stage_order):
+            raise ValueError(f"stage_order is {self.stage_order}; name every stage once")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
         if self.num_data_workers < 0:

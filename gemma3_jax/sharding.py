@@ -101,12 +101,12 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(ACTIVATION_AXES[dim] for dim in "BT")))
 
 
-def check_batch(mesh: AnyMesh, num_rows: int, row_length: int) -> None:
+def check_batch(mesh: AnyMesh, num_rows: int, seq_len: int) -> None:
     """Refuses rows that do not split evenly.
 
     Raises: ValueError that says which number to change.
     """
-    for dim, count, what in (("B", num_rows, "rows in a step"), ("T", row_length, "tokens in a row")):
+    for dim, count, what in (("B", num_rows, "rows in a step"), ("T", seq_len, "tokens in a row")):
         axes = ACTIVATION_AXES[dim]
         num_shards = math.prod(mesh.shape[axis] for axis in axes)
         if count < 1 or count % num_shards:

@@ -22,9 +22,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gemma3_jax import evaluation, settings, sharding
-from gemma3_jax.checkpoint import convert
-from gemma3_jax.data import dataset, order, stream, taught
-from gemma3_jax.distill import estimators, loss, teacher
+from gemma3_jax.checkpoint import open as checkpoint_open
+from gemma3_jax.data import dataset, order, stream
+from gemma3_jax.data.targets import reader as targets_reader
+from gemma3_jax.distill import estimators, teacher
+from gemma3_jax.losses import objectives
 from gemma3_jax.model import config, execution, flops, parameters
 from gemma3_jax.quant import view
 from gemma3_jax.tokenizer import vocabulary
@@ -108,7 +110,7 @@ class _Told:
     """Who tells a stage what to learn, beside the rows: stored targets, or a teacher with its parameters."""
 
     digest: str = "none"
-    stored: taught.Taught | None = None
+    stored: targets_reader.Taught | None = None
     model: config.Config | None = None
     load: Callable[..., dict] = _no_data  # (mesh, dtype) -> its parameters
 
@@ -120,16 +122,16 @@ def _open_told(
     if asked.loss != "distill":
         return _Told()
     if asked.targets:
-        stored = taught.open_taught(pathlib.Path(asked.targets)).of_stage(
+        stored = targets_reader.open_taught(pathlib.Path(asked.targets)).of_stage(
             rows,
             tokenizer,
             asked.samples,
             vocab_size=given.model.vocab_size,
-            num_rows=asked.num_steps * asked.rows_per_step,
+            num_rows=asked.num_steps * asked.batch_size,
         )
         return _Told(stored.teacher, stored=stored)
     if asked.teacher == settings.START:
-        if name == given.walk[0] and not given.init_from:
+        if name == given.stage_order[0] and not given.init_from:
             warn(f"warning: the teacher of {name} is what the run begins with: fresh parameters, that know nothing")
         return _Told(settings.START, model=stage_model(given, name), load=lambda _, dtype: load_start(dtype))
     found = open_teacher(given, name, tokenizer, warn)
@@ -141,19 +143,19 @@ def _open_told(
     return _Told(found.fingerprint(), model=found.model, load=load)
 
 
-def _open_begun(given: settings.Train, name: str, checkpoints: pathlib.Path) -> convert.Checkpoint:
+def _open_begun(given: settings.Train, name: str, checkpoints: pathlib.Path) -> checkpoint_open.Checkpoint:
     """The checkpoint of the run that a stage began with.
 
     Raises: ValueError if it is gone.
     """
-    before = given.walk[: given.walk.index(name)]
+    before = given.stage_order[: given.stage_order.index(name)]
     path = checkpoints / str(sum(given.stages[other].num_steps for other in before))
     if not path.is_dir():
         raise ValueError(
             f"{path} is not there, which {name} began with and is held against, by its teacher or its evaluation; put "
             "it back, begin the stage again in another --workdir, or do without those"
         )
-    return convert.open_checkpoint(path)
+    return checkpoint_open.open_checkpoint(path)
 
 
 def abstract_leg(
@@ -172,14 +174,14 @@ def abstract_leg(
     Raises: ValueError if the rows do not split over the mesh.
     """
     asked, model = given.stages[name], stage_model(given, name)
-    sharding.check_batch(mesh, asked.rows_per_step // asked.num_microbatches, asked.row_length)
+    sharding.check_batch(mesh, asked.batch_size // asked.grad_accum_steps, asked.seq_len)
     columns, frozen = dataclasses.asdict(model), stage.NOTHING
     if teacher_model:
         frozen = stage.Frozen(
             shapes=parameters.shapes(teacher_model, execution.DTYPES[given.execution.dtype]),
             places=parameters.shardings(teacher_model, mesh),
             load=load_teacher,
-            flops_per_token=flops.per_token(teacher_model, asked.row_length) / 3,  # forward alone
+            flops_per_token=flops.per_token(teacher_model, asked.seq_len) / 3,  # forward alone
         )
     view_params = view.make(asked.quant, parameters.dims(model))
     jax.eval_shape(view_params, parameters.shapes(model))  # refuses what cannot be rounded so
@@ -195,13 +197,13 @@ def abstract_leg(
         num_steps=asked.num_steps,
         mesh=mesh,
         param_shapes=parameters.shapes(model),
-        param_places=parameters.shardings(model, mesh),
-        row_places=sharding.batch_sharding(mesh),
-        num_microbatches=asked.num_microbatches,
-        watch=asked.watch,
-        average_decay=asked.average_decay,
-        tokens_per_step=asked.rows_per_step * asked.row_length,
-        flops_per_token=flops.per_token(model, asked.row_length) + frozen.flops_per_token,
+        param_shardings=parameters.shardings(model, mesh),
+        batch_shardings=sharding.batch_sharding(mesh),
+        grad_accum_steps=asked.grad_accum_steps,
+        spike_guard=asked.spike_guard,
+        ema_decay=asked.ema_decay,
+        tokens_per_step=asked.batch_size * asked.seq_len,
+        flops_per_token=flops.per_token(model, asked.seq_len) + frozen.flops_per_token,
         cursor=_no_data,
         check_cursor=_no_data,
         identity={f"model.{column}": str(value) for column, value in columns.items()} | {"quant": asked.quant.name},
@@ -213,10 +215,10 @@ def abstract_leg(
 def _loss(given: settings.Train, name: str, num_bytes: np.ndarray, teacher_model: config.Config | None) -> stage.Loss:
     asked, model = given.stages[name], stage_model(given, name)
     if asked.loss == "next_token":
-        next_token = loss.next_token(model, given.execution, num_bytes=num_bytes, z_loss=asked.z_loss)
+        next_token = objectives.next_token(model, given.execution, num_bytes=num_bytes, z_loss=asked.z_loss)
         return lambda params, _, rows: next_token(params, rows)
     estimators.check(asked.samples, model.vocab_size)
-    distilled = loss.distilled(
+    distilled = objectives.distilled(
         model,
         given.execution,
         num_bytes=num_bytes,
@@ -251,15 +253,15 @@ def open_rows(given: settings.Train, name: str) -> tuple[dataset.Dataset, vocabu
         )
     rows = order.find(
         data,
-        row_length=asked.row_length,
-        rows_per_step=asked.rows_per_step,
+        seq_len=asked.seq_len,
+        batch_size=asked.batch_size,
         seed=given.seed,
         buckets=asked.mixture or None,
     )
     return data, tokenizer, rows
 
 
-def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> convert.Checkpoint:
+def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> checkpoint_open.Checkpoint:
     """The checkpoint that speaks as teacher in a stage whose data has this tokenizer.
 
     Raises: ValueError if none is named, or if it has other ids.
@@ -272,7 +274,7 @@ def open_teacher(given: settings.Train, name: str, tokenizer: str, warn) -> conv
         )
     if path == settings.START:
         raise ValueError("teacher is start, which only the run itself has; name a checkpoint to be asked before")
-    found = convert.open_checkpoint(pathlib.Path(path))
+    found = checkpoint_open.open_checkpoint(pathlib.Path(path))
     if found.model.vocab_size != given.model.vocab_size:
         raise ValueError(
             f"teacher {path} has {found.model.vocab_size} ids, config.model.vocab_size is {given.model.vocab_size}; "
@@ -327,12 +329,12 @@ def fresh_params(given: settings.Train, leg: stage.Leg, model: config.Config) ->
     return parameters.init(model, jax.random.key(given.seed), leg.mesh)
 
 
-def open_start(given: settings.Train, leg: stage.Leg, model: config.Config) -> convert.Checkpoint:
+def open_start(given: settings.Train, leg: stage.Leg, model: config.Config) -> checkpoint_open.Checkpoint:
     """The checkpoint that `config.init_from` names.
 
     Raises: ValueError if it is of another model or tokenizer.
     """
-    found = convert.open_checkpoint(pathlib.Path(given.init_from))
+    found = checkpoint_open.open_checkpoint(pathlib.Path(given.init_from))
     theirs, ours = dataclasses.asdict(found.model), dataclasses.asdict(model)
     for column in ours.keys() - {"rope_scale"}:  # which extension to longer rows changes
         if theirs[column] != ours[column]:
@@ -360,7 +362,7 @@ class Batches:
         mesh: Mesh,
         num_steps: int,
         num_workers: int,
-        stored: taught.Taught | None = None,
+        stored: targets_reader.Taught | None = None,
     ):
         self._num_steps = num_steps
         self._open = lambda step: stream.Stream(

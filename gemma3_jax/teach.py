@@ -14,8 +14,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gemma3_jax import settings, sharding, stages
-from gemma3_jax.checkpoint import convert
-from gemma3_jax.data import stream, taught, taught_output, taught_records
+from gemma3_jax.checkpoint import open as checkpoint_open
+from gemma3_jax.data import stream
+from gemma3_jax.data.targets import codec
+from gemma3_jax.data.targets import reader as targets_reader
+from gemma3_jax.data.targets import writer as targets_writer
 from gemma3_jax.distill import estimators
 from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.train import step, watchdog
@@ -44,26 +47,26 @@ def execute(
     if process != 0:
         say, bar = _nothing, _no_bar
     asked, mesh = given.stages[name], stages.stage_mesh(given, name)
-    sharding.check_batch(mesh, asked.rows_per_step // asked.num_microbatches, asked.row_length)
+    sharding.check_batch(mesh, asked.batch_size // asked.grad_accum_steps, asked.seq_len)
     _check_can_be_stored(asked.samples)
     data, tokenizer, rows = stages.open_rows(given, name)
     found = stages.open_teacher(given, name, tokenizer.digest, say)
     estimators.check(asked.samples, found.model.vocab_size)
-    origin = taught.made_of(
+    origin = targets_reader.made_of(
         rows,
         asked.samples,
         tokenizer=tokenizer.digest,
         vocab_size=found.model.vocab_size,
         teacher=found.fingerprint(),
-        num_rows=asked.num_steps * asked.rows_per_step,
+        num_rows=asked.num_steps * asked.batch_size,
     )
-    say(_announce(origin, taught_records.bytes_per_token(asked.samples)))
+    say(_announce(origin, codec.bytes_per_token(asked.samples)))
     with contextlib.ExitStack() as stack:
         with _together():
-            writer = stack.enter_context(taught_output.begun(output, origin, process=process, warn=say))
-        units = _agreed(writer.units(asked.rows_per_step, jax.process_count()))
-        work = sum(map(len, units)) * asked.row_length
-        if work < origin["num_rows"] * asked.row_length:
+            writer = stack.enter_context(targets_writer.begun(output, origin, process=process, warn=say))
+        units = _agreed(writer.units(asked.batch_size, jax.process_count()))
+        work = sum(map(len, units)) * asked.seq_len
+        if work < origin["num_rows"] * asked.seq_len:
             say(f"going on: {work:,} tokens are left")
         took = {}
         if units:
@@ -93,10 +96,10 @@ def _check_can_be_stored(samples: distill_settings.Samples) -> None:
 
 
 def _announce(origin: Mapping, bytes_per_token: int) -> str:
-    tokens = origin["num_rows"] * origin["row_length"]
+    tokens = origin["num_rows"] * origin["seq_len"]
     gib = tokens * bytes_per_token / 2**30
     return (
-        f"{origin['num_rows']:,} rows of {origin['row_length']:,} tokens, {origin['num_samples']} samples a token by "
+        f"{origin['num_rows']:,} rows of {origin['seq_len']:,} tokens, {origin['num_samples']} samples a token by "
         f"{origin['estimator']}: at most {bytes_per_token:,} bytes a token, {gib:,.2f} GiB in all"
     )
 
@@ -104,11 +107,11 @@ def _announce(origin: Mapping, bytes_per_token: int) -> str:
 class _Teacher:
     """A teacher on its devices."""
 
-    def __init__(self, given: settings.Train, name: str, found: convert.Checkpoint, mesh: Mesh, say: Callable):
+    def __init__(self, given: settings.Train, name: str, found: checkpoint_open.Checkpoint, mesh: Mesh, say: Callable):
         say(f"reading teacher {found.path} ({found.kind}, {found.num_bytes() / 2**20:.1f} MiB)", *found.notes)
         self.asked = given.stages[name]
         self._params = found.load(mesh, given.execution.dtype)
-        teach = _by_microbatches(stages.make_teacher(given, name, found.model), self.asked.num_microbatches)
+        teach = _by_microbatches(stages.make_teacher(given, name, found.model), self.asked.grad_accum_steps)
         whole_rows = NamedSharding(mesh, PartitionSpec(sharding.ACTIVATION_AXES["B"]))
         self._jitted = jax.jit(lambda params, rows: (teach(params, rows), rows), out_shardings=whole_rows)
 
@@ -128,16 +131,16 @@ class _Teacher:
         return self._compiled(self._params, rows)
 
 
-def _by_microbatches(teach: Callable, num_microbatches: int) -> Callable:
+def _by_microbatches(teach: Callable, grad_accum_steps: int) -> Callable:
     """The same of the same rows, a part of them at a time; no row leaves the device it is on."""
-    if num_microbatches == 1:
+    if grad_accum_steps == 1:
         return teach
 
     def join(x):
         return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def by_parts(params, rows):
-        parts = jax.tree.map(lambda x: step.split(x, num_microbatches), rows)
+        parts = jax.tree.map(lambda x: step.split(x, grad_accum_steps), rows)
         return jax.tree.map(join, jax.lax.map(lambda part: teach(params, part), parts))
 
     return by_parts
@@ -147,8 +150,8 @@ def _teach(
     teacher: _Teacher, batches: Callable, units: list[range], writer, progress, watch: watchdog.Watchdog
 ) -> dict:
     """Writes unit after unit; says what it took, reading and compiling apart."""
-    rows_per_step, row_length = teacher.asked.rows_per_step, teacher.asked.row_length
-    steps = [number for unit in units for number in range(unit.start // rows_per_step, unit.stop // rows_per_step)]
+    batch_size, seq_len = teacher.asked.batch_size, teacher.asked.seq_len
+    steps = [number for unit in units for number in range(unit.start // batch_size, unit.stop // batch_size)]
     first = batches(steps[0]).rows
     watch.stop("start_up")
     with watch.phase("compile"):
@@ -158,16 +161,16 @@ def _teach(
     with futures.ThreadPoolExecutor(NUM_ENCODERS) as pool:
         for unit in units:
             records = {}
-            for _ in range(len(unit) // rows_per_step):
+            for _ in range(len(unit) // batch_size):
                 watch.start("step")
                 for number, of_row in next(said).items():
-                    records[number] = pool.submit(taught_records.encode, *of_row, teacher.asked.samples)
-                progress.update(rows_per_step * row_length)
+                    records[number] = pool.submit(codec.encode, *of_row, teacher.asked.samples)
+                progress.update(batch_size * seq_len)
             with _together():
                 numbers = sorted(records)
                 writer.write(numbers, [records[number].result() for number in numbers])
     watch.stop("step")
-    seconds, num_tokens = time.monotonic() - started, len(steps) * rows_per_step * row_length
+    seconds, num_tokens = time.monotonic() - started, len(steps) * batch_size * seq_len
     return {"seconds": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1), **took}
 
 

@@ -16,15 +16,15 @@ from tests import texts
 NUM_STEPS = {"first": 20, "second": 20}
 CONFIG = """
 def get_config(data=""):
-    stage = {"row_length": 64, "rows_per_step": 8, "num_steps": 20,
-             "optimizer": {"peak_rate": 1e-2, "warmup_steps": 4}}
+    stage = {"seq_len": 64, "batch_size": 8, "num_steps": 20,
+             "optimizer": {"peak_lr": 1e-2, "warmup_steps": 4}}
     return {
-        "model": {"num_layers": 2, "num_local_per_global": 1, "width": 16, "mlp_width": 32, "num_heads": 2,
-                  "num_key_heads": 1, "head_width": 8, "window": 16, "query_scale": 8**-0.5, "rope_scale": 1.0,
+        "model": {"num_layers": 2, "num_local_per_global": 1, "embed_dim": 16, "mlp_dim": 32, "num_heads": 2,
+                  "num_kv_heads": 1, "head_dim": 8, "sliding_window": 16, "query_scale": 8**-0.5, "rope_scale": 1.0,
                   "vocab_size": 800},
         "execution": {"dtype": "float32"},
         "data": data,
-        "walk": ("first", "second"),
+        "stage_order": ("first", "second"),
         "stages": {"first": stage, "second": stage | {"rope_scale": 8.0}},
         "checkpoints": {"every_steps": 3},
     }

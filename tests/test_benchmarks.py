@@ -66,7 +66,7 @@ def test_every_estimator_is_measured_beside_top_k():
 
 
 def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
-    found = {line["what"]: line for line in lines("distill.py", "--steps=1", "--rounds=1", "--rows_per_step=2")}
+    found = {line["what"]: line for line in lines("distill.py", "--steps=1", "--rounds=1", "--batch_size=2")}
     assert set(found) == {"next token", "targets at hand", "teacher beside", "teacher alone"}
     assert found["teacher beside"]["teacher_parameter_bytes"] > 1_000_000
     assert found["next token"]["against_next_token"] == 1.0
@@ -87,6 +87,6 @@ def test_reading_and_writing_are_measured_against_transformers():
 
 
 def test_a_step_is_measured_by_format_against_the_one_that_rounds_nothing():
-    found = {line["format"]: line for line in lines("rounding.py", "--steps=1", "--rounds=1", "--rows_per_step=1")}
+    found = {line["format"]: line for line in lines("rounding.py", "--steps=1", "--rounds=1", "--batch_size=1")}
     assert set(found) == {"unrounded", *formats.MATRICES} and found["unrounded"]["against_unrounded"] == 1.0
     assert min(line["temporary_bytes"] for line in found.values()) > 1_000_000

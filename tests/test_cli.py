@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from gemma3_jax.checkpoint import placing, store
+from gemma3_jax.checkpoint import load_sharded, orbax
 from gemma3_jax.cli import program, terminal
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
@@ -86,7 +86,7 @@ def test_convert_writes_the_dtype_it_is_asked_for(capsys, hf_directory, tmp_path
         "--format=orbax",
         "--dtype=bfloat16",
     )
-    assert store.read_model(tmp_path / "out")[1]["embedder"]["table"].dtype.name == "bfloat16"
+    assert orbax.read_model(tmp_path / "out")[1]["embedder"]["table"].dtype.name == "bfloat16"
 
 
 def test_paths_may_be_relative(capsys, hf_directory, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_evaluate_prints_the_same_for_every_kind(capsys, hf_directory, tmp_path)
 def test_a_model_gone_wrong_is_said_to_be_and_prints_no_numbers(capsys, tmp_path):
     params = toys.params(toys.TOY)
     params["final_norm"]["scale"] *= np.nan
-    store.save(tmp_path / "orbax", toys.TOY, params)
+    orbax.save(tmp_path / "orbax", toys.TOY, params)
     (tmp_path / "ids.json").write_text("[[2, 5]]")
     line = fails(
         capsys, "evaluate", f"--checkpoint={tmp_path / 'orbax'}", "--task=logprobs", f"--input={tmp_path / 'ids.json'}"
@@ -181,7 +181,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_pat
 )
 @pytest.mark.parametrize("size", [0, 100])
 def test_a_damaged_orbax_checkpoint_is_one_line_whatever_orbax_prints(damage, size, tmp_path):
-    store.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
+    orbax.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
     file = max((tmp_path / "orbax").glob(damage), key=lambda file: file.stat().st_size)
     file.write_bytes(file.read_bytes()[:size])
     flags = [f"--source={tmp_path / 'orbax'}", f"--target={tmp_path / 'out'}", "--format=hf"]
@@ -196,13 +196,13 @@ def test_a_damaged_orbax_checkpoint_is_one_line_whatever_orbax_prints(damage, si
 
 @pytest.mark.parametrize("kind", ["hf", "orbax"])
 def test_out_of_memory_is_one_line(kind, capsys, hf_directory, tmp_path, monkeypatch):
-    store.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
+    orbax.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
 
     def load(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
 
-    monkeypatch.setattr(placing, "load", load)
-    monkeypatch.setattr(store.ocp, "load_checkpointables", load)
+    monkeypatch.setattr(load_sharded, "load", load)
+    monkeypatch.setattr(orbax.ocp, "load_checkpointables", load)
     line = fails(capsys, "convert", f"--source={tmp_path / kind}", f"--target={tmp_path / 'out'}", "--format=hf")
     assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; spread over more devices" in line
 
@@ -216,7 +216,7 @@ def test_an_error_that_is_nobodys_input_has_a_traceback_and_a_status_of_its_own(
 
 def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsys, tmp_path):
     model = dataclasses.replace(toys.TOY, query_scale=0.3)
-    store.save(tmp_path / "orbax", model, toys.params(model))
+    orbax.save(tmp_path / "orbax", model, toys.params(model))
     line = fails(capsys, "convert", f"--source={tmp_path / 'orbax'}", f"--target={tmp_path / 'out'}", "--format=hf")
     assert "model.query_scale is 0.3" in line and not (tmp_path / "out").exists()
 
@@ -257,7 +257,7 @@ def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
 )
 def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_path):
     """A real process, stopped at different moments; a model large enough to take seconds."""
-    model = dataclasses.replace(toys.TOY, width=512, mlp_width=4096, num_layers=12, vocab_size=texts.TOKENIZER_SIZE)
+    model = dataclasses.replace(toys.TOY, embed_dim=512, mlp_dim=4096, num_layers=12, vocab_size=texts.TOKENIZER_SIZE)
     make_directory(tmp_path / "hf", toys.zero_weights(model), model)
     target = tmp_path / ("out.gguf" if kind == "gguf" else "out")
     flags = [f"--source={tmp_path / 'hf'}", f"--target={target}", f"--format={kind}"]
@@ -287,7 +287,7 @@ def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_pa
 # --- GGUF, and few bits ---
 
 SMALL = dataclasses.replace(
-    toys.TOY, num_layers=2, width=32, mlp_width=64, head_width=16, vocab_size=texts.TOKENIZER_SIZE
+    toys.TOY, num_layers=2, embed_dim=32, mlp_dim=64, head_dim=16, vocab_size=texts.TOKENIZER_SIZE
 )
 
 
@@ -413,7 +413,7 @@ def prepare_flags(tmp_path, rows, *more):
     (tmp_path / "toy.model").write_bytes(texts.tokenizer_model())
     path = texts.write_lines(tmp_path / "in.jsonl", rows)
     (tmp_path / "config.py").write_text(
-        f"def get_config():\n    return {{'sources': {{'web': {{'paths': ({path!r},)}}}}, 'row_lengths': (64,),\n"
+        f"def get_config():\n    return {{'sources': {{'web': {{'paths': ({path!r},)}}}}, 'seq_lens': (64,),\n"
         f"            'tokenizer': {{'path': {str(tmp_path / 'toy.model')!r}}}}}\n"
     )
     return [f"--config={tmp_path / 'config.py'}", f"--output={tmp_path / 'out'}", "--processes=0", *more]
@@ -444,7 +444,7 @@ def test_prepare_prints_its_report_as_json_and_nothing_else(capsys, tmp_path):
 
 
 def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
-    flags = prepare_flags(tmp_path, texts.library()[:4], "--config.row_lengths=(32,)", "--config.sources.web.share=1.0")
+    flags = prepare_flags(tmp_path, texts.library()[:4], "--config.seq_lens=(32,)", "--config.sources.web.share=1.0")
     status, _, err = run(capsys, "prepare", *flags)
     assert status == 0 and "rows of 32 are" in err and "rows of 64" not in err
 
@@ -452,7 +452,7 @@ def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        (["--config.row_length=(32,)"], r"there is no config.row_length; did you mean config.row_lengths?"),
+        (["--config.seq_len=(32,)"], r"there is no config.seq_len; did you mean config.seq_lens?"),
         (["--confg.seed=1"], "has no flag --confg.seed; did you mean --config?"),
         (["--ouput=x"], "has no flag --ouput; did you mean --output?"),
         (["--processes=-1"], "--processes is -1; it must be >= 0"),

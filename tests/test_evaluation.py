@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gemma3_jax import evaluation, sharding, stages
-from gemma3_jax.checkpoint import convert, series, store
+from gemma3_jax.checkpoint import manager, orbax
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.cli import configs, program
 from gemma3_jax.data import order
 from gemma3_jax.model import execution, masks, parameters
@@ -51,7 +52,7 @@ def again(straight, tmp_path, data, capsys):
     def run(step, *flags, without=(), without_rows=()):
         workdir = tmp_path / "run"
         shutil.copytree(straight, workdir)
-        for saved in series.steps(workdir / "checkpoints"):
+        for saved in manager.steps(workdir / "checkpoints"):
             if saved > step or saved in without:
                 shutil.rmtree(workdir / "checkpoints" / str(saved))
         file = workdir / "evaluations.jsonl"
@@ -116,7 +117,7 @@ def test_it_says_what_the_three_models_say_of_rows_that_no_stage_learns_from(dat
         return jax.nn.log_softmax(bound.logits(hidden))
 
     def log_probs(step, see):
-        params = convert.open_checkpoint(straight / "checkpoints" / str(step)).load(mesh)
+        params = checkpoint_open.open_checkpoint(straight / "checkpoints" / str(step)).load(mesh)
         return np.asarray(said(see(params))).astype(np.float64)[np.asarray(rows.loss_mask)]
 
     labels = np.asarray(rows.labels)[np.asarray(rows.loss_mask)]
@@ -136,14 +137,19 @@ def test_rows_that_were_seen_before_are_said_to_be(data, tmp_path, capsys):
     parts = json.loads((data / "manifest.json").read_text())["parts"].values()
     num_rows = sum(part["rows"]["64"] for part in parts)
     all_rows = [f"--config.stages.second.evaluation.num_rows={num_rows}", "--config.stages.second.num_steps=1"]
-    flags = [*MEASURED, *all_rows, "--config.walk=('second',)", "--config.stages.second.optimizer.warmup_steps=0"]
+    flags = [
+        *MEASURED,
+        *all_rows,
+        "--config.stage_order=('second',)",
+        "--config.stages.second.optimizer.warmup_steps=0",
+    ]
     assert train(data, tmp_path / "run", *flags) == 0
     assert "warning: second is evaluated on rows that were learned from: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_stage_that_rounds_nothing_tells_its_nats(data, tmp_path):
-    assert train(data, tmp_path / "run", *MEASURED, "--config.walk=('second',)") == 0
+    assert train(data, tmp_path / "run", *MEASURED, "--config.stage_order=('second',)") == 0
     rows = measured(tmp_path / "run")
     assert [row["step"] for row in rows] == [8, 16, 20] and rows[-1]["nats"] < rows[0]["nats"]
     assert rows[0]["bits_per_byte"] > 0 and "trained_kl" not in rows[0]
@@ -152,12 +158,12 @@ def test_a_stage_that_rounds_nothing_tells_its_nats(data, tmp_path):
 def test_rows_that_are_held_out_are_in_no_mixture_that_was_learned_from():
     """Two parts, one of them scarce in what was learned from before, and plenty now."""
 
-    def made(shares, rows_per_step):
-        return order.Order("", 64, rows_per_step, 0, dict.fromkeys(shares, 4_000), shares)
+    def made(shares, batch_size):
+        return order.Order("", 64, batch_size, 0, dict.fromkeys(shares, 4_000), shares)
 
     before, now = made({"text": 0.9, "chat": 0.1}, 8), made({"text": 0.2, "chat": 0.8}, 4)
     learned = [(before, 100), (now, 50)]
-    seen = {of.row(step, row) for of, count in learned for step in range(count) for row in range(of.rows_per_step)}
+    seen = {of.row(step, row) for of, count in learned for step in range(count) for row in range(of.batch_size)}
     first = evaluation.first_unlearned(now, learned)
     assert 720 / 0.2 / 4 <= first < 1_000
     assert not seen & {now.row(step, row) for step in range(first, first + 50) for row in range(4)}
@@ -172,12 +178,12 @@ def test_an_evaluation_that_was_left_out_in_a_hurry_is_made_up_for(straight, aga
 @pytest.mark.slow
 def test_two_hosts_and_microbatches_measure_the_same(data, straight, tmp_path):
     line = runs.command(
-        data, tmp_path / "run", *QAT, "--config.stages.second.num_microbatches=1", "--config.mesh.data=8"
+        data, tmp_path / "run", *QAT, "--config.stages.second.grad_accum_steps=1", "--config.mesh.data=8"
     )
     for process in runs.start_two(line):
         runs.finish(process)
     parts = tmp_path / "parts"
-    assert train(data, parts, *QAT, "--config.stages.second.num_microbatches=2") == 0
+    assert train(data, parts, *QAT, "--config.stages.second.grad_accum_steps=2") == 0
     for workdir in (tmp_path / "run", parts):
         for one, other in zip(measured(workdir), measured(straight), strict=True):
             assert one.keys() == other.keys() and one["global_step"] == other["global_step"]
@@ -195,7 +201,7 @@ def test_cut_short_anywhere_it_ends_like_the_straight_run(straight, again, step)
 
 
 def test_the_checkpoint_it_began_with_is_kept_and_needed(straight, again):
-    assert 20 in series.steps(straight / "checkpoints")
+    assert 20 in manager.steps(straight / "checkpoints")
     status, err = again(36, without=(20,))
     assert status == 1 and re.search(r"error: .*checkpoints/20 is not there, which second began with", runs.error(err))
 
@@ -210,7 +216,7 @@ def test_begun_from_another_run_it_saves_what_it_begins_with(data, straight, tmp
     workdir, start = tmp_path / "run", straight / "checkpoints" / "20"
     flags = [*QAT, "--stage=second", f"--config.init_from={start}"]
     assert train(data, workdir, *flags) == 0
-    assert 20 in series.steps(workdir / "checkpoints")
+    assert 20 in manager.steps(workdir / "checkpoints")
     ours, theirs = (runs.arrays(of, 20) for of in (workdir, straight))
     params = [name for name in ours if "params" in name]
     assert params and all(np.array_equal(ours[name], theirs[name]) for name in params)
@@ -220,8 +226,8 @@ def test_begun_from_another_run_it_saves_what_it_begins_with(data, straight, tmp
 
 
 def test_a_checkpoint_says_what_it_was_trained_for(straight):
-    assert store.read_quant(straight / "checkpoints" / "40") == {"format": "int4", "embedding": "float16"}
-    assert not store.read_quant(straight / "checkpoints" / "20")
+    assert orbax.read_quant(straight / "checkpoints" / "40") == {"format": "int4", "embedding": "float16"}
+    assert not orbax.read_quant(straight / "checkpoints" / "20")
     assert (straight / "tokenizer.model").read_bytes() == (runs.texts.tokenizer_model())
 
 
@@ -242,7 +248,7 @@ def test_a_teacher_that_is_the_start_cannot_be_asked_before(data, tmp_path, caps
 
 def test_a_teacher_that_knows_nothing_is_warned_of(data, tmp_path, capsys):
     short = ["--config.stages.second.num_steps=1", "--config.stages.second.optimizer.warmup_steps=0"]
-    assert train(data, tmp_path / "run", *QAT, *short, "--config.walk=('second',)") == 0
+    assert train(data, tmp_path / "run", *QAT, *short, "--config.stage_order=('second',)") == 0
     assert "warning: the teacher of second is what the run begins with: fresh" in capsys.readouterr().err
 
 

@@ -28,8 +28,8 @@ def mesh_of(given: settings.Train, name: str) -> AbstractMesh:
     return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 
 
-def rows_of(num_rows: int, row_length: int) -> stream.Rows:
-    ids = jnp.zeros((num_rows, row_length), jnp.int32)
+def rows_of(num_rows: int, seq_len: int) -> stream.Rows:
+    ids = jnp.zeros((num_rows, seq_len), jnp.int32)
     return stream.Rows(ids, ids, ids > 0, ids, ids, ids)
 
 
@@ -39,13 +39,13 @@ SLOW_ONES = [pytest.param(size, marks=pytest.mark.slow) for size in ("270m", "1b
 @pytest.mark.parametrize("size", ["4b", *SLOW_ONES])
 def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
     given = load(size)
-    for name in given.walk:
+    for name in given.stage_order:
         mesh = mesh_of(given, name)
         assert mesh.size == CHIPS[size]
         num_bytes = np.zeros(given.model.vocab_size, np.int32)
         leg = stages.abstract_leg(given, name, mesh, num_bytes, teacher_model=config.SIZES["12b"])
         asked = given.stages[name]
-        step, shape = leg.step(), (asked.rows_per_step, asked.row_length)
+        step, shape = leg.step(), (asked.batch_size, asked.seq_len)
         with jax.sharding.use_abstract_mesh(mesh):
             state, reported = jax.eval_shape(step, leg.abstract(), leg.frozen.shapes, rows_of(*shape))
         assert reported["kl_to_teacher"].shape == () and jax.tree.structure(state) == jax.tree.structure(leg.abstract())
@@ -55,16 +55,16 @@ def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
 def test_the_recipe_of_a_size_is_the_reports(size):
     given = load(size)
     names = ["pretrain", "qat"] if size in ("270m", "1b") else ["pretrain", "long_context", "qat"]
-    assert list(given.walk) == names and given.stages["qat"].num_steps == 5_000
+    assert list(given.stage_order) == names and given.stages["qat"].num_steps == 5_000
     asked = [given.stages[name] for name in names]
-    assert [stage.row_length for stage in asked[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
+    assert [stage.seq_len for stage in asked[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
     assert [stages.stage_model(given, name).rope_scale for name in names] == [
         1.0,
         *[given.model.rope_scale] * (len(names) - 1),
     ]
-    tokens = asked[0].num_steps * asked[0].rows_per_step * asked[0].row_length
+    tokens = asked[0].num_steps * asked[0].batch_size * asked[0].seq_len
     assert tokens == pytest.approx({"270m": 6e12, "1b": 2e12, "4b": 4e12, "12b": 12e12, "27b": 14e12}[size], rel=1e-5)
-    assert len({stage.rows_per_step * stage.row_length for stage in asked}) == 1
+    assert len({stage.batch_size * stage.seq_len for stage in asked}) == 1
 
 
 def test_a_size_that_is_not_published_is_named():
@@ -78,8 +78,8 @@ def test_the_starter_of_a_size_fills_its_slice(size):
     given = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [override], settings.Train)
     stage = given.stages["continued"]
     assert stage.z_loss == 0  # a stage named by a word of Python could not be overridden
-    assert given.mesh.data == stage.rows_per_step == STARTER_CHIPS[size] and given.model == config.SIZES[size]
-    assert stage.num_steps * stage.rows_per_step * stage.row_length == pytest.approx(1e9, rel=1e-3)
+    assert given.mesh.data == stage.batch_size == STARTER_CHIPS[size] and given.model == config.SIZES[size]
+    assert stage.num_steps * stage.batch_size * stage.seq_len == pytest.approx(1e9, rel=1e-3)
 
 
 def test_a_starter_that_there_is_not_is_named():

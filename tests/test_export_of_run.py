@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import convert, names
+from gemma3_jax.checkpoint import names
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.cli import program
 from gemma3_jax.model import parameters
 from gemma3_jax.quant import settings, view
 from tests import runs
 
 # Widths of whole blocks, heads that are none: a block of the output's goes over two.
-MODEL = {"width": 32, "mlp_width": 64, "num_heads": 4, "num_key_heads": 2, "head_width": 16, "query_scale": 0.2}
+MODEL = {"embed_dim": 32, "mlp_dim": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "query_scale": 0.2}
 QAT = {
     "num_steps": 3,
     "optimizer.warmup_steps": 0,
-    "optimizer.peak_rate": 0.03,
+    "optimizer.peak_lr": 0.03,
     "loss": "distill",
     "teacher": "start",
     "samples.estimator": "whole",
@@ -39,13 +40,13 @@ def trained(request, data, tmp_path_factory):
     stage = QAT | {"quant.format": request.param}
     flags += [f"--config.stages.second.{name}={value}" for name, value in stage.items()]
     mesh = ["--config.mesh.data=2", "--config.mesh.seq=2"]
-    assert program.main(runs.command(data, workdir, "--config.walk=('second',)", *mesh, *flags)) == 0
+    assert program.main(runs.command(data, workdir, "--config.stage_order=('second',)", *mesh, *flags)) == 0
     return workdir, request.param
 
 
 def seen(workdir, format) -> tuple[dict, dict]:
     """The trained parameters, and what the loss saw of them in the last program."""
-    checkpoint = convert.open_checkpoint(workdir)
+    checkpoint = checkpoint_open.open_checkpoint(workdir)
     params = checkpoint.load(sharding.make_mesh())
     look = jax.jit(view.make(settings.Quant(format=format), parameters.dims(checkpoint.model)))
     return params, look(params)
@@ -58,7 +59,7 @@ def test_a_gguf_file_holds_what_training_saw(trained, tmp_path, capsys):
         program.main(["convert", f"--source={workdir}", f"--target={file}", "--format=gguf", f"--quant={format}"]) == 0
     )
     assert "warning" not in capsys.readouterr().err and file.with_suffix(".Modelfile").exists()
-    model = convert.open_checkpoint(workdir).model
+    model = checkpoint_open.open_checkpoint(workdir).model
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     raw, rounded = seen(workdir, format)
     num_moved = 0
@@ -69,7 +70,7 @@ def test_a_gguf_file_holds_what_training_saw(trained, tmp_path, capsys):
         num_moved += np.count_nonzero(ours != before)
         ours = names.relayout(ours, slot.row.layout, slot.row.hf_layout, names.dim_sizes(model))
         if slot.row.path == "attention/query_norm/scale":
-            ours = ((1 + ours.astype(np.float64)) * model.query_scale * model.head_width**0.5).astype(np.float32)
+            ours = ((1 + ours.astype(np.float64)) * model.query_scale * model.head_dim**0.5).astype(np.float32)
         elif ours.ndim == 1:
             ours = np.float32(1) + ours
         np.testing.assert_array_equal(stored.view(np.uint32), ours.view(np.uint32), err_msg=tensor.name)
@@ -83,14 +84,14 @@ def test_a_hugging_face_directory_and_its_codes_hold_it_too(trained, tmp_path):
         program.main(["convert", f"--source={workdir}", f"--target={target}", "--format=hf", f"--quant={format}"]) == 0
     )
     _, rounded = seen(workdir, format)
-    by_codes = convert.open_checkpoint(target)
+    by_codes = checkpoint_open.open_checkpoint(target)
     assert any("packed.safetensors is read" in note for note in by_codes.notes)
     plain = tmp_path / "plain.hf"
     plain.mkdir()
     for file in target.iterdir():
         if file.name != "packed.safetensors":
             (plain / file.name).write_bytes(file.read_bytes())
-    for found in (by_codes, convert.open_checkpoint(pathlib.Path(plain))):
+    for found in (by_codes, checkpoint_open.open_checkpoint(pathlib.Path(plain))):
         params = found.load(sharding.make_mesh(), "float32")
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), params, rounded)
 

@@ -8,8 +8,8 @@ import json
 import jax
 import pytest
 
-from gemma3_jax.checkpoint import store
-from gemma3_jax.cli import program, talking, terminal
+from gemma3_jax.checkpoint import orbax
+from gemma3_jax.cli import chat, program, terminal
 from gemma3_jax.inference import sampler
 from tests import texts, toys
 from tests.checkpoint import test_hf
@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
 
 
 def save(path):
-    store.save(path, MODEL, toys.params(MODEL))
+    orbax.save(path, MODEL, toys.params(MODEL))
     (path / "tokenizer.model").write_bytes(texts.tokenizer_model())
     return path
 
@@ -145,7 +145,7 @@ def talk(tmp_path):
         flags = {"tools": str(tmp_path / "tools.json"), "tool_format": None, "tool_command": str(command)} | flags
         asked, answers = [], iter(said)
         reply = lambda turns: asked.append([dict(turn) for turn in turns]) or next(answers)  # noqa: E731
-        return talking.Talk(argparse.Namespace(**flags), reply), asked
+        return chat.Talk(argparse.Namespace(**flags), reply), asked
 
     return make
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gemma3_jax.checkpoint import series
+from gemma3_jax.checkpoint import manager
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def is_in_a_save(workdir: pathlib.Path) -> bool:
 
 
 def newest(workdir: pathlib.Path) -> int:
-    return max(series.steps(workdir / "checkpoints"), default=0)
+    return max(manager.steps(workdir / "checkpoints"), default=0)
 
 
 def kill(process, when) -> bool:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from gemma3_jax import provenance, stages
-from gemma3_jax.checkpoint import convert, series
+from gemma3_jax.checkpoint import manager
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.cli import program
 from gemma3_jax.data import dataset
-from gemma3_jax.distill import loss
+from gemma3_jax.losses import objectives
 from tests import disks, runs, texts
 from tests.checkpoint.test_hf import make_directory
 
@@ -53,7 +54,7 @@ def copy(straight, train):
 
 def go_back(workdir, step):
     """As if the run had been killed right after that checkpoint."""
-    for saved in series.steps(workdir / "checkpoints"):
+    for saved in manager.steps(workdir / "checkpoints"):
         if saved > step:
             shutil.rmtree(workdir / "checkpoints" / str(saved))
 
@@ -95,7 +96,7 @@ def test_every_start_says_by_which_code_and_from_which_data(straight, data):
 
 
 def test_checkpoints_that_are_kept_are_the_last_and_the_ends_of_stages(straight):
-    assert series.steps(straight / "checkpoints") == [40, 39, 36, 20]
+    assert manager.steps(straight / "checkpoints") == [40, 39, 36, 20]
 
 
 def test_where_the_time_went_is_told(train):
@@ -165,7 +166,7 @@ def test_a_stage_that_cannot_begin_says_what_to_run_first(straight, train):
 
 def test_other_microbatches_and_an_average_change_no_loss(straight, train):
     status, _ = train(
-        "--stage=first", "--config.stages.first.num_microbatches=1", "--config.stages.first.average_decay=0.5"
+        "--stage=first", "--config.stages.first.grad_accum_steps=1", "--config.stages.first.ema_decay=0.5"
     )
     assert status == 0 and runs.rows(train.workdir) == runs.rows(straight)[:20]
     average, params = (
@@ -179,21 +180,21 @@ def test_other_microbatches_and_an_average_change_no_loss(straight, train):
 def test_changed_settings_are_told_and_others_kept_from_going_on(straight, train):
     workdir = copy(straight, train)
     go_back(workdir, 36)
-    status, err = train("--config.stages.second.optimizer.peak_rate=5e-3")
+    status, err = train("--config.stages.second.optimizer.peak_lr=5e-3")
     assert status == 0
-    assert "changed since the last start: config.stages.second.optimizer.peak_rate: 0.01 -> 0.005" in err
+    assert "changed since the last start: config.stages.second.optimizer.peak_lr: 0.01 -> 0.005" in err
     go_back(workdir, 36)
     for flag, problem in {
-        "--config.model.width=32": "model.width of the checkpoint of step 36 is 16, but the config says 32",
+        "--config.model.embed_dim=32": "model.embed_dim of the checkpoint of step 36 is 16, but the config says 32",
         "--config.stages.first.num_steps=25": "is of step 16 of second, which now has 20 steps and 25 before it",
-        "--config.walk=('first',)": "step 36 is of stage second, which config.walk does not have (it has first)",
+        "--config.stage_order=('first',)": "step 36 is of stage second, which config.stage_order does not have",
         "--config.seed=1": "the data is not what the checkpoint was trained on: seed was 0 and is 1",
         "--config.stages.second.optimizer.first_moment_dtype=bfloat16": "saved by another optimizer: moments/1/mu/",
     }.items():
         status, err = train(flag)
         assert status == 1
         assert problem in runs.error(err)
-    assert series.steps(workdir / "checkpoints") == [36, 20]
+    assert manager.steps(workdir / "checkpoints") == [36, 20]
     status, err = train("--config.seed=1", "--allow_data_change")
     assert status == 0 and "warning: the data changed: seed was 0 and is 1" in err
 
@@ -223,7 +224,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
 
 def poison(monkeypatch, value, *steps):
     """The loss of these steps of a stage is `value`."""
-    next_token, call = loss.next_token, stages.Batches.__call__
+    next_token, call = objectives.next_token, stages.Batches.__call__
 
     def poisoned(*args, **kwargs):
         inner = next_token(*args, **kwargs)
@@ -242,7 +243,7 @@ def poison(monkeypatch, value, *steps):
             return dataclasses.replace(batch, rows=batch.rows._replace(labels=labels))
         return batch
 
-    monkeypatch.setattr(loss, "next_token", poisoned)
+    monkeypatch.setattr(objectives, "next_token", poisoned)
     monkeypatch.setattr(stages.Batches, "__call__", marked)
 
 
@@ -261,15 +262,15 @@ def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train
 
 def test_a_spike_is_skipped(train, monkeypatch):
     poison(monkeypatch, 1e3, 15)
-    watch = ["--config.stages.first.watch.num_steps_before=10"]
-    status, _ = train("--stage=first", *watch)
+    spike_guard = ["--config.stages.first.spike_guard.num_steps_before=10"]
+    status, _ = train("--stage=first", *spike_guard)
     rows = runs.rows(train.workdir)
     assert status == 0 and [row["step"] for row in rows if row["skipped"]] == [16] and rows[15]["loss"] > 1e3
 
 
 def test_too_many_in_a_row_end_the_run_with_its_own_status_and_the_last_good_checkpoint(train, monkeypatch):
     poison(monkeypatch, float("nan"), *range(7, 20))
-    status, err = train("--config.stages.first.watch.max_skipped_in_a_row=4")
+    status, err = train("--config.stages.first.spike_guard.max_skipped_in_a_row=4")
     assert status == 70
     assert "diverged: the last 4 steps of first had a loss or gradient norm not finite" in err
     assert "the last good checkpoint is that of step 9" in err
@@ -310,7 +311,7 @@ def test_a_run_starts_from_what_another_one_ends_with(straight, train, data):
         assert status == 0 and f"reading {start}" in err
         seen.append([{**row, "global_step": row["global_step"]} for row in runs.rows(workdir)])
     assert seen[0] == seen[1] == runs.rows(straight)[20:]
-    assert convert.open_checkpoint(straight).model.rope_scale == 8.0
+    assert checkpoint_open.open_checkpoint(straight).model.rope_scale == 8.0
 
 
 def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(straight, train, tmp_path):
@@ -331,7 +332,7 @@ def test_checkpoints_none_of_which_can_be_read_end_the_run_and_cost_it_nothing(s
     status, err = train()
     assert status == 1
     assert re.search("none of the 4 checkpoints in .*begin anew in another --workdir", runs.error(err))
-    assert len(runs.rows(workdir)) == 40 and len(series.steps(workdir / "checkpoints")) == 4
+    assert len(runs.rows(workdir)) == 40 and len(manager.steps(workdir / "checkpoints")) == 4
 
 
 def test_a_config_that_was_cut_short_is_written_anew(straight, train):
@@ -339,7 +340,7 @@ def test_a_config_that_was_cut_short_is_written_anew(straight, train):
     (workdir / "config.json").write_text("")
     status, err = train()
     assert status == 0 and "config.json is not what a run writes, and is written anew" in err
-    assert json.loads((workdir / "config.json").read_text())["walk"] == ["first", "second"]
+    assert json.loads((workdir / "config.json").read_text())["stage_order"] == ["first", "second"]
 
 
 def test_a_directory_that_is_no_path_is_refused(data, capsys):
@@ -350,20 +351,20 @@ def test_a_directory_that_is_no_path_is_refused(data, capsys):
 @pytest.mark.parametrize(
     ("flag", "problem"),
     [
-        ("--config.stages.first.optimiser.peak_rate=1", "did you mean config.stages.first.optimizer?"),
+        ("--config.stages.first.optimiser.peak_lr=1", "did you mean config.stages.first.optimizer?"),
         ("--config.stages.first.optimizer.warmup_steps=21", "first: warmup_steps 21 and decay_steps 0 do not fit"),
-        ("--config.walk=('first','third')", "config: walk names stage third; stages has: first, second"),
+        ("--config.stage_order=('first','third')", "config: stage_order names stage third; stages has: first, second"),
         ("--config.data=nowhere", "config.stages.first: nowhere is not a prepared data set"),
         ("--config.data=", "config.stages.first: data is empty, as config.data is; name the directory"),
-        ("--config.stages.second.row_length=63", "config.stages.second: .* has no rows of 63 tokens"),
-        ("--config.stages.second.rows_per_step=7", "second: 7 rows in a step do not split over replica x data = 2"),
+        ("--config.stages.second.seq_len=63", "config.stages.second: .* has no rows of 63 tokens"),
+        ("--config.stages.second.batch_size=7", "second: 7 rows in a step do not split over replica x data = 2"),
         ("--config.mesh.seq=3", "mesh has replica x seq x model = 3, which does not divide the 8 devices"),
         ("--config.mesh.data=9", "mesh is replica 1 x data 9 .* but there are 8"),
         ("--config.model.vocab_size=700", "has 800 pieces, config.model.vocab_size is 700"),
         ("--config.init_from=nowhere", "nowhere is no directory, and no GGUF file; a checkpoint is one or the other"),
-        ("--config.model.head_width=7", "config.model: model.head_width is 7; it must be even"),
+        ("--config.model.head_dim=7", "config.model: model.head_dim is 7; it must be even"),
         ("--profile=9", "--profile is 9; it must be START:STOP"),
-        ("--stage=third", "--stage is third; config.walk has: first, second"),
+        ("--stage=third", "--stage is third; config.stage_order has: first, second"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_is_begun(train, flag, problem):

@@ -179,10 +179,10 @@ def test_replicas_exchange_shards_of_gradients_alone():
 
 
 def test_local_layers_fetch_a_halo_and_gather_no_row():
-    model = dataclasses.replace(toys.TOY, num_layers=3, window=100)
+    model = dataclasses.replace(toys.TOY, num_layers=3, sliding_window=100)
     execute = execution.Execution(attention="banded", remat="full")
     found = collectives(model, sharding.make_mesh(seq=4), execute, 2, 1024)
-    keys = model.num_key_heads, model.head_width
+    keys = model.num_kv_heads, model.head_dim
     others = [shape for kind, _, shape in found if kind != "collective-permute"]
     assert others and not [shape for shape in others if 1024 in shape and shape[-2:] == keys]
     assert ("collective-permute", "f32", (2, 1, 128, 2, 8)) in found  # one block of keys, or of values

@@ -45,7 +45,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(data, tmp_path, n
 HANG = """
 import sys, time
 from gemma3_jax.data import stream
-from gemma3_jax.checkpoint import series
+from gemma3_jax.checkpoint import manager
 from gemma3_jax.cli import program
 
 def hang(*args, **kwargs):

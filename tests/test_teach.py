@@ -13,15 +13,16 @@ import pytest
 
 from gemma3_jax import teach
 from gemma3_jax.cli import program
-from gemma3_jax.data import taught, taught_records
+from gemma3_jax.data.targets import codec
+from gemma3_jax.data.targets import reader as targets_reader
 from tests import runs
 
-WALK = "--config.walk=('first',)"
+WALK = "--config.stage_order=('first',)"
 STEPS = "--config.stages.first.num_steps=6"
 ESTIMATOR = "--config.stages.first.samples.estimator="
 DISTIL = ("--config.stages.first.loss=distill", "--config.stages.first.samples.num_samples=8", f"{ESTIMATOR}systematic")
 MESH = "--config.mesh.data=2"
-TWO_MICROBATCHES = "--config.stages.first.num_microbatches=2"
+TWO_MICROBATCHES = "--config.stages.first.grad_accum_steps=2"
 
 data = runs.data  # a fixture
 
@@ -30,7 +31,7 @@ data = runs.data  # a fixture
 def teacher(data, tmp_path_factory):
     """A run of a wider model."""
     workdir = tmp_path_factory.mktemp("teacher") / "run"
-    wider = ["--config.model.width=24", "--config.model.num_heads=4", "--config.seed=3"]
+    wider = ["--config.model.embed_dim=24", "--config.model.num_heads=4", "--config.seed=3"]
     assert program.main(runs.command(data, workdir, WALK, STEPS, MESH, *wider)) == 0
     return workdir
 
@@ -93,13 +94,11 @@ def train(data, tmp_path):
 
 def assert_same_said(one, other):
     """Of every token, but for what rounding tips over."""
-    one, other = taught.open_taught(one), taught.open_taught(other)
+    one, other = targets_reader.open_taught(one), targets_reader.open_taught(other)
     assert one.origin == other.origin
     is_same = []
     for number in range(one.num_rows):
-        left, right = (
-            taught_records.decode(found.files.read(*map(int, found.places[number]))) for found in (one, other)
-        )
+        left, right = (codec.decode(found.files.read(*map(int, found.places[number]))) for found in (one, other))
         is_same.append((left["ids"] == right["ids"]).mean())
         np.testing.assert_allclose(left["label_log_prob"], right["label_log_prob"], rtol=1e-4, atol=1e-4)
     assert np.mean(is_same) > 0.99
@@ -114,7 +113,7 @@ def test_a_student_learns_from_a_teacher_beside_it(trained, teacher):
     assert re.search(r"its teacher: [\d.]+ MiB a device and \d+% of the operations", err)
     assert f"reading teacher {teacher / 'checkpoints' / '6'} (orbax, " in err
     assert len(rows) == 6 and rows[-1]["loss"] < rows[0]["loss"]
-    for name in ("cross_entropy", "teacher_cross_entropy", "kl_to_teacher", "kept_mass", "agreement"):
+    for name in ("cross_entropy", "teacher_cross_entropy", "kl_to_teacher", "captured_mass", "agreement"):
         assert np.isfinite([row[name] for row in rows]).all(), name
     # Of the same tokens: what both say, in bits of the text's bytes.
     ratios = [row["bits_per_byte"] / row["cross_entropy"] for row in rows]
@@ -258,18 +257,18 @@ def test_teach_names_what_is_wrong(data, teacher, tmp_path):
         output, "--config.stages.first.loss=next_token"
     )
     assert "has no flag --outptu; did you mean --output?" in said("--outptu=x", output)
-    four = "--config.stages.first.num_microbatches=4"
+    four = "--config.stages.first.grad_accum_steps=4"
     assert "2 rows in a step do not split over" in said(output, f"--checkpoint={teacher}", four)
     assert not (tmp_path / "targets").exists()
 
 
 def test_what_is_wrong_with_a_row_is_told_and_nothing_is_left(data, teacher, stored, tmp_path, monkeypatch):
-    encode = taught_records.encode
+    encode = codec.encode
 
     def fail(row, targets, samples):
         return encode(row, targets | {"weights": targets["weights"] * np.nan}, samples)
 
-    monkeypatch.setattr(taught_records, "encode", fail)
+    monkeypatch.setattr(codec, "encode", fail)
     status, _, err = run(command("teach", data, MESH, f"--checkpoint={teacher}", f"--output={tmp_path / 'targets'}"))
     assert status == 1 and "the teacher's weights are not all finite; evaluate its checkpoint" in runs.error(err)
     assert not list(tmp_path.iterdir())
@@ -312,8 +311,8 @@ def test_teach_says_how_much_it_will_be_and_what_it_took(data, teacher, stored):
 def test_where_nothing_is_missing_the_teacher_is_not_read(data, teacher, stored, tmp_path):
     output = tmp_path / "targets"
     shutil.copytree(stored(), output)
-    (output / taught.MANIFEST).unlink()
-    (output / taught.WORK).mkdir()
+    (output / targets_reader.MANIFEST).unlink()
+    (output / targets_reader.WORK).mkdir()
     status, out, err = run(command("teach", data, MESH, f"--checkpoint={teacher}", f"--output={output}", "--json"))
     assert status == 0 and "reading teacher" not in err and err.endswith("; nothing was left to teach\n")
     assert json.loads(out)["tokens"] == 0 and "tokens_per_second" not in out
@@ -333,7 +332,7 @@ def test_two_hosts_teach_what_one_does(data, teacher, stored, tmp_path):
 @pytest.mark.slow
 def test_two_hosts_end_when_one_cannot_write(data, teacher, tmp_path):
     output = tmp_path / "targets"
-    (output / taught.WORK).mkdir(parents=True)
+    (output / targets_reader.WORK).mkdir(parents=True)
     (output / "part-00001").write_text("")  # no directory
     processes = runs.start_two(command("teach", data, f"--checkpoint={teacher}", f"--output={output}"))
     first, _ = (runs.finish(process, status=1) for process in processes)
@@ -369,10 +368,10 @@ def test_teach_killed_goes_on_and_ends_the_same(data, teacher, tmp_path):
             process.send_signal(signal.SIGKILL)
             process.communicate()
             num_kills += 1
-    if not (broken / taught.MANIFEST).exists():
+    if not (broken / targets_reader.MANIFEST).exists():
         runs.finish(start(broken))
     assert num_kills > 0
-    one, other = (taught.open_taught(path) for path in (whole, broken))
+    one, other = (targets_reader.open_taught(path) for path in (whole, broken))
     assert one.origin == other.origin and one.origin["num_rows"] == 960
     for number in range(960):
         left, right = (found.files.read(*map(int, found.places[number])) for found in (one, other))

@@ -4,7 +4,8 @@ import functools
 import json
 import pathlib
 
-from gemma3_jax.data import builtin, dataset, prepare, settings, shards
+from gemma3_jax.data import dataset, settings, shards
+from gemma3_jax.data.prepare import builtin, pipeline
 from gemma3_jax.tokenizer import training, vocabulary
 
 TOKENIZER_SIZE = 800
@@ -49,13 +50,13 @@ def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
         "tokenizer": settings.Tokenizer(path=str(model)),
         "personal_data": settings.PersonalData(action=""),
         "duplicates": settings.Duplicates(exact=False, near=False),
-        "row_lengths": (64,),
+        "seq_lens": (64,),
     }
     return settings.Prepare(sources=sources, **(plain | changes))
 
 
 def run(settings_, output: pathlib.Path, num_processes: int = 0) -> tuple[dict, dict]:
-    return prepare.run(settings_, str(output), num_processes=num_processes)
+    return pipeline.run(settings_, str(output), num_processes=num_processes)
 
 
 def read_all(path: pathlib.Path, num_records: int) -> list[bytes]:

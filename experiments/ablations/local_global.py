@@ -51,7 +51,7 @@ ABLATION = finding.Ablation(
     title="Local layers for each global one",
     question="What does the perplexity pay for more local layers to each global one?",
     finding="Within 0.1 of a perplexity from 1:1 to 7:1 (report, figure 3; 2B and 9B).",
-    toy=f"{NUM_LAYERS} layers of width {WIDTH}, windows of {WINDOW} tokens in rows of {school.ROW_LENGTH}.",
+    toy=f"{NUM_LAYERS} layers of width {WIDTH}, windows of {WINDOW} tokens in rows of {school.SEQ_LEN}.",
     measures={"nats": "cross-entropy of the next token on held-out rows, nats"},
     settings=tuple(PATTERNS),
     claims=claims(),
@@ -76,7 +76,7 @@ def main() -> None:
     flags = trials.parse(trials.parser(__doc__, seeds=3, steps=300))
     data = school.make_data(flags.output, flags.library_files)
     models = {
-        name: school.model(WIDTH, NUM_LAYERS, window=WINDOW, num_local_per_global=number)
+        name: school.model(WIDTH, NUM_LAYERS, sliding_window=WINDOW, num_local_per_global=number)
         for name, number in PATTERNS.items()
     }
     trials.run(

@@ -78,7 +78,7 @@ def main() -> None:
     data = school.make_data(flags.output, flags.library_files)
     of, num_steps = school.model(WIDTH, NUM_LAYERS, num_local_per_global=1), flags.before_steps + flags.steps
     before = school.School(data, of, num_steps=flags.before_steps)
-    after = school.School(data, of, num_steps=flags.steps, peak_rate=RATE)
+    after = school.School(data, of, num_steps=flags.steps, peak_lr=RATE)
     read = school.logits_of(of)
     quants = {format: quant_settings.Quant(format=format) for format in FORMATS}
     rounded = {format: jax.jit(view.make(quant, parameters.dims(of))) for format, quant in quants.items()}

@@ -25,7 +25,7 @@ import numpy as np
 import school
 import trials
 
-from gemma3_jax.distill import cross_entropy
+from gemma3_jax.losses import cross_entropy
 from gemma3_jax.model import masks, parameters
 
 NAME = "rope_scale"
@@ -55,7 +55,7 @@ def claim(
     )
 
 
-SHORT, LONG, BEYOND = school.ROW_LENGTH, school.LONG_ROW_LENGTH, CONTEXTS[-1]
+SHORT, LONG, BEYOND = school.SEQ_LEN, school.LONG_ROW_LENGTH, CONTEXTS[-1]
 ABLATION = finding.Ablation(
     name=NAME,
     title="The RoPE scale of the extension",
@@ -152,23 +152,21 @@ def main() -> None:
     data = school.make_data(flags.output, flags.library_files)
     plain = school.model(WIDTH, NUM_LAYERS, num_local_per_global=0, rope_base_global=BASE)
     models = {scale: dataclasses.replace(plain, rope_scale=scale) for scale in SCALES.values()}
-    before = school.School(
-        data, plain, num_steps=flags.short_steps, rows_per_step=SHORT_ROWS_PER_STEP, row_length=SHORT
-    )
+    before = school.School(data, plain, num_steps=flags.short_steps, batch_size=SHORT_ROWS_PER_STEP, seq_len=SHORT)
     long = functools.partial(
         school.School,
         data,
         num_steps=flags.steps,
-        rows_per_step=LONG_ROWS_PER_STEP,
-        row_length=LONG,
-        peak_rate=LONG_RATE,
+        batch_size=LONG_ROWS_PER_STEP,
+        seq_len=LONG,
+        peak_lr=LONG_RATE,
     )
     after = {scale: long(of) for scale, of in models.items()}
     score = {scale: scorer(of) for scale, of in models.items()}
     asked_for = texts(data.tokenizer())[: flags.texts]
 
-    def learned(student, length, rows_per_step, num_steps, seed, progress):
-        _, rows = school.rows_of(data, seed, num_steps, row_length=length, rows_per_step=rows_per_step)
+    def learned(student, length, batch_size, num_steps, seed, progress):
+        _, rows = school.rows_of(data, seed, num_steps, seq_len=length, batch_size=batch_size)
         for batch in rows:
             student.learn(batch)
             progress.step()

@@ -18,17 +18,19 @@ import numpy as np
 import trials
 
 from gemma3_jax import settings, sharding, stages
-from gemma3_jax.data import builtin, dataset, prepare, stream
+from gemma3_jax.data import dataset, stream
 from gemma3_jax.data import settings as data_settings
+from gemma3_jax.data.prepare import builtin, pipeline
 from gemma3_jax.distill import settings as distill_settings
-from gemma3_jax.distill import targets, vocabulary
+from gemma3_jax.distill import targets
+from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 from gemma3_jax.quant import settings as quant_settings
 from gemma3_jax.train import settings as train_settings
 
-ROW_LENGTH, LONG_ROW_LENGTH = 128, 1_024  # tokens; the second is of the extension
+SEQ_LEN, LONG_ROW_LENGTH = 128, 1_024  # tokens; the second is of the extension
 VOCAB_SIZE = 2_048
-PEAK_RATE = 4e-3
+PEAK_LR = 4e-3
 NUM_BINS = 15  # of confidence, for the error of calibration
 NUM_HELD_OUT = 32  # steps of rows, of each seed
 ROWS_PER_STEP, TEACHER_ROWS_PER_STEP = 4, 8
@@ -42,12 +44,12 @@ def model(width: int, num_layers: int, **columns) -> config.Config:
         **{
             "num_layers": num_layers,
             "num_local_per_global": 2,
-            "width": width,
-            "mlp_width": 4 * width,
+            "embed_dim": width,
+            "mlp_dim": 4 * width,
             "num_heads": 2,
-            "num_key_heads": 1,
-            "head_width": width // 4,
-            "window": 64,
+            "num_kv_heads": 1,
+            "head_dim": width // 4,
+            "sliding_window": 64,
             "query_scale": (width // 4) ** -0.5,
             "rope_scale": 1.0,
             "vocab_size": VOCAB_SIZE,
@@ -78,11 +80,11 @@ def make_data(output: str, num_files: int | None = None) -> dataset.Dataset:
         library.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         made = data_settings.Prepare(
             sources={"library": data_settings.Source(paths=(str(library),))},
-            row_lengths=(ROW_LENGTH, LONG_ROW_LENGTH),
+            seq_lens=(SEQ_LEN, LONG_ROW_LENGTH),
             tokenizer=data_settings.Tokenizer(size=VOCAB_SIZE, max_characters=4_000_000),
         )
         print("making rows of the Python standard library", file=sys.stderr)
-        prepare.run(made, str(path))
+        pipeline.run(made, str(path))
     return dataset.open_dataset(path)
 
 
@@ -108,13 +110,13 @@ class School:
         of: config.Config,
         *,
         num_steps: int,
-        rows_per_step: int = ROWS_PER_STEP,
-        row_length: int = ROW_LENGTH,
-        peak_rate: float = PEAK_RATE,
+        batch_size: int = ROWS_PER_STEP,
+        seq_len: int = SEQ_LEN,
+        peak_lr: float = PEAK_LR,
     ):
-        rates = train_settings.AdamW(peak_rate=peak_rate, warmup_steps=min(20, num_steps // 2), weight_decay=0.0)
+        rates = train_settings.AdamW(peak_lr=peak_lr, warmup_steps=min(20, num_steps // 2), weight_decay=0.0)
         self._stage = functools.partial(
-            settings.Stage, num_steps=num_steps, rows_per_step=rows_per_step, row_length=row_length, optimizer=rates
+            settings.Stage, num_steps=num_steps, batch_size=batch_size, seq_len=seq_len, optimizer=rates
         )
         self._data, self._model, self._made = data, of, {}
 
@@ -128,7 +130,7 @@ class School:
 
         def view(rows, logits):
             places = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1], dtype=jnp.int32), rows.tokens.shape)
-            return stream.TaughtRows(rows, draw(logits, rows.labels, rows.numbers, places))
+            return stream.DistillBatch(rows, draw(logits, rows.labels, rows.numbers, places))
 
         # The loss is the same program for every estimator: it sees ids and weights alone.
         same = dataclasses.replace(samples, estimator="stratified")
@@ -147,7 +149,11 @@ class School:
     ) -> Student:
         if name not in self._made:
             given = settings.Train(
-                model=self._model, data=str(self._data.path), execution=EXECUTION, walk=("toy",), stages={"toy": stage}
+                model=self._model,
+                data=str(self._data.path),
+                execution=EXECUTION,
+                stage_order=("toy",),
+                stages={"toy": stage},
             )
             num_bytes = np.zeros(VOCAB_SIZE, np.int32)
             leg = stages.abstract_leg(given, "toy", sharding.make_mesh(), num_bytes, **teacher)
@@ -162,7 +168,7 @@ class School:
 @functools.cache
 def _draw(samples: distill_settings.Samples) -> Callable:
     """What is drawn goes by the row's number, so each seed of students has its own."""
-    return jax.jit(functools.partial(targets.draw, vocabulary.Shard(VOCAB_SIZE), samples=samples, seed=0))
+    return jax.jit(functools.partial(targets.draw, vocab_parallel.Shard(VOCAB_SIZE), samples=samples, seed=0))
 
 
 def _rows_alone(rows: stream.Rows, logits: jax.Array | None) -> stream.Rows:
@@ -185,28 +191,28 @@ def rows_of(
     seed: int,
     num_steps: int,
     *,
-    row_length: int = ROW_LENGTH,
-    rows_per_step: int = ROWS_PER_STEP,
+    seq_len: int = SEQ_LEN,
+    batch_size: int = ROWS_PER_STEP,
 ) -> tuple[list[stream.Rows], Iterator[stream.Rows]]:
     """The held-out rows of a seed, in NUM_HELD_OUT steps, and its others, step after step.
 
     Raises: ValueError if the rows of seed and teachers would meet.
     """
     part = NUM_HELD_OUT + num_steps
-    num_rows, has = (seed + 1) * part * rows_per_step, num_rows_of(data, row_length)
-    num_of_students = has if row_length != ROW_LENGTH else has - TEACHER_SHARE * has // 100
+    num_rows, has = (seed + 1) * part * batch_size, num_rows_of(data, seq_len)
+    num_of_students = has if seq_len != SEQ_LEN else has - TEACHER_SHARE * has // 100
     if num_rows > num_of_students:
         raise ValueError(
-            f"{seed + 1} seeds of {num_steps} steps have {num_rows:,} rows of {row_length} tokens, and there are "
+            f"{seed + 1} seeds of {num_steps} steps have {num_rows:,} rows of {seq_len} tokens, and there are "
             f"{num_of_students:,} for students; take fewer of --steps or --seeds"
         )
-    rows = _rows_from(data, seed * part, part, row_length, rows_per_step)
+    rows = _rows_from(data, seed * part, part, seq_len, batch_size)
     return list(itertools.islice(rows, NUM_HELD_OUT)), rows
 
 
 def rows_of_teachers(data: dataset.Dataset, num_steps: int) -> Iterator[stream.Rows]:
     """The rows that every teacher learns from, step after step. Raises: ValueError if there are too few."""
-    has = num_rows_of(data, ROW_LENGTH)
+    has = num_rows_of(data, SEQ_LEN)
     of_teachers = TEACHER_SHARE * has // 100
     first_step = -(-(has - of_teachers) // TEACHER_ROWS_PER_STEP)
     if (first_step + num_steps) * TEACHER_ROWS_PER_STEP > has:
@@ -214,21 +220,21 @@ def rows_of_teachers(data: dataset.Dataset, num_steps: int) -> Iterator[stream.R
             f"{num_steps:,} steps of a teacher have {num_steps * TEACHER_ROWS_PER_STEP:,} rows, and there are "
             f"{of_teachers:,} for teachers; take fewer of --teacher_steps"
         )
-    return _rows_from(data, first_step, num_steps, ROW_LENGTH, TEACHER_ROWS_PER_STEP)
+    return _rows_from(data, first_step, num_steps, SEQ_LEN, TEACHER_ROWS_PER_STEP)
 
 
-def num_rows_of(data: dataset.Dataset, row_length: int) -> int:
-    return sum(part["rows"][str(row_length)] for part in data.manifest["parts"].values())
+def num_rows_of(data: dataset.Dataset, seq_len: int) -> int:
+    return sum(part["rows"][str(seq_len)] for part in data.manifest["parts"].values())
 
 
 def _rows_from(
-    data: dataset.Dataset, first_step: int, num_steps: int, row_length: int, rows_per_step: int
+    data: dataset.Dataset, first_step: int, num_steps: int, seq_len: int, batch_size: int
 ) -> Iterator[stream.Rows]:
     with stream.open_stream(
         data.path,
         sharding.make_mesh(),
-        row_length=row_length,
-        rows_per_step=rows_per_step,
+        seq_len=seq_len,
+        batch_size=batch_size,
         seed=0,
         first_step=first_step,
     ) as batches:
@@ -238,14 +244,14 @@ def _rows_from(
 
 def teacher(data: dataset.Dataset, of: config.Config, num_steps: int) -> dict:
     """The parameters of one that has learned the next token from the teachers' rows; kept beside the data."""
-    path = data.path.with_name(f"{data.path.name}_teachers") / f"width_{of.width}_steps_{num_steps}.npz"
+    path = data.path.with_name(f"{data.path.name}_teachers") / f"width_{of.embed_dim}_steps_{num_steps}.npz"
     if path.exists():
         tree = jax.tree.structure(parameters.shapes(of))
         with np.load(path) as kept:
             return jax.tree.unflatten(tree, [jnp.asarray(kept[str(number)]) for number in range(tree.num_leaves)])
-    school = School(data, of, num_steps=num_steps, rows_per_step=TEACHER_ROWS_PER_STEP)
+    school = School(data, of, num_steps=num_steps, batch_size=TEACHER_ROWS_PER_STEP)
     learner = school.by_next_token(seed=1_000)
-    progress = trials.Progress(f"teacher of width {of.width}", num_steps)
+    progress = trials.Progress(f"teacher of width {of.embed_dim}", num_steps)
     for rows in rows_of_teachers(data, num_steps):
         learner.learn(rows)
         progress.step()

@@ -55,7 +55,7 @@ ABLATION = finding.Ablation(
     title="The window of local layers",
     question="What does the perplexity pay for a smaller window?",
     finding="Within 0.02 of a perplexity from 512 to 4,096 tokens, at 1:1 and 3:1 (report, figure 4; 2B).",
-    toy=f"{NUM_LAYERS} layers of width {WIDTH}, rows of {school.ROW_LENGTH} tokens.",
+    toy=f"{NUM_LAYERS} layers of width {WIDTH}, rows of {school.SEQ_LEN} tokens.",
     measures={"nats": "cross-entropy of the next token on held-out rows, nats"},
     settings=tuple(SETTINGS),
     claims=claims(),
@@ -80,7 +80,7 @@ def draw(axes, result: dict) -> None:
     shown = (NARROW, *reversed(WINDOWS))
     axes.set_xscale("log", base=2)
     axes.set_xticks(shown, [str(window) for window in shown])
-    axes.set_xlabel(f"window (tokens; rows have {school.ROW_LENGTH})")
+    axes.set_xlabel(f"window (tokens; rows have {school.SEQ_LEN})")
     axes.set_ylabel(f"loss less that at {WINDOWS[0]}, same seed (nats a token)")
     axes.legend()
 
@@ -90,7 +90,7 @@ def main() -> None:
     flags = trials.parse(trials.parser(__doc__, seeds=3, steps=300))
     data = school.make_data(flags.output, flags.library_files)
     models = {
-        name: school.model(WIDTH, NUM_LAYERS, window=window, num_local_per_global=number)
+        name: school.model(WIDTH, NUM_LAYERS, sliding_window=window, num_local_per_global=number)
         for name, (number, window) in SETTINGS.items()
     }
     trials.run(

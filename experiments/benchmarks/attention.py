@@ -21,9 +21,9 @@ from gemma3_jax.model import attention, config, masks
 def measure(path: str, num_tokens: int, window: int, repeats: int) -> dict:
     """Median seconds of value and gradient over one row, and the compiled program's temporary bytes."""
     model = config.SIZES["1b"]
-    heads = {"query": model.num_heads, "key": model.num_key_heads, "value": model.num_key_heads}
+    heads = {"query": model.num_heads, "key": model.num_kv_heads, "value": model.num_kv_heads}
     arrays = [
-        jax.random.normal(jax.random.key(number), (1, num_tokens, num_heads, model.head_width))
+        jax.random.normal(jax.random.key(number), (1, num_tokens, num_heads, model.head_dim))
         for number, num_heads in enumerate(heads.values())
     ]
     places = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))

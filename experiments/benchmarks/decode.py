@@ -27,7 +27,7 @@ from gemma3_jax import sharding
 from gemma3_jax.checkpoint import hf
 from gemma3_jax.evals import weight_bytes
 from gemma3_jax.inference import sampler, sampling
-from gemma3_jax.model import cache, config, parameters
+from gemma3_jax.model import config, kv_cache, parameters
 
 CONTEXT = 32_768
 
@@ -89,7 +89,7 @@ def compare(params: dict, theirs, prompts: np.ndarray, num_new: int, rounds: int
 
 def cache_bytes(size: str) -> dict:
     model = config.SIZES[size]
-    found = cache.shapes(model, 1, CONTEXT, jnp.bfloat16)
+    found = kv_cache.shapes(model, 1, CONTEXT, jnp.bfloat16)
     num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
     all_global = weight_bytes.CACHED["bfloat16"] * weight_bytes.cached(model, CONTEXT, "full")
     return {

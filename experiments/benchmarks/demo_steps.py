@@ -14,7 +14,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1]
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags, with those that all have; and as many devices as they say."""
     parser.add_argument("--devices", type=int, default=1, help="virtual ones, where there is no accelerator")
-    parser.add_argument("--rows_per_step", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
@@ -58,7 +58,7 @@ def make(stage: str, fields: Mapping, teacher_model, flags: argparse.Namespace) 
     from gemma3_jax.cli import configs
     from gemma3_jax.model import parameters
 
-    fields = {"rows_per_step": flags.rows_per_step, **fields}
+    fields = {"batch_size": flags.batch_size, **fields}
     overrides = [f"--config.stages.{stage}.{name}={value}" for name, value in fields.items()]
     given = configs.load(str(EXPERIMENTS / "demo.py"), overrides, settings.Train)
     mesh = sharding.make_mesh(data=flags.devices)
@@ -80,7 +80,7 @@ def make_rows(step: Step):
     from gemma3_jax.data import stream
 
     asked = step.given.stages[step.leg.name]
-    shape = (asked.rows_per_step, asked.row_length)
+    shape = (asked.batch_size, asked.seq_len)
     ids = np.random.default_rng(0).integers(1, step.given.model.vocab_size, (2, *shape)).astype(np.int32)
     places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     numbers = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)

@@ -38,10 +38,10 @@ def main() -> None:
     with jax.set_mesh(mesh):
         teach = jax.jit(stages.make_teacher(taught.given, "pretrain", teacher_model))
         teach = teach.lower(taught.frozen, rows).compile()
-        targets = jax.device_put(teach(taught.frozen, rows), taught.leg.row_places)
+        targets = jax.device_put(teach(taught.frozen, rows), taught.leg.batch_shardings)
     compiled, runs = {"teacher alone": teach}, {"teacher alone": lambda: teach(taught.frozen, rows)}
     for name, step in steps.items():
-        batch = stream.TaughtRows(rows, targets) if name == "targets at hand" else rows
+        batch = stream.DistillBatch(rows, targets) if name == "targets at hand" else rows
         compiled[name], runs[name] = step.compile(batch)
     times = demo_steps.race(runs, mesh, num_rounds=flags.rounds, num_steps=flags.steps)
     for name, seconds in times.items():

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma3_jax.distill import settings, targets, vocabulary
+from gemma3_jax.distill import settings, targets
+from gemma3_jax.losses import vocab_parallel
 
 
 def logits(num_tokens: int, vocab_size: int) -> jax.Array:
@@ -50,7 +51,7 @@ def main() -> None:
     programs = {"jax.lax.top_k": lambda scores, *_: jax.lax.top_k(scores, flags.num_samples)}
     for name in settings.ESTIMATORS:
         samples = settings.Samples(estimator=name, num_samples=flags.num_samples)
-        shard = vocabulary.Shard(flags.vocab_size)
+        shard = vocab_parallel.Shard(flags.vocab_size)
         programs[name] = functools.partial(targets.draw, shard, samples=samples, seed=0)
     arrays = (scores, zeros, zeros, places)
     compiled = {name: jax.jit(program).lower(*arrays).compile() for name, program in programs.items()}

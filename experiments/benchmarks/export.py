@@ -17,19 +17,19 @@ import time
 import jax
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import export, storing
-from gemma3_jax.data import builtin
+from gemma3_jax.checkpoint import encoding, export
+from gemma3_jax.data.prepare import builtin
 from gemma3_jax.model import config, parameters
 from gemma3_jax.tokenizer import training, vocabulary
 
 WAYS = (
     ("hf", None),
-    ("hf", storing.Plan("int4", "float16")),
-    ("hf", storing.Plan("sfp8", "float16")),
-    ("gguf", storing.Plan("float32", "float32")),
-    ("gguf", storing.Plan("q4_0", "float16")),
-    ("gguf", storing.Plan("q4_0", "q8_0")),
-    ("gguf", storing.Plan("q8_0", "q8_0")),
+    ("hf", encoding.Plan("int4", "float16")),
+    ("hf", encoding.Plan("sfp8", "float16")),
+    ("gguf", encoding.Plan("float32", "float32")),
+    ("gguf", encoding.Plan("q4_0", "float16")),
+    ("gguf", encoding.Plan("q4_0", "q8_0")),
+    ("gguf", encoding.Plan("q8_0", "q8_0")),
 )
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32_768)
     flags = parser.parse_args()
     model = dataclasses.replace(
-        config.SIZES["270m"], num_layers=flags.layers, width=flags.width, vocab_size=flags.vocabulary
+        config.SIZES["270m"], num_layers=flags.layers, embed_dim=flags.width, vocab_size=flags.vocabulary
     )
     params = parameters.init(model, jax.random.key(0), sharding.make_mesh())
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6

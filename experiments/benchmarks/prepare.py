@@ -18,7 +18,8 @@ import time
 
 import sentencepiece
 
-from gemma3_jax.data import builtin, duplicates, filters, packing, prepare, settings, sources
+from gemma3_jax.data import packing, settings
+from gemma3_jax.data.prepare import builtin, duplicates, filters, pipeline, sources
 from gemma3_jax.tokenizer import training, vocabulary
 
 
@@ -83,7 +84,7 @@ def end_to_end(config: settings.Prepare, directory: pathlib.Path, near: bool) ->
         length=config.length,
     )
     started = time.perf_counter()
-    prepare.run(config, str(directory / f"out-{near}"))
+    pipeline.run(config, str(directory / f"out-{near}"))
     return time.perf_counter() - started
 
 

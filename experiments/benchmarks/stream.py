@@ -1,6 +1,6 @@
 """The stream of rows against a training step that eats them.
 
-    python experiments/benchmarks/stream.py [--rows_per_step=4] [--steps=400]
+    python experiments/benchmarks/stream.py [--batch_size=4] [--steps=400]
 
 Rows of 512 tokens of the Python standard library. One JSON line for the rows per second of the stream alone (threads,
 and two worker processes), one for a training step of the toy of toy.py fed from memory, and one for the same step fed
@@ -23,7 +23,7 @@ from gemma3_jax.data import order, stream
 
 def make_step(given, directory: pathlib.Path):
     """The step of `train`, and a state to begin with."""
-    [leg] = stages.build(given, given.walk, directory)
+    [leg] = stages.build(given, given.stage_order, directory)
     state = leg.begin(stages.fresh_params(given, leg, given.model))
 
     def step(state, rows):
@@ -43,28 +43,28 @@ def stream_rate(data, rows: order.Order, mesh, num_steps: int, num_workers: int)
         jax.block_until_ready(next(batches).rows.tokens)
     seconds = time.perf_counter() - started
     batches.close()
-    return num_steps * rows.rows_per_step / seconds
+    return num_steps * rows.batch_size / seconds
 
 
-def step_rate(step, state, batches, num_steps: int, rows_per_step: int) -> float:
+def step_rate(step, state, batches, num_steps: int, batch_size: int) -> float:
     state, _ = step(state, next(batches).rows)
     jax.block_until_ready(state)
     started = time.perf_counter()
     for _ in range(num_steps):
         state, _ = step(state, next(batches).rows)
     jax.block_until_ready(state)
-    return num_steps * rows_per_step / (time.perf_counter() - started)
+    return num_steps * batch_size / (time.perf_counter() - started)
 
 
 def report(what: str, rows_per_second: float, **more) -> None:
     line = {"benchmark": "stream", "what": what, "rows_per_second": round(rows_per_second, 1)}
-    line |= {"tokens_per_second": round(rows_per_second * toy.ROW_LENGTH), **more}
+    line |= {"tokens_per_second": round(rows_per_second * toy.SEQ_LEN), **more}
     print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows_per_step", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=400, help="of the stream; the training step does a twentieth")
     parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
     flags = parser.parse_args()
@@ -72,20 +72,20 @@ def main() -> None:
         directory = pathlib.Path(name)
         data = toy.make_data(directory, flags.library_files)
         mesh = sharding.make_mesh()
-        rows = order.find(data, row_length=toy.ROW_LENGTH, rows_per_step=flags.rows_per_step, seed=0)
+        rows = order.find(data, seq_len=toy.SEQ_LEN, batch_size=flags.batch_size, seed=0)
         alone = stream_rate(data, rows, mesh, flags.steps, num_workers=0)
         report("stream, threads", alone)
         report("stream, two worker processes", stream_rate(data, rows, mesh, flags.steps, num_workers=2))
         num_steps = max(1, flags.steps // 20)
-        given = toy.recipe(data, rows.rows_per_step, 2 * num_steps)
+        given = toy.recipe(data, rows.batch_size, 2 * num_steps)
         step, state = make_step(given, directory)
         batches = stream.Stream(data, rows, mesh)
         in_memory = [next(batches) for _ in range(num_steps + 1)]
-        bare = step_rate(step, state, iter(in_memory), num_steps, rows.rows_per_step)
+        bare = step_rate(step, state, iter(in_memory), num_steps, rows.batch_size)
         report("step, rows in memory", bare, stream_is_faster_by=round(alone / bare, 1))
         _, state = make_step(given, directory)  # the first one is given away
         started, batches.seconds_waiting = time.perf_counter(), 0.0
-        fed = step_rate(step, state, batches, num_steps, rows.rows_per_step)
+        fed = step_rate(step, state, batches, num_steps, rows.batch_size)
         share = batches.seconds_waiting / (time.perf_counter() - started)
         report("step, fed by the stream", fed, share_waiting=round(share, 4))
         batches.close()

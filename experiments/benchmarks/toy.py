@@ -8,20 +8,21 @@ import json
 import pathlib
 
 from gemma3_jax import settings
-from gemma3_jax.data import builtin, dataset, prepare
+from gemma3_jax.data import dataset
 from gemma3_jax.data import settings as data_settings
+from gemma3_jax.data.prepare import builtin, pipeline
 from gemma3_jax.model import config, execution
 from gemma3_jax.train import settings as train_settings
 
-ROW_LENGTH = 512
+SEQ_LEN = 512
 MODEL = config.Config(
     num_layers=6,
-    width=256,
-    mlp_width=1_024,
+    embed_dim=256,
+    mlp_dim=1_024,
     num_heads=4,
-    num_key_heads=1,
-    head_width=64,
-    window=128,
+    num_kv_heads=1,
+    head_dim=64,
+    sliding_window=128,
     query_scale=64**-0.5,
     rope_scale=1.0,
     vocab_size=2_048,
@@ -34,27 +35,27 @@ def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset
     (directory / "library.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     made = data_settings.Prepare(
         sources={"library": data_settings.Source(paths=(str(directory / "library.jsonl"),))},
-        row_lengths=(ROW_LENGTH,),
+        seq_lens=(SEQ_LEN,),
         duplicates=data_settings.Duplicates(near=False),
         tokenizer=data_settings.Tokenizer(size=MODEL.vocab_size, max_characters=3_000_000),
     )
-    prepare.run(made, str(directory / "data"))
+    pipeline.run(made, str(directory / "data"))
     return dataset.open_dataset(directory / "data")
 
 
-def recipe(data: dataset.Dataset, rows_per_step: int, num_steps: int, *, num_devices: int = 1) -> settings.Train:
+def recipe(data: dataset.Dataset, batch_size: int, num_steps: int, *, num_devices: int = 1) -> settings.Train:
     """One stage over that data, its rows split over so many devices."""
     stage = settings.Stage(
         num_steps=num_steps,
-        row_length=ROW_LENGTH,
-        rows_per_step=rows_per_step,
-        optimizer=train_settings.AdamW(peak_rate=1e-3),
+        seq_len=SEQ_LEN,
+        batch_size=batch_size,
+        optimizer=train_settings.AdamW(peak_lr=1e-3),
     )
     return settings.Train(
         model=MODEL,
         data=str(data.path),
         mesh=settings.Mesh(data=num_devices),
         execution=execution.Execution(dtype="bfloat16", remat="full"),
-        walk=("pretrain",),
+        stage_order=("pretrain",),
         stages={"pretrain": stage},
     )

@@ -57,7 +57,7 @@ def report(what: str, seconds: float, tokens_per_step: int, **more) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1, help="virtual ones, where there is no accelerator")
-    parser.add_argument("--rows_per_step", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20, help="of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
@@ -74,11 +74,11 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # the rounds are one program
         given = toy.recipe(
             toy.make_data(directory, flags.library_files),
-            flags.rows_per_step,
+            flags.batch_size,
             flags.steps + 2,
             num_devices=flags.devices,
         )
-        [leg] = stages.build(given, given.walk, directory)
+        [leg] = stages.build(given, given.stage_order, directory)
         batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
         state = leg.begin(stages.fresh_params(given, leg, given.model))
         with jax.set_mesh(leg.mesh):

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gemma3_jax.distill import cross_entropy, targets
-from gemma3_jax.model import weights
+from gemma3_jax.distill import targets
+from gemma3_jax.losses import cross_entropy
+from gemma3_jax.model import fsdp
 
 
 def ours(hidden, table, labels, soft):
@@ -26,7 +27,7 @@ def ours(hidden, table, labels, soft):
 
 
 def dense(hidden, table, target):
-    logits = weights.project("BTD,VD->BTV", hidden, table, jnp.float32)
+    logits = fsdp.project("BTD,VD->BTV", hidden, table, jnp.float32)
     return jnp.sum(optax.softmax_cross_entropy(logits, target))
 
 

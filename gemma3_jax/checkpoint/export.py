@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import gguf_file, hf, hf_config, modelfile, names, packed, series, store, storing, target
-from gemma3_jax.checkpoint.convert import Checkpoint
+from gemma3_jax.checkpoint import encoding, gguf_file, hf, hf_config, manager, modelfile, names, orbax, packed, target
+from gemma3_jax.checkpoint.open import Checkpoint
 from gemma3_jax.model import config
 from gemma3_jax.tokenizer import vocabulary
 
@@ -27,7 +27,7 @@ class Export:
 
     kind: str
     model: config.Config
-    plan: storing.Plan | None = None
+    plan: encoding.Plan | None = None
     dtype: DTypeLike | None = None
     tokenizer: vocabulary.Tokenizer | None = None
     notes: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ class Export:
             else:
                 assert self.kind in KINDS, self.kind
                 with target.uninterrupted(partial):
-                    store.save(partial, self.model, params)
+                    orbax.save(partial, self.model, params)
 
 
 def ask(
@@ -113,29 +113,29 @@ def ask(
     plan = None
     if quant != "none":
         table = source.quant.get("embedding") if source.quant.get("format") == quant else None
-        plan = storing.Plan(quant, embedding or table or "float16")
+        plan = encoding.Plan(quant, embedding or table or "float16")
     elif kind == "gguf":
         leaves = [leaf.dtype for path, leaf in names.flatten(source.shapes) if path[-2] in ("attention", "mlp")]
         table = source.shapes["embedder"]["table"].dtype.name
-        plan = storing.Plan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
+        plan = encoding.Plan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
     found, notes = None, ()
     if kind != "orbax":  # which is for going on, from what the masters are
         found, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _of_rounding(source, plan, dtype) + notes
-    return Export(kind, source.model, plan, storing.FLOATS[dtype] if dtype else None, found, notes)
+    return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, found, notes)
 
 
-def _of_rounding(source: Checkpoint, plan: storing.Plan | None, dtype: str | None) -> tuple[str, ...]:
+def _of_rounding(source: Checkpoint, plan: encoding.Plan | None, dtype: str | None) -> tuple[str, ...]:
     """What a person should know if the weights to write are not those that training with a format saw."""
     if not source.quant:
         return ()
-    known = storing.Plan(source.quant["format"], source.quant["embedding"])
+    known = encoding.Plan(source.quant["format"], source.quant["embedding"])
     said = f"--quant={known.matrices} --embedding={known.table}"
     if source.kind == "orbax":
         note = f"warning: {source.path} was trained for {said}; this writes weights that its training did not see"
         return () if plan == known else (note,)
     # It is rounded already, and what float32 holds of that is exact.
-    written = plan or storing.Plan(dtype or "float32", dtype or known.table)
+    written = plan or encoding.Plan(dtype or "float32", dtype or known.table)
     if written.matrices not in ("float32", known.matrices) or written.table not in ("float32", known.table):
         return (f"warning: {source.path} is rounded to {said}; this rounds it again, to other weights",)
     if written.matrices in ("int4", "sfp8"):
@@ -183,6 +183,6 @@ def _tokenizer_files(source: Checkpoint) -> list[pathlib.Path]:
     if source.path.is_file():
         places = [source.path.parent]
     else:
-        inside = source.path.parent.parent if source.path.parent.name == series.CHECKPOINTS else source.path
+        inside = source.path.parent.parent if source.path.parent.name == manager.CHECKPOINTS else source.path
         places = [inside, inside.parent] if source.tokenizer else [inside]
     return [place / TOKENIZER for place in places if (place / TOKENIZER).is_file()]

@@ -19,12 +19,12 @@ ARCHITECTURE = "gemma3"
 # Key below the architecture's name -> our field.
 _WHOLE = {
     "block_count": "num_layers",
-    "embedding_length": "width",
-    "feed_forward_length": "mlp_width",
+    "embedding_length": "embed_dim",
+    "feed_forward_length": "mlp_dim",
     "attention.head_count": "num_heads",
-    "attention.head_count_kv": "num_key_heads",
-    "attention.key_length": "head_width",
-    "attention.sliding_window": "window",
+    "attention.head_count_kv": "num_kv_heads",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
 }
 _REAL = {"attention.layer_norm_rms_epsilon": "norm_epsilon", "rope.freq_base": "rope_base_global"}
 PATTERN, BASE_LOCAL = "attention.sliding_window_pattern", "rope.freq_base_swa"
@@ -36,8 +36,8 @@ LAYERS_OF_27B = 62  # llama.cpp knows 27B, and its query scale, by this number
 def query_scale(model: config.Config) -> float:
     """What llama.cpp multiplies the queries of such a model by."""
     if model.num_layers == LAYERS_OF_27B:
-        return max(1, model.width // model.num_heads) ** -0.5
-    return model.head_width**-0.5
+        return max(1, model.embed_dim // model.num_heads) ** -0.5
+    return model.head_dim**-0.5
 
 
 def query_norm_factor(model: config.Config) -> float:
@@ -69,7 +69,7 @@ def write(model: config.Config, writer: gguf.GGUFWriter) -> None:
     writer.add_context_length(hf_config.context_length(model))
     for key, field in _WHOLE.items():
         writer.add_uint32(f"{ARCHITECTURE}.{key}", getattr(model, field))
-    writer.add_value_length(model.head_width)
+    writer.add_value_length(model.head_dim)
     for key, field in _REAL.items():
         writer.add_float32(f"{ARCHITECTURE}.{key}", getattr(model, field))
     writer.add_uint32(f"{ARCHITECTURE}.{PATTERN}", model.period)
@@ -100,7 +100,7 @@ def _to_config(keys: "_Keys", vocab_size: int) -> config.Config:
         raise ValueError(f"{ARCHITECTURE}.rope.scaling.type is {scaling!r:.40}; it must be none or linear")
     columns = {field: keys.whole(key) for key, field in _WHOLE.items()}
     columns |= {field: keys.real(key) for key, field in _REAL.items()}
-    if (value_width := keys.whole("attention.value_length")) != columns["head_width"]:
+    if (value_width := keys.whole("attention.value_length")) != columns["head_dim"]:
         raise ValueError(f"{ARCHITECTURE}.attention.value_length is {value_width}, not that of the keys")
     model = config.Config(
         **columns,

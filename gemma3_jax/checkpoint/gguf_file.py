@@ -11,7 +11,7 @@ from collections.abc import Callable
 import gguf
 import numpy as np
 
-from gemma3_jax.checkpoint import gguf_config, gguf_header, gguf_vocabulary, names, storing
+from gemma3_jax.checkpoint import encoding, gguf_config, gguf_header, gguf_vocabulary, names
 from gemma3_jax.checkpoint.source import Source, Tensor, check_names
 from gemma3_jax.model import config
 from gemma3_jax.quant import packing
@@ -57,7 +57,7 @@ def open_source(path: pathlib.Path) -> Source:
         if place.type not in _READABLE:
             raise ValueError(f"{path}: tensor {name} is {place.type}; it must be one of {', '.join(_READABLE)}")
         format = _READABLE[place.type]
-        tensors[slot] = Tensor(storing.dtype_of(format), _reader(path, place, slot, model))
+        tensors[slot] = Tensor(encoding.dtype_of(format), _reader(path, place, slot, model))
     return Source(model, tensors)
 
 
@@ -66,15 +66,15 @@ def _reader(
 ) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         stored = np.memmap(path, np.uint8, "r", place.start, (place.num_bytes,))
-        x = storing.unpacked(_READABLE[place.type], stored, place.shape)
-        if storing.is_norm(slot.row):
+        x = encoding.unpacked(_READABLE[place.type], stored, place.shape)
+        if encoding.is_norm(slot.row):
             x = x.astype(np.float32) - np.float32(1)
         return names.relayout(x, slot.row.hf_layout, slot.row.layout, names.dim_sizes(model))
 
     return read
 
 
-def check(model: config.Config, plan: storing.Plan, tokenizer: vocabulary.Tokenizer) -> tuple[str, ...]:
+def check(model: config.Config, plan: encoding.Plan, tokenizer: vocabulary.Tokenizer) -> tuple[str, ...]:
     """What a person should know of the file that `write` would make.
 
     Raises: ValueError if llama.cpp would not run such a model, or not as we do.
@@ -84,7 +84,7 @@ def check(model: config.Config, plan: storing.Plan, tokenizer: vocabulary.Tokeni
     return gguf_config.check(model)
 
 
-def num_bytes(model: config.Config, plan: storing.Plan) -> int:
+def num_bytes(model: config.Config, plan: encoding.Plan) -> int:
     """Bytes of the tensors."""
     return sum(_num_bytes(slot, model, plan) for slot in names.slots(model))
 
@@ -93,7 +93,7 @@ def write(
     path: pathlib.Path,
     model: config.Config,
     params: dict,
-    plan: storing.Plan,
+    plan: encoding.Plan,
     tokenizer: vocabulary.Tokenizer,
     progress: Callable[[int], None] = lambda num_bytes: None,
     *,
@@ -108,7 +108,7 @@ def write(
     writer = gguf.GGUFWriter(path, gguf_config.ARCHITECTURE)
     writer.add_type("model")
     writer.add_name(target.stem)
-    if plan.matrices not in storing.FLOATS and TYPES[plan.matrices] == gguf.GGMLQuantizationType.F32:
+    if plan.matrices not in encoding.FLOATS and TYPES[plan.matrices] == gguf.GGMLQuantizationType.F32:
         writer.add_description(f"matrices rounded to {plan.matrices}, which GGUF has no type for; stored as float32")
     writer.add_file_type(_FILE_TYPES[TYPES[plan.matrices]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -134,22 +134,22 @@ def write(
         raise OSError(f"{target} cannot be written: {reason}") from error
 
 
-def _export(slot: names.Slot, model: config.Config, params: dict, plan: storing.Plan) -> np.ndarray:
-    name, x, format = names.gguf_name(slot), storing.rows(slot, model, params), plan.format_of(slot.row)
-    if storing.is_norm(slot.row):
+def _export(slot: names.Slot, model: config.Config, params: dict, plan: encoding.Plan) -> np.ndarray:
+    name, x, format = names.gguf_name(slot), encoding.rows(slot, model, params), plan.format_of(slot.row)
+    if encoding.is_norm(slot.row):
         is_query = slot.row.path == "attention/query_norm/scale"
         if is_query and (factor := gguf_config.query_norm_factor(model)) != 1:
             x = ((1 + x.astype(np.float64)) * factor).astype(np.float32)  # rounded once
         else:
             x = np.float32(1) + x.astype(np.float32)
-    if format in storing.FLOATS:
-        return storing.as_float(name, x, format)
+    if format in encoding.FLOATS:
+        return encoding.as_float(name, x, format)
     if TYPES[format] == gguf.GGMLQuantizationType.F32:
-        return storing.rounded(name, x, format)
-    return packing.pack(format, storing.encoded(name, x, format))
+        return encoding.rounded(name, x, format)
+    return packing.pack(format, encoding.encoded(name, x, format))
 
 
-def _num_bytes(slot: names.Slot, model: config.Config, plan: storing.Plan) -> int:
+def _num_bytes(slot: names.Slot, model: config.Config, plan: encoding.Plan) -> int:
     block, block_bytes = gguf.GGML_QUANT_SIZES[TYPES[plan.format_of(slot.row)]]
     shape = names.shape_of(slot.row.hf_layout, names.dim_sizes(model))
     return int(np.prod(shape)) // block * block_bytes

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import hf_config, names, storing
+from gemma3_jax.checkpoint import encoding, hf_config, names
 from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
 from gemma3_jax.model import config
 
@@ -75,7 +75,7 @@ def write(
     params: dict,
     progress: Callable[[int], None] = lambda num_bytes: None,
     *,
-    plan: storing.Plan | None = None,
+    plan: encoding.Plan | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
     """Writes `params` into an existing, empty directory as Gemma3ForCausalLM, in `dtype` or each in its own.
@@ -167,8 +167,8 @@ def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
 
 def _check_tied(files: dict[str, pathlib.Path], head: str, table: str) -> None:
     """Raises: ValueError if a repeated head is not the table, bit for bit; a few rows at a time."""
-    with opened(files[head]) as of_head, opened(files[table]) as of_table:
-        head_rows, table_rows = of_head.get_slice(head), of_table.get_slice(table)
+    with opened(files[head]) as of_head, opened(files[table]) as grad_table:
+        head_rows, table_rows = of_head.get_slice(head), grad_table.get_slice(table)
         num_rows = head_rows.get_shape()[0]
         for start in range(0, num_rows, 8192):
             end = min(start + 8192, num_rows)
@@ -189,11 +189,11 @@ def _reader(file: pathlib.Path, name: str, slot: names.Slot, model: config.Confi
 
 
 def _export(
-    slot: names.Slot, model: config.Config, params: dict, plan: storing.Plan | None, dtype: DTypeLike | None
+    slot: names.Slot, model: config.Config, params: dict, plan: encoding.Plan | None, dtype: DTypeLike | None
 ) -> np.ndarray:
-    x = storing.rows(slot, model, params)
+    x = encoding.rows(slot, model, params)
     if plan:
-        x = storing.rounded(names.hf_name(slot), x, plan.format_of(slot.row))
+        x = encoding.rounded(names.hf_name(slot), x, plan.format_of(slot.row))
     if "V" in slot.row.layout:
         x = np.pad(x, ((0, model.vocab_padding), (0, 0)))
     return x.astype(dtype or x.dtype, copy=False)

@@ -13,12 +13,12 @@ PADDING_KEY = "vocab_padding"  # ours, in a config.json we wrote: other sizes of
 # config.json key -> our field. The rest of a Config is derived below.
 _SAME = {
     "num_hidden_layers": "num_layers",
-    "hidden_size": "width",
-    "intermediate_size": "mlp_width",
+    "hidden_size": "embed_dim",
+    "intermediate_size": "mlp_dim",
     "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_key_heads",
-    "head_dim": "head_width",
-    "sliding_window": "window",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "sliding_window": "sliding_window",
 }
 # What Transformers takes for a key that a file leaves out (Gemma3TextConfig), where that is a number of the model.
 _DEFAULTS = {
@@ -190,10 +190,10 @@ def write(model: config.Config, dtype: str) -> str:
             f"model.query_scale is {model.query_scale}, that is {scalar:.6g}^-1/2; config.json can only hold the -1/2 "
             "power of a whole number (query_pre_attn_scalar)"
         )
-    if model.width % model.num_heads:
+    if model.embed_dim % model.num_heads:
         raise ValueError(
-            f"model.width is {model.width} with {model.num_heads} heads; Transformers refuses a hidden_size that is "
-            "not a multiple of num_attention_heads"
+            f"model.embed_dim is {model.embed_dim} with {model.num_heads} heads; Transformers refuses a hidden_size "
+            "that is not a multiple of num_attention_heads"
         )
     scaled = {"rope_type": "linear", "factor": model.rope_scale}
     content = {

@@ -115,11 +115,11 @@ def dim_sizes(model: config.Config, *, padded: bool = False) -> dict[str, int]:
     """How many elements each letter stands for; `padded` counts a Hugging Face table's extra rows in V."""
     return {
         "V": model.vocab_size + (model.vocab_padding if padded else 0),
-        "D": model.width,
-        "F": model.mlp_width,
+        "D": model.embed_dim,
+        "F": model.mlp_dim,
         "N": model.num_heads,
-        "K": model.num_key_heads,
-        "H": model.head_width,
+        "K": model.num_kv_heads,
+        "H": model.head_dim,
     }
 
 

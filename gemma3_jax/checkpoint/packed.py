@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gemma3_jax.checkpoint import hf, hf_config, names, storing
+from gemma3_jax.checkpoint import encoding, hf, hf_config, names
 from gemma3_jax.checkpoint.source import Source, Tensor, check_names
 from gemma3_jax.model import config
 from gemma3_jax.quant import formats, packing
@@ -54,19 +54,19 @@ def open_source(path: pathlib.Path) -> Source:
     tensors = {}
     for slot in names.slots(model):
         format = plan.format_of(slot.row)
-        tensors[slot] = Tensor(storing.dtype_of(format), _reader(file, format, slot, model))
+        tensors[slot] = Tensor(encoding.dtype_of(format), _reader(file, format, slot, model))
     note = f"{file} is read, which is exact: matrices {plan.matrices}, table {plan.table}"
     return Source(model, tensors, (note,), {"format": plan.matrices, "embedding": plan.table})
 
 
-def _plan(file: pathlib.Path, metadata: dict[str, str]) -> storing.Plan:
+def _plan(file: pathlib.Path, metadata: dict[str, str]) -> encoding.Plan:
     found = tuple(metadata.get(key) for key in ("format", "version"))
     if found != (FORMAT, VERSION):
         raise ValueError(f"{file} has format and version {found}; this program reads {(FORMAT, VERSION)}")
     for key, allowed in (("quant", formats.MATRICES), ("embedding", formats.TABLES)):
         if metadata.get(key) not in allowed:
             raise ValueError(f"{file}: {key} is {metadata.get(key)!r}; it must be one of {', '.join(allowed)}")
-    return storing.Plan(metadata["quant"], metadata["embedding"])
+    return encoding.Plan(metadata["quant"], metadata["embedding"])
 
 
 def _reader(file: pathlib.Path, format: str, slot: names.Slot, model: config.Config) -> Callable[[], np.ndarray]:
@@ -78,13 +78,13 @@ def _reader(file: pathlib.Path, format: str, slot: names.Slot, model: config.Con
             x = handle.get_tensor(name)
             scale = handle.get_tensor(f"{name}.scale")[:, None] if _num_scales(format, shape) else None
         if format in formats.MATRICES:
-            x = storing.unpacked(format, x, shape, scale)
+            x = encoding.unpacked(format, x, shape, scale)
         return names.relayout(x, slot.row.hf_layout, slot.row.layout, sizes)
 
     return read
 
 
-def num_bytes(model: config.Config, plan: storing.Plan) -> int:
+def num_bytes(model: config.Config, plan: encoding.Plan) -> int:
     """Bytes of the tensors."""
     return sum(int(np.prod(shape)) * _NUM_BYTES[dtype] for _, dtype, shape in _forms(model, plan))
 
@@ -93,7 +93,7 @@ def write(
     directory: pathlib.Path,
     model: config.Config,
     params: dict,
-    plan: storing.Plan,
+    plan: encoding.Plan,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Writes the file, one tensor after the other. Equal parameters give equal bytes.
@@ -118,25 +118,25 @@ def write(
         raise OSError(f"{directory / FILE} cannot be written: {error.strerror or error}") from error
 
 
-def _export(slot: names.Slot, model: config.Config, params: dict, plan: storing.Plan) -> Iterator[np.ndarray]:
+def _export(slot: names.Slot, model: config.Config, params: dict, plan: encoding.Plan) -> Iterator[np.ndarray]:
     """The tensors of a slot, in the order of `_forms`."""
-    name, x, format = names.hf_name(slot), storing.rows(slot, model, params), plan.format_of(slot.row)
-    if format in storing.FLOATS:
-        yield storing.as_float(name, x, format)
+    name, x, format = names.hf_name(slot), encoding.rows(slot, model, params), plan.format_of(slot.row)
+    if format in encoding.FLOATS:
+        yield encoding.as_float(name, x, format)
         return
-    encoded = storing.encoded(name, x, format)
+    encoded = encoding.encoded(name, x, format)
     yield packing.pack(format, encoded)
     if _num_scales(format, x.shape):
         yield encoded.scale
 
 
-def _forms(model: config.Config, plan: storing.Plan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _forms(model: config.Config, plan: encoding.Plan) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of every tensor, in the order they are written."""
     sizes = names.dim_sizes(model)
     for slot in names.slots(model):
         name, format = names.hf_name(slot), plan.format_of(slot.row)
         shape = names.shape_of(slot.row.hf_layout, sizes)
-        if format in storing.FLOATS:
+        if format in encoding.FLOATS:
             yield name, _DTYPES[format], shape
             continue
         num_scales = _num_scales(format, shape)

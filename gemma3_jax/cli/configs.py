@@ -15,6 +15,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from gemma3_jax import renamed
+
 
 def load(text: str, overrides: Sequence[str], schema: type):
     """The settings that `--config=text` and `overrides`, each "--config.a.b=value", ask for.
@@ -76,6 +78,8 @@ def _entry_type(annotation: object) -> type | None:
 
 
 def _unknown(where: str, name: str, known: Sequence[str]) -> ValueError:
+    if (new := renamed.FIELDS.get(name)) in known:
+        return ValueError(f"there is no {where}.{name}: its name is {where}.{new} now")
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has: {', '.join(known)}"
     return ValueError(f"there is no {where}.{name}{hint if known else ''}")

@@ -79,10 +79,11 @@ def _check(flags: argparse.Namespace) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     from gemma3_jax import sharding
-    from gemma3_jax.checkpoint import convert, export
+    from gemma3_jax.checkpoint import export
+    from gemma3_jax.checkpoint import open as checkpoint_open
 
     _check(flags)
-    source = convert.open_checkpoint(pathlib.Path(flags.source), convert.find_model(flags.model))
+    source = checkpoint_open.open_checkpoint(pathlib.Path(flags.source), checkpoint_open.find_model(flags.model))
     path = pathlib.Path(os.path.abspath(flags.target))
     if path.is_relative_to(os.path.abspath(flags.source)):
         raise ValueError(f"--target {flags.target} is inside --source {flags.source}; choose a place outside of it")

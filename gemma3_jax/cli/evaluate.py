@@ -8,7 +8,7 @@ import math
 import pathlib
 from collections.abc import Callable, Iterator
 
-from gemma3_jax.cli import opening, terminal
+from gemma3_jax.cli import model_flags, terminal
 
 _MODEL = ("dtype", "mesh", "tokenizer")
 # The flags that a task has, beside --checkpoint, --model and --json.
@@ -62,7 +62,7 @@ def parser() -> terminal.Parser:
         "  python -m gemma3_jax evaluate --checkpoint=run --task=context --input=books.jsonl --lengths=512,4096,32768\n"
         "  python -m gemma3_jax evaluate --model=27b --task=bytes --context=32768,131072",
     )
-    opening.add_flags(flags, "data")
+    model_flags.add_flags(flags, "data")
     flags.add_argument("--task", required=True, choices=tuple(_OF_TASK), help="what to score")
     for name, (metavar, says) in _SAYS.items():
         tasks = [task for task, names in _OF_TASK.items() if name in names]
@@ -101,13 +101,13 @@ def run(flags: argparse.Namespace) -> None:
 
 def _measure(flags: argparse.Namespace) -> None:
     """Tasks that are made of items."""
-    from gemma3_jax.evals import measures, task
+    from gemma3_jax.evals import registry, task
 
     asked = _asked(flags)
     if flags.output:
         terminal.on_stop = terminal.Stop(None, f"the same command goes on from {flags.output}")
     gemma = _open(flags)
-    found = measures.make(flags.task, gemma, asked)
+    found = registry.make(flags.task, gemma, asked)
     kept = pathlib.Path(flags.output) if flags.output else None
     with terminal.bar(flags.task, len(found.items), unit="items") as bar:
         summary = task.run(found, of=_named(flags) if kept else "", kept=kept, progress=bar.update)
@@ -118,7 +118,7 @@ def _open(flags: argparse.Namespace):
     """The model; how long its rows may be is for the task to say."""
     from gemma3_jax.inference import sampler
 
-    return opening.sampler(flags, axis="data", context=sampler.ANY_CONTEXT)
+    return model_flags.sampler(flags, axis="data", context=sampler.ANY_CONTEXT)
 
 
 def _asked(flags: argparse.Namespace):
@@ -156,9 +156,9 @@ def _whole(name: str, text: str) -> int:
 
 def _named(flags: argparse.Namespace) -> str:
     """What tells this model, and how it computes, from others."""
-    from gemma3_jax.checkpoint import convert
+    from gemma3_jax.checkpoint import open as checkpoint_open
 
-    found = convert.open_checkpoint(pathlib.Path(flags.checkpoint), convert.find_model(flags.model))
+    found = checkpoint_open.open_checkpoint(pathlib.Path(flags.checkpoint), checkpoint_open.find_model(flags.model))
     return f"{found.fingerprint()} {flags.dtype or 'float32'}"
 
 
@@ -187,15 +187,15 @@ def _logprobs(flags: argparse.Namespace) -> None:
 
 
 def _bytes(flags: argparse.Namespace) -> None:
-    from gemma3_jax.checkpoint import convert
+    from gemma3_jax.checkpoint import open as checkpoint_open
     from gemma3_jax.evals import settings, weight_bytes
 
     lengths = settings.Measures().cache_lengths
     if flags.context is not None:
         lengths = tuple(_whole("context", part) for part in flags.context.split(","))
-    model = convert.find_model(flags.model)
+    model = checkpoint_open.find_model(flags.model)
     if flags.checkpoint:
-        model = convert.open_checkpoint(pathlib.Path(flags.checkpoint), model).model
+        model = checkpoint_open.open_checkpoint(pathlib.Path(flags.checkpoint), model).model
     if model is None:
         raise ValueError("--task=bytes needs --checkpoint or --model")
     table = weight_bytes.table(model, lengths)
@@ -206,7 +206,7 @@ def _lm_eval(flags: argparse.Namespace) -> None:
     if not flags.lm_tasks:
         raise ValueError("--task=lm_eval needs --lm_tasks, names of tasks that lm-eval knows")
     from gemma3_jax.checkpoint import hf_config
-    from gemma3_jax.evals import harness, subject
+    from gemma3_jax.evals import harness, model_api
 
     numbers = {
         name: _whole(name, getattr(flags, name))
@@ -216,7 +216,7 @@ def _lm_eval(flags: argparse.Namespace) -> None:
     gemma = _open(flags)
     found = harness.evaluate(
         harness.Model(
-            subject.of(gemma), max_tokens=hf_config.context_length(gemma.model), say=terminal.say, bar=_requests
+            model_api.of(gemma), max_tokens=hf_config.context_length(gemma.model), say=terminal.say, bar=_requests
         ),
         flags.lm_tasks.split(","),
         include_path=pathlib.Path(flags.include_path) if flags.include_path else None,

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from gemma3_jax.cli import opening, talking, terminal
+from gemma3_jax.cli import chat, model_flags, terminal
 
 
 def parser() -> terminal.Parser:
@@ -22,12 +22,12 @@ def parser() -> terminal.Parser:
         "  python -m gemma3_jax generate --checkpoint=run --prompt='def main():' --max_new_tokens=64 --seed=1\n"
         "  python -m gemma3_jax generate --checkpoint=gemma-3-1b-it --chat --dtype=bfloat16",
     )
-    opening.add_flags(flags, "model")
+    model_flags.add_flags(flags, "model")
     flags.add_argument(
         "--prompt", action="append", metavar="TEXT", help="to go on from; several times for several; - for stdin"
     )
     flags.add_argument("--prompt_ids", metavar="N,...", help="the same as ids, BOS and all; needs no tokenizer")
-    talking.add_flags(flags)
+    chat.add_flags(flags)
     flags.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="(256)")
     flags.add_argument("--context", type=int, default=0, metavar="N", help="tokens, prompt and all (the model's own)")
     for name, kind, says in (
@@ -63,7 +63,7 @@ def run(flags: argparse.Namespace) -> None:
         stop=tuple(flags.stop),
         ignore_ends=flags.ignore_eos,
     )
-    gemma = opening.sampler(flags, axis="model", context=flags.context)
+    gemma = model_flags.sampler(flags, axis="model", context=flags.context)
     if flags.prompt_ids is not None:
         if gemma.tokenizer is None and not flags.ignore_eos:
             terminal.say("note: there is no tokenizer: nothing but --max_new_tokens ends the text")
@@ -90,7 +90,7 @@ def _check(flags: argparse.Namespace) -> None:
         raise ValueError(f"--{forms[0]} and --{forms[1]} both say what the text is; give one")
     if forms and flags.ignore_eos:
         raise ValueError(f"--{forms[0]} says where the text ends; leave out --ignore_eos")
-    talking.check(flags)
+    chat.check(flags)
     flags.prompt = [sys.stdin.read() if text == "-" else text for text in flags.prompt or ()]
     if "" in flags.prompt:
         raise ValueError("--prompt is empty; give a text to go on from")
@@ -107,11 +107,11 @@ def _form(flags: argparse.Namespace, gemma, call_schema: Callable[[], dict]) -> 
     """Makes what a text is held to, one for each; None where it is free."""
     if not (flags.schema or flags.regex or flags.force_call):
         return None
-    from gemma3_jax.inference import json_schema, structured
+    from gemma3_jax.inference.tools import constrained, json_schema
 
     if gemma.tokenizer is None:
         raise ValueError("the checkpoint has no tokenizer, and a form is of text; name one with --tokenizer=FILE")
-    grammars = structured.Grammars(gemma.tokenizer, gemma.model.vocab_size)
+    grammars = constrained.Grammars(gemma.tokenizer, gemma.model.vocab_size)
     if flags.regex:
         return grammars.regex(flags.regex)
     return grammars.schema(json_schema.load(pathlib.Path(flags.schema)) if flags.schema else call_schema())
@@ -159,7 +159,7 @@ def _talk(flags: argparse.Namespace, gemma, asked) -> None:
         return answer.text
 
     gemma.encode_turns([{"role": "user", "content": "?"}])  # refuses a model without turns before anybody types
-    talk, number = talking.Talk(flags, reply), itertools.count()
+    talk, number = chat.Talk(flags, reply), itertools.count()
     form = _form(flags, gemma, talk.call_schema)
     if not flags.prompt:
         talk.at_prompt()

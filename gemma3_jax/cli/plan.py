@@ -31,11 +31,11 @@ def parser() -> terminal.Parser:
         "      --topology=v5p:16x16x24 --teacher_model=27b --json\n"
         "  python -m gemma3_jax plan --config=experiments/recipe.py:1b --topology=v5e:4x4 --search \\\n"
         "      --config.mesh.replica=1 --config.mesh.data=16 --config.mesh.seq=1 \\\n"
-        "      --config.stages.pretrain.rows_per_step=16 --config.stages.pretrain.row_length=8192",
+        "      --config.stages.pretrain.batch_size=16 --config.stages.pretrain.seq_len=8192",
     )
     flags.takes_overrides = True
     flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
-    flags.add_argument("--stage", default="", metavar="NAME", help="of the recipe (default: the first of its walk)")
+    flags.add_argument("--stage", default="", metavar="NAME", help="of the recipe (default: its first)")
     flags.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE", help="v4, v5e, v5p or v6e, and a slice: v5e:16x16, v5p:4x4x8"
     )
@@ -61,7 +61,7 @@ def run(flags: argparse.Namespace) -> None:
     from gemma3_jax.planning import plan, topologies
 
     given = configs.load(flags.config, flags.overrides, settings.Train)
-    name = flags.stage or given.walk[0]
+    name = flags.stage or given.stage_order[0]
     if name not in given.stages:
         raise ValueError(f"--stage is {name}; config.stages has: {', '.join(given.stages)}")
     topology = topologies.find(flags.topology, flags.num_slices)
@@ -92,7 +92,7 @@ def _teacher_model(asked: str | None, given, name: str):
     Raises: ValueError if a teacher is asked for where the stage would have none, or its own start.
     """
     from gemma3_jax import settings
-    from gemma3_jax.checkpoint import convert
+    from gemma3_jax.checkpoint import open as checkpoint_open
 
     stage, flag = given.stages[name], "--teacher_model"
     for has_none, why in (
@@ -105,8 +105,10 @@ def _teacher_model(asked: str | None, given, name: str):
                 raise ValueError(f"{flag} is {asked}, but config.stages.{name}.{why}; leave it out")
             return None
     if checkpoint := stage.teacher or given.teacher:
-        return convert.find_model(asked, flag) or convert.open_checkpoint(pathlib.Path(checkpoint)).model
-    return convert.find_model(asked, flag)
+        return (
+            checkpoint_open.find_model(asked, flag) or checkpoint_open.open_checkpoint(pathlib.Path(checkpoint)).model
+        )
+    return checkpoint_open.find_model(asked, flag)
 
 
 @contextlib.contextmanager
@@ -148,7 +150,7 @@ def _ticking(what: str):
 def _print(found) -> None:
     mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     print(f"{found.stage} on {found.num_slices} x {found.topology} ({found.num_chips:,} chips), mesh {mesh}")
-    print(f"{found.rows_per_step} rows of {found.row_length:,} tokens a step\n")
+    print(f"{found.batch_size} rows of {found.seq_len:,} tokens a step\n")
     for kind, size in found.hbm_bytes_by_kind.items():
         print(f"  {kind:<24}{size / GIB:8.2f} GiB a chip")
     verdict = "fits" if found.fits else "does not fit"

@@ -22,7 +22,7 @@ def parser() -> terminal.Parser:
         "manifest. Trains the tokenizer if none is named. Stopped at any moment, the same command goes on; the same\n"
         "sources and config give the same bytes. --config.FIELD=VALUE sets any field.",
         epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
-        "      --config.row_lengths='(512,)' --config.duplicates.near=False\n\n"
+        "      --config.seq_lens='(512,)' --config.duplicates.near=False\n\n"
         f"fields of the config and their defaults (NAME is one of yours):\n{fields}",
     )
     flags.takes_overrides = True
@@ -59,14 +59,14 @@ def run(flags: argparse.Namespace) -> None:
         note = f"{flags.output} is not finished; end the job of {flags.runner} if it goes on, then run the same command"
         terminal.on_stop = terminal.Stop(75, note)
         logging.getLogger().setLevel(logging.ERROR)  # Beam warns of every cloud that is not there
-        from gemma3_jax.data import beam
+        from gemma3_jax.data.prepare import beam
 
         manifest, report = beam.run(config, output, flags.runner, flags.runner_options.split(), bar=terminal.bar)
     else:
         terminal.on_stop = terminal.Stop(75, f"what is done in {flags.output} is kept: the same command goes on")
-        from gemma3_jax.data import prepare
+        from gemma3_jax.data.prepare import pipeline
 
-        manifest, report = prepare.run(config, output, num_processes=flags.processes, bar=terminal.bar)
+        manifest, report = pipeline.run(config, output, num_processes=flags.processes, bar=terminal.bar)
     terminal.say(_summary(flags.output, manifest, report))
     if flags.json:
         print(json.dumps(report, ensure_ascii=False))

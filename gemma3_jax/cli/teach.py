@@ -73,7 +73,7 @@ def _describe(took: Mapping) -> str:
 
 
 def _stage(given, asked: str) -> str:
-    distilled = [name for name in given.walk if given.stages[name].loss == "distill"]
+    distilled = [name for name in given.stage_order if given.stages[name].loss == "distill"]
     if asked and asked not in distilled:
         raise ValueError(f"--stage is {asked}; the stages that distil are: {', '.join(distilled) or 'none'}")
     if not asked and len(distilled) != 1:

@@ -25,13 +25,13 @@ def parser() -> terminal.Parser:
         "In the run directory: config.json (all fields), metrics.jsonl, skipped.jsonl (steps that were not taken),\n"
         "goodput.jsonl (where the time went), checkpoints/, tensorboard/, cache/ (compiled programs).",
         epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/demo \\\n"
-        "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_rate=2e-3\n\n"
+        "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_lr=2e-3\n\n"
         f"fields of the config and their defaults (NAME is one of yours):\n{fields}",
     )
     flags.takes_overrides = True
     flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
     flags.add_argument("--workdir", required=True, metavar="DIR", help="the run directory; made if it is not there")
-    flags.add_argument("--stage", default="", metavar="NAME", help="run this stage of the walk alone")
+    flags.add_argument("--stage", default="", metavar="NAME", help="run this stage of the stage_order alone")
     flags.add_argument(
         "--allow_data_change", action="store_true", help="go on although the data is not what the run began with"
     )
@@ -51,8 +51,8 @@ def run(flags: argparse.Namespace) -> int:
 
     terminal.on_stop = terminal.Stop(75, "no step was taken: the same command goes on")
     given = configs.load(flags.config, flags.overrides, settings.Train)
-    if flags.stage and flags.stage not in given.walk:
-        raise ValueError(f"--stage is {flags.stage}; config.walk has: {', '.join(given.walk)}")
+    if flags.stage and flags.stage not in given.stage_order:
+        raise ValueError(f"--stage is {flags.stage}; config.stage_order has: {', '.join(given.stage_order)}")
     if not flags.workdir:
         raise ValueError("--workdir is empty; name the directory of the run")
     if "://" in flags.workdir:

@@ -34,8 +34,8 @@ def part_path(kind: str, part: str, shard: int, num_shards: int) -> str:
     return f"{kind}/{part}/{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def rows_kind(row_length: int) -> str:
-    return f"rows-{row_length:05d}"
+def rows_kind(seq_len: int) -> str:
+    return f"rows-{seq_len:05d}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_dataset(path: pathlib.Path) -> Dataset:
         manifest = json.loads((path / MANIFEST).read_text())
         found = manifest["format"]
         if found == FORMAT:
-            _ = [manifest[name] for name in ("digest", "tokenizer", "row_lengths", "parts", "mixture")]
+            _ = [manifest[name] for name in ("digest", "tokenizer", "seq_lens", "parts", "mixture")]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged ({error}); copy or prepare the data again") from error
     if found != FORMAT:

@@ -1,7 +1,7 @@
 """Which row comes when: a pure function of the seed and the step, whatever number of hosts and workers reads.
 
 Each part is shuffled anew every epoch, on the index, and the parts are interleaved by their shares. A step is the rows
-[step * rows_per_step, (step + 1) * rows_per_step) of that one sequence, so nothing but a number need be remembered.
+[step * batch_size, (step + 1) * batch_size) of that one sequence, so nothing but a number need be remembered.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ class Order:
     """The rows of a stage, in the order they are trained on."""
 
     data_digest: str
-    row_length: int
-    rows_per_step: int
+    seq_len: int
+    batch_size: int
     seed: int
     num_rows: Mapping[str, int]  # of each part that is drawn
     shares: Mapping[str, float]  # of the same parts, in the same order
@@ -43,17 +43,17 @@ class Order:
 
     def row(self, step: int, number: int) -> tuple[str, int]:
         """(part, row in it) of row `number` of a step."""
-        part, rank = self._interleave[step * self.rows_per_step + number]
+        part, rank = self._interleave[step * self.batch_size + number]
         return self._names[part], int(self._parts[part][rank])
 
     def batch_id(self, step: int) -> str:
         """A digest of the rows of a step: equal if and only if the rows are. No row is read for it."""
-        rows = [self.row(step, number) for number in range(self.rows_per_step)]
-        return dataset.digest([self.data_digest, self.row_length, rows])[:16]
+        rows = [self.row(step, number) for number in range(self.batch_size)]
+        return dataset.digest([self.data_digest, self.seq_len, rows])[:16]
 
     def epochs(self, num_steps: int) -> dict[str, float]:
         """How often each part is seen in so many steps."""
-        drawn = num_steps * self.rows_per_step
+        drawn = num_steps * self.batch_size
         return {part: self.shares[part] * drawn / count for part, count in self.num_rows.items()}
 
     def cursor(self, next_step: int) -> dict:
@@ -61,8 +61,8 @@ class Order:
         return {
             "next_step": next_step,
             "data": self.data_digest,
-            "row_length": self.row_length,
-            "rows_per_step": self.rows_per_step,
+            "seq_len": self.seq_len,
+            "batch_size": self.batch_size,
             "seed": self.seed,
             "mixture": dataset.digest(dict(self.shares))[:16],
         }
@@ -91,8 +91,8 @@ def _part_seed(seed: int, part: str) -> int:
 def find(
     data: dataset.Dataset,
     *,
-    row_length: int,
-    rows_per_step: int,
+    seq_len: int,
+    batch_size: int,
     seed: int,
     buckets: Mapping[str, settings.Bucket] | None = None,
 ) -> Order:
@@ -100,14 +100,13 @@ def find(
 
     Raises: ValueError if the data set has no rows of that length, or the mixture names what is not in it.
     """
-    if row_length not in data.manifest["row_lengths"]:
-        has = ", ".join(map(str, data.manifest["row_lengths"])) or "none"
+    if seq_len not in data.manifest["seq_lens"]:
+        has = ", ".join(map(str, data.manifest["seq_lens"])) or "none"
         raise ValueError(
-            f"{data.path} has no rows of {row_length} tokens (it has: {has}); prepare it with {row_length} in "
-            "config.row_lengths"
+            f"{data.path} has no rows of {seq_len} tokens (it has: {has}); prepare it with {seq_len} in config.seq_lens"
         )
     parts = data.manifest["parts"]
-    num_rows = {part: parts[part]["rows"][str(row_length)] for part in sorted(parts)}
+    num_rows = {part: parts[part]["rows"][str(seq_len)] for part in sorted(parts)}
     characters = {part: parts[part]["characters"] for part in num_rows}
     shares = mixture.weights(characters, num_rows, data.mixture() if buckets is None else buckets)
-    return Order(data.digest, row_length, rows_per_step, seed, {part: num_rows[part] for part in shares}, shares)
+    return Order(data.digest, seq_len, batch_size, seed, {part: num_rows[part] for part in shares}, shares)

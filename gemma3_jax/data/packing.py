@@ -23,22 +23,22 @@ class Piece:
         return self.stop - self.start
 
 
-def cut(document: int, num_tokens: int, row_length: int) -> list[Piece]:
+def cut(document: int, num_tokens: int, seq_len: int) -> list[Piece]:
     """The pieces of a document, none longer than a row.
 
     Each piece after the first repeats the last token of the one before, as its context: so every token but the
     document's first is predicted exactly once.
     """
-    starts = range(0, max(num_tokens - 1, 1), row_length - 1)
-    return [Piece(document, start, min(start + row_length, num_tokens)) for start in starts]
+    starts = range(0, max(num_tokens - 1, 1), seq_len - 1)
+    return [Piece(document, start, min(start + seq_len, num_tokens)) for start in starts]
 
 
-def pack(num_tokens: Sequence[int], row_length: int) -> list[list[Piece]]:
+def pack(num_tokens: Sequence[int], seq_len: int) -> list[list[Piece]]:
     """Rows of pieces of documents of `num_tokens` each; the same for the same lengths.
 
-    Time grows as n log n, and with the number of distinct gaps, of which there are at most `row_length`.
+    Time grows as n log n, and with the number of distinct gaps, of which there are at most `seq_len`.
     """
-    pieces = [piece for document, length in enumerate(num_tokens) for piece in cut(document, length, row_length)]
+    pieces = [piece for document, length in enumerate(num_tokens) for piece in cut(document, length, seq_len)]
     pieces.sort(key=lambda piece: -piece.length)  # stable: documents of one length stay in order
     rows: list[list[Piece]] = []
     rows_by_room: dict[int, list[int]] = {}
@@ -46,7 +46,7 @@ def pack(num_tokens: Sequence[int], row_length: int) -> list[list[Piece]]:
     for piece in pieces:
         found = bisect.bisect_left(rooms, piece.length)
         if found == len(rooms):
-            row, room = len(rows), row_length
+            row, room = len(rows), seq_len
             rows.append([])
         else:
             room = rooms[found]

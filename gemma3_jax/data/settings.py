@@ -5,7 +5,7 @@ A config file (`experiments/demo_data.py` is one) sets what differs; `--config.a
 
 import dataclasses
 
-from gemma3_jax.data import duplicates, personal_data
+from gemma3_jax.data.prepare import duplicates, personal_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
     bucket: str = "text"  # what the mixture weighs
     language: str = "en"  # what UniMax balances inside of a bucket
     language_field: str = ""  # instead: the field that names it
-    share: float = 1.0  # of the records taken, chosen by a hash of their place
+    fraction: float = 1.0  # of the records taken, chosen by a hash of their place
     max_broken: int = 100  # records that cannot be read are skipped and counted, up to so many
 
 
@@ -99,7 +99,7 @@ class Prepare:
     duplicates: Duplicates = Duplicates()
     tokenizer: Tokenizer = Tokenizer()
     mixture: dict[str, Bucket] = dataclasses.field(default_factory=dict)  # empty: every bucket by its tokens
-    row_lengths: tuple[int, ...] = (2_048,)  # tokens; one set of packed rows each
+    seq_lens: tuple[int, ...] = (2_048,)  # tokens; one set of packed rows each
     documents: bool = False  # write the tokenised documents, unpacked, too
     tokens_per_shard: int = 64_000_000
     examples_per_reason: int = 3  # in the report of what was dropped
@@ -136,12 +136,12 @@ def check(settings: Prepare) -> None:
         raise ValueError(f"config.seed is {settings.seed}; it must be from 0 to 2**32 - 1")
     if settings.safety.max_hits < 0:
         raise ValueError(f"config.safety.max_hits is {settings.safety.max_hits}; it must be >= 0")
-    if not settings.row_lengths and not settings.documents:
-        raise ValueError("config.row_lengths is empty and config.documents is false; nothing would be written")
-    if short := [length for length in settings.row_lengths if length < 2]:
-        raise ValueError(f"config.row_lengths holds {short[0]}; a row has at least 2 tokens")
-    if len(set(settings.row_lengths)) < len(settings.row_lengths):
-        raise ValueError(f"config.row_lengths is {settings.row_lengths}; name every length once")
+    if not settings.seq_lens and not settings.documents:
+        raise ValueError("config.seq_lens is empty and config.documents is false; nothing would be written")
+    if short := [length for length in settings.seq_lens if length < 2]:
+        raise ValueError(f"config.seq_lens holds {short[0]}; a row has at least 2 tokens")
+    if len(set(settings.seq_lens)) < len(settings.seq_lens):
+        raise ValueError(f"config.seq_lens is {settings.seq_lens}; name every length once")
     known = {source.bucket for source in settings.sources.values()}
     for name, bucket in settings.mixture.items():
         if name not in known:
@@ -163,8 +163,8 @@ def _check_source(field: str, source: Source) -> None:
         raise ValueError(f"{field}.fields is empty; it names the fields with the text")
     if source.max_broken < 0:
         raise ValueError(f"{field}.max_broken is {source.max_broken}; it must be >= 0")
-    if not 0 < source.share <= 1:
-        raise ValueError(f"{field}.share is {source.share}; it must be over 0 and at most 1")
+    if not 0 < source.fraction <= 1:
+        raise ValueError(f"{field}.fraction is {source.fraction}; it must be over 0 and at most 1")
     check_name(f"{field}.bucket", source.bucket)
     check_name(f"{field}.language", source.language)
 

@@ -64,7 +64,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Pieces of documents, one after the other; at most `row_length` tokens."""
+    """Pieces of documents, one after the other; at most `seq_len` tokens."""
 
     tokens: np.ndarray  # int32[T]
     lengths: np.ndarray  # int32: tokens of each piece

@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.data import dataset, open_shards, order, pool, shards, taught
+from gemma3_jax.data import dataset, open_shards, order, pool, shards
+from gemma3_jax.data.targets import reader as targets_reader
 from gemma3_jax.distill import targets
 
 
@@ -35,7 +36,7 @@ class Rows(NamedTuple):
     numbers: Int[Array | np.ndarray, "B T"]  # of the row in the stage, at each of its tokens
 
 
-class TaughtRows(NamedTuple):
+class DistillBatch(NamedTuple):
     """Rows, and what a teacher said of them before."""
 
     rows: Rows
@@ -48,18 +49,18 @@ class Batch:
 
     step: int
     id: str
-    rows: Rows | TaughtRows
+    rows: Rows | DistillBatch
 
 
-def unpack(row: shards.Row, row_length: int) -> dict[str, np.ndarray]:
+def unpack(row: shards.Row, seq_len: int) -> dict[str, np.ndarray]:
     """The fields of `Rows` for one row, but for its number, [T], padded to its length."""
     num_tokens, num_pieces = len(row.tokens), len(row.lengths)
     starts = np.cumsum(row.lengths) - row.lengths
-    fields = {name: np.zeros(row_length, np.int32) for name in ("tokens", "labels", "segments", "positions")}
+    fields = {name: np.zeros(seq_len, np.int32) for name in ("tokens", "labels", "segments", "positions")}
     fields["tokens"][:num_tokens] = row.tokens
     fields["segments"][:num_tokens] = np.repeat(np.arange(1, num_pieces + 1), row.lengths)
     fields["positions"][:num_tokens] = np.arange(num_tokens) - np.repeat(starts, row.lengths)
-    has_target = np.zeros(row_length, bool)
+    has_target = np.zeros(seq_len, bool)
     has_target[:num_tokens] = True
     has_target[starts + row.lengths - 1] = False  # the last token of each piece
     [sources] = np.nonzero(has_target)
@@ -80,11 +81,11 @@ class _HostBatches:
         numbers: Sequence[int],
         first: int,
         num_steps: int,
-        taught: taught.Taught | None = None,
+        taught: targets_reader.Taught | None = None,
     ):
         self._order, self._numbers, self._taught = rows, list(numbers), taught
         self._first, self._num_steps = first, num_steps
-        kind, files = dataset.rows_kind(rows.row_length), []
+        kind, files = dataset.rows_kind(rows.seq_len), []
         self._first_shards, self._ends = {}, {}  # of each part
         for part in rows.num_rows:
             of_part = [(file["path"], file["records"]) for file in data.manifest["parts"][part]["files"][kind]]
@@ -100,9 +101,9 @@ class _HostBatches:
         step = self._first + int(index)
         rows, said = [], []
         for n in self._numbers:
-            number = step * self._order.rows_per_step + n
-            row = unpack(self._read(*self._order.row(step, n)), self._order.row_length)
-            rows.append(row | {"numbers": np.full(self._order.row_length, number, np.int32)})
+            number = step * self._order.batch_size + n
+            row = unpack(self._read(*self._order.row(step, n)), self._order.seq_len)
+            rows.append(row | {"numbers": np.full(self._order.seq_len, number, np.int32)})
             if self._taught:
                 said.append(self._taught.read(number, row))
         return {"id": self._order.batch_id(step), "rows": _stack(rows), "targets": _stack(said)}
@@ -137,7 +138,7 @@ class Stream:
         first_step: int = 0,
         num_workers: int = 0,
         devices: Sequence | None = None,
-        taught: taught.Taught | None = None,
+        taught: targets_reader.Taught | None = None,
     ):
         """`num_workers` processes read and unpack (0: threads of this one). Targets come beside the rows of `taught`.
 
@@ -146,11 +147,11 @@ class Stream:
         """
         if first_step < 0:
             raise ValueError(f"first_step is {first_step}; it must be >= 0")
-        sharding.check_batch(mesh, rows.rows_per_step, rows.row_length)
+        sharding.check_batch(mesh, rows.batch_size, rows.seq_len)
         self.step, self.seconds_waiting = first_step, 0.0
         self._order = rows
-        numbers = sharding.rows_on(mesh.local_devices if devices is None else devices, mesh, rows.rows_per_step)
-        end = taught.num_rows // rows.rows_per_step if taught else sys.maxsize
+        numbers = sharding.rows_on(mesh.local_devices if devices is None else devices, mesh, rows.batch_size)
+        end = targets_reader.num_rows // rows.batch_size if taught else sys.maxsize
         if first_step >= end:
             raise ValueError(
                 f"first_step is {first_step}, but {taught.path} has targets of {end} steps; teach more rows"
@@ -168,7 +169,7 @@ class Stream:
             options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options)
         if devices is None:
-            place = _Place(mesh, numbers, rows.rows_per_step)
+            place = _Place(mesh, numbers, rows.batch_size)
             batches = grain.experimental.ThreadPrefetchIterDataset(batches.map(place), prefetch_buffer_size=2)
         with pool.parent_answers():
             self._batches: list[Iterator] = [iter(batches)]
@@ -188,7 +189,7 @@ class Stream:
         self.seconds_waiting += time.monotonic() - started
         rows = Rows(**found["rows"])
         if found["targets"]:
-            rows = TaughtRows(rows, targets.Targets(**found["targets"]))
+            rows = DistillBatch(rows, targets.Targets(**found["targets"]))
         batch = Batch(self.step, found["id"], rows)
         self.step += 1
         return batch
@@ -212,10 +213,10 @@ def _close(batches: list[Iterator]) -> None:
 class _Place:
     """This host's rows of a batch -> arrays of the whole batch over the mesh."""
 
-    def __init__(self, mesh: Mesh, numbers: Sequence[int], rows_per_step: int):
+    def __init__(self, mesh: Mesh, numbers: Sequence[int], batch_size: int):
         self._sharding = sharding.batch_sharding(mesh)
         self._position = {number: position for position, number in enumerate(numbers)}
-        self._rows_per_step = rows_per_step
+        self._rows_per_step = batch_size
 
     def __call__(self, local: dict) -> dict:
         arrays = {kind: local[kind] for kind in ("rows", "targets")}
@@ -236,8 +237,8 @@ def open_stream(
     path: pathlib.Path | str,
     mesh: Mesh,
     *,
-    row_length: int,
-    rows_per_step: int,
+    seq_len: int,
+    batch_size: int,
     seed: int,
     first_step: int = 0,
     num_workers: int = 0,
@@ -248,5 +249,5 @@ def open_stream(
     """
     data = dataset.open_dataset(pathlib.Path(path))
     data.tokenizer()
-    rows = order.find(data, row_length=row_length, rows_per_step=rows_per_step, seed=seed)
+    rows = order.find(data, seq_len=seq_len, batch_size=batch_size, seed=seed)
     return Stream(data, rows, mesh, first_step=first_step, num_workers=num_workers)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gemma3_jax.distill import noise, search, settings, vocabulary
+from gemma3_jax.distill import noise, search, settings
+from gemma3_jax.losses import vocab_parallel
 
 IMPOSSIBLE = -80.0  # nats from the likeliest id; what is below has p = 0, as sums lose what is no normal float32
 RACED_BY_BLOCK = 1 << 15  # ids from which on blocks race first: with fewer, there are hardly more blocks than M
@@ -29,7 +30,7 @@ class Softmax(NamedTuple):
     masses: Float[Array, "B T V"]  # probabilities, but for the factor
     total: Float[Array, "B T"]  # of the masses of all shards
     largest: Float[Array, "B T"]  # score of all shards
-    shard: vocabulary.Shard
+    shard: vocab_parallel.Shard
 
     def mass(self, scores: Float[Array, "B T M"]) -> Float[Array, "B T M"]:
         return _mass(scores, self.largest)
@@ -39,7 +40,7 @@ class Softmax(NamedTuple):
         return self.shard.pick(self.masses, ids) / self.total[..., None]
 
 
-def softmax(logits: Float[Array, "B T V"], temperature: float, shard: vocabulary.Shard) -> Softmax:
+def softmax(logits: Float[Array, "B T V"], temperature: float, shard: vocab_parallel.Shard) -> Softmax:
     """In float32, whatever the logits are in."""
     scores = logits.astype(jnp.float32)
     if temperature != 1:
@@ -80,7 +81,7 @@ def estimate(teacher: Softmax, keys: Key[Array, "B T"], samples: settings.Sample
     return BY_NAME[samples.estimator](teacher, keys, samples.num_samples)
 
 
-def num_ids(shard: vocabulary.Shard) -> int:
+def num_ids(shard: vocab_parallel.Shard) -> int:
     """Of all shards, inside `vocabulary.mapped`."""
     return shard.size * math.prod(jax.lax.axis_size(axis) for axis in shard.axes)
 

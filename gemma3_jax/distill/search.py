@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from gemma3_jax.distill import vocabulary
+from gemma3_jax.losses import vocab_parallel
 
 # Sums of 64 in float32, of 64 of those, ...: within some 3e-7 of exact ones over 262,144 numbers; one long sum, 6e-5.
 BLOCK = 64
@@ -50,7 +50,7 @@ def _top_k(values: Float[Array, "B T V"], count: int) -> tuple[Float[Array, "B T
 
 
 def largest_of_all(
-    values: Float[Array, "B T V"], count: int, shard: vocabulary.Shard
+    values: Float[Array, "B T V"], count: int, shard: vocab_parallel.Shard
 ) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
     """`largest` over all shards, the same on each: values and ids."""
     best, places = largest(values, min(count, shard.size))
@@ -58,7 +58,7 @@ def largest_of_all(
 
 
 def merge(
-    values: Float[Array, "B T _"], ids: Int[Array, "B T _"], count: int, shard: vocabulary.Shard
+    values: Float[Array, "B T _"], ids: Int[Array, "B T _"], count: int, shard: vocab_parallel.Shard
 ) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
     """The `count` largest of what every shard puts forward, falling; of equals those of the first shard come first."""
     if not shard.axes:
@@ -68,13 +68,13 @@ def merge(
     return best, jnp.take_along_axis(ids, places, axis=-1)
 
 
-def joined(x: Shaped[Array, "B T V"], shard: vocabulary.Shard) -> Shaped[Array, "B T M"]:
+def joined(x: Shaped[Array, "B T V"], shard: vocab_parallel.Shard) -> Shaped[Array, "B T M"]:
     """What all shards hold, one after the other."""
     return jnp.moveaxis(shard.of_all(x), 0, 2).reshape(*x.shape[:2], -1)
 
 
 def at(
-    masses: Float[Array, "B T V"], parts: Float[Array, "B T M"], shard: vocabulary.Shard
+    masses: Float[Array, "B T V"], parts: Float[Array, "B T M"], shard: vocab_parallel.Shard
 ) -> tuple[Int[Array, "B T M"], Float[Array, "B T"]]:
     """The ids at these parts (from 0 to 1) of the mass of all shards, and that mass.
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.distill import estimators, noise, search, settings, vocabulary
+from gemma3_jax.distill import estimators, noise, search, settings
+from gemma3_jax.losses import vocab_parallel
 
 LOGITS_PER_PART = 1 << 21  # on a CPU, where 8 MiB of float32 stay in a cache
 
@@ -16,7 +17,7 @@ class Targets(NamedTuple):
 
     ids: Int[Array, "B T M"]
     weights: Float[Array, "B T M"]
-    kept_mass: Float[Array, "B T"]  # the teacher's probability of all ids named, each counted once
+    captured_mass: Float[Array, "B T"]  # the teacher's probability of all ids named, each counted once
     entropy: Float[Array, "B T"]  # nats, of the teacher's whole distribution
     label_log_prob: Float[Array, "B T"]  # nats: what the teacher, at temperature 1, gives the token that did come
     best_id: Int[Array, "B T"]  # the teacher's most probable one
@@ -30,7 +31,7 @@ class Whole(NamedTuple):
 
 
 def draw(
-    shard: vocabulary.Shard,
+    shard: vocab_parallel.Shard,
     logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
     numbers: Int[Array, "B T"],
@@ -52,14 +53,14 @@ def draw(
         return Targets(
             ids=ids,
             weights=weights,
-            kept_mass=jnp.sum(jnp.where(is_new & (weights > 0), teacher.probabilities(ids), 0), axis=-1),
+            captured_mass=jnp.sum(jnp.where(is_new & (weights > 0), teacher.probabilities(ids), 0), axis=-1),
             entropy=entropy(teacher),
             label_log_prob=log_prob(untempered, labels),
             best_id=search.largest_of_all(teacher.scores, 1, shard)[1][..., 0],
         )
 
     num_rows, num_tokens, num_ids = logits.shape
-    part = vocabulary.largest_divisor(num_tokens, max(1, LOGITS_PER_PART // (num_rows * num_ids)))
+    part = vocab_parallel.largest_divisor(num_tokens, max(1, LOGITS_PER_PART // (num_rows * num_ids)))
     if part == num_tokens:
         return whole(logits, labels, numbers, positions)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import jax
 
-from gemma3_jax.distill import settings, targets, vocabulary
+from gemma3_jax.distill import settings, targets
+from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 
 
@@ -29,6 +30,6 @@ def make(
             places = jax.lax.broadcasted_iota(rows.numbers.dtype, rows.numbers.shape, 1)
             draw = functools.partial(targets.draw, samples=samples, seed=seed)
             table = params["embedder"]["table"]
-            return vocabulary.of_logits(draw, hidden, table, rows.labels, rows.numbers, places)
+            return vocab_parallel.of_logits(draw, hidden, table, rows.labels, rows.numbers, places)
 
     return teach

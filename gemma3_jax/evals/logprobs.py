@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.distill import cross_entropy, vocabulary
+from gemma3_jax.losses import cross_entropy, vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 
 TOKENS_PER_BATCH = 8192
@@ -60,7 +60,7 @@ def score(
     row_multiple = mesh.shape["replica"] * mesh.shape["data"]
     for num_tokens, numbers in sorted(by_length.items()):
         # A chunk has at least one token of every row.
-        most = min(TOKENS_PER_BATCH // num_tokens, vocabulary.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
+        most = min(TOKENS_PER_BATCH // num_tokens, vocab_parallel.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
         wanted = max(1, min(len(numbers), most))
         num_rows = -(-(1 << (wanted.bit_length() - 1)) // row_multiple) * row_multiple
         for start in range(0, len(numbers), num_rows):

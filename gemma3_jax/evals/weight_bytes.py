@@ -48,10 +48,10 @@ def weights(model: config.Config, format: str) -> int | None:
 def cached(model: config.Config, context: int, layout: str) -> int:
     """How many numbers the keys and values of one sequence are."""
     kept = (
-        context if layout == "full" or model.is_global(layer) else min(context, model.window)
+        context if layout == "full" or model.is_global(layer) else min(context, model.sliding_window)
         for layer in range(model.num_layers)
     )
-    return 2 * model.num_key_heads * model.head_width * sum(kept)
+    return 2 * model.num_kv_heads * model.head_dim * sum(kept)
 
 
 def table(model: config.Config, contexts: Sequence[int]) -> dict:
@@ -88,7 +88,7 @@ def lines(model: config.Config, found: dict) -> list[str]:
         for layout, numbers in layouts.items():
             for number, size in numbers.items():
                 is_told = (context, number, layout) == (str(told.get("context")), "int8", "window")
-                kept = f"a window of {model.window}" if layout == "window" else "all tokens"
+                kept = f"a window of {model.sliding_window}" if layout == "window" else "all tokens"
                 name = f"cache {number}, {context} tokens, local layers keep {kept}"
                 rows.append((name, size, told.get("cache_gb") if is_told else None))
     width = max(len(name) for name, *_ in rows)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gemma3_jax.inference import calls, tools
+from gemma3_jax.inference.tools import calls, schemas
 from gemma3_jax.tokenizer import chat
 
 
@@ -17,7 +17,7 @@ class TooManyCalls(ValueError):
 def converse(
     ask: Callable[[list[dict]], str],
     turns: Sequence[Mapping[str, str]],
-    known: Sequence[tools.Tool],
+    known: Sequence[schemas.Tool],
     *,
     run: Callable[[calls.Call], object],
     format: str,

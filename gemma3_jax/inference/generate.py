@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma3_jax import sharding
 from gemma3_jax.inference import sampling
-from gemma3_jax.model import cache, config, execution, parameters
+from gemma3_jax.model import config, execution, kv_cache, parameters
 
 NOT_DRAWN = -1
 STRETCH = 32  # ids of each row that the loop writes before host code looks at them
@@ -30,7 +30,7 @@ class Draws(NamedTuple):
 class State(NamedTuple):
     """Rows in the middle of being written."""
 
-    cached: cache.Cache
+    cached: kv_cache.Cache
     logits: Float[Array, "B V"]  # of the next id; -inf where it may never be
     is_done: Bool[Array, "B"]
     num_drawn: Int[Array, ""]
@@ -50,8 +50,8 @@ class Programs:
         self._read = jax.jit(self._read_chunk, donate_argnums=1)
         self._write = jax.jit(self._write_stretch, donate_argnums=1, static_argnames="how")
 
-    def cache_shapes(self, num_rows: int, num_slots: int) -> cache.Layers:
-        return cache.shapes(self.model, num_rows, num_slots, execution.DTYPES[self._execute.dtype])
+    def cache_shapes(self, num_rows: int, num_slots: int) -> kv_cache.Layers:
+        return kv_cache.shapes(self.model, num_rows, num_slots, execution.DTYPES[self._execute.dtype])
 
     def begin(self, num_padding: np.ndarray, num_slots: int, is_done: np.ndarray) -> State:
         """Rows of which nothing was read: room for so many tokens each, `num_padding` [B] of them padding.
@@ -65,11 +65,11 @@ class Programs:
 
     def _beginning(self, num_rows: int, num_slots: int) -> Callable:
         layers, whole = self.cache_shapes(num_rows, num_slots), self._whole
-        places = cache.Cache(cache.shardings(layers, self.mesh), whole, whole)
+        places = kv_cache.Cache(kv_cache.shardings(layers, self.mesh), whole, whole)
 
         def make(num_padding, is_done):
             logits = jnp.zeros((num_rows, self.model.vocab_size), jnp.float32)
-            return State(cache.empty(layers, num_padding), logits, is_done, jnp.zeros((), jnp.int32))
+            return State(kv_cache.empty(layers, num_padding), logits, is_done, jnp.zeros((), jnp.int32))
 
         return jax.jit(make, out_shardings=State(places, whole, whole, whole))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from gemma3_jax.inference import constraint, generate, sampling, writing
+from gemma3_jax.inference import constraint, detokenizer, generate, sampling
 from gemma3_jax.model import config, execution
 from gemma3_jax.tokenizer import chat, vocabulary
 
@@ -162,7 +162,9 @@ class _Rows:
         self._ends = np.asarray([] if asked.ignore_ends else sampler.ends, np.int32)
         self._constraints = constraints
         self._ids: list[list[int]] = [[] for _ in prompts]
-        self._texts = [writing.Writing(sampler.tokenizer, asked.stop) if sampler.tokenizer else None for _ in prompts]
+        self._texts = [
+            detokenizer.Writing(sampler.tokenizer, asked.stop) if sampler.tokenizer else None for _ in prompts
+        ]
 
     def write(self, show: Callable[[str], None] | None, progress: Callable[[int], None]) -> list[Answer]:
         state, left = self._read(progress), self._asked.max_new_tokens

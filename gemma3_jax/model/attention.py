@@ -10,10 +10,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gemma3_jax import sharding
-from gemma3_jax.model import banded, config, dense, layers, masks, rope, splash, weights
+from gemma3_jax.model import banded, config, dense, fsdp, layers, masks, rope, splash
 
 
-def choose_path(attention: str, num_tokens: int, window: int | None, *, both_ways: bool, platform: str) -> str:
+def choose_path(attention: str, num_tokens: int, sliding_window: int | None, *, both_ways: bool, platform: str) -> str:
     """'dense', 'banded' or 'splash': what `attention` names, or for 'auto' what is cheapest on the platform.
 
     That is splash on TPUs, but for rows that would not fill its smallest block; elsewhere banded where it scores at
@@ -26,11 +26,11 @@ def choose_path(attention: str, num_tokens: int, window: int | None, *, both_way
         return "splash"
     if attention in ("dense", "splash"):
         return attention
-    if window is None:
+    if sliding_window is None:
         return "dense"
     if attention == "banded":
         return "banded"
-    keys = banded.keys_per_query(window, num_tokens, both_ways=both_ways)
+    keys = banded.keys_per_query(sliding_window, num_tokens, both_ways=both_ways)
     return "banded" if 2 * keys <= num_tokens else "dense"
 
 
@@ -39,14 +39,14 @@ def attend(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     places: masks.Places,
-    window: int | None,
+    sliding_window: int | None,
     attention: str,
 ) -> Float[Array, "B T N H"]:
     """Softmax-weighted values by the path that fits; exactly 0 at padding, whichever path it was."""
     both_ways, platform = places.images is not None, sharding.platform()
-    path = choose_path(attention, query.shape[1], window, both_ways=both_ways, platform=platform)
+    path = choose_path(attention, query.shape[1], sliding_window, both_ways=both_ways, platform=platform)
     compute = {"dense": dense.attend, "banded": banded.attend, "splash": splash.attend}[path]
-    out = compute(query, key, value, places, window)
+    out = compute(query, key, value, places, sliding_window)
     out = jnp.where((places.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
     out = sharding.constrain(out, "BTNH")
     # Splash names what its kernel gives, before it is laid out anew: named here as well, it would be kept twice.
@@ -60,14 +60,14 @@ Read = Callable[[jax.Array, jax.Array, jax.Array, int | None], tuple[jax.Array, 
 class Attention(nnx.Module):
     """Self-attention of one layer; `window` is None on a global layer."""
 
-    def __init__(self, model: config.Config, window: int | None, rngs: nnx.Rngs):
-        D, N, K, H = model.width, model.num_heads, model.num_key_heads, model.head_width
-        self.window = window
+    def __init__(self, model: config.Config, sliding_window: int | None, rngs: nnx.Rngs):
+        D, N, K, H = model.embed_dim, model.num_heads, model.num_kv_heads, model.head_dim
+        self.sliding_window = sliding_window
         self.query_scale = model.query_scale
-        self.query = weights.parameter(rngs, "D N H", (D, N, H), fan_in="D")
-        self.key = weights.parameter(rngs, "D K H", (D, K, H), fan_in="D")
-        self.value = weights.parameter(rngs, "D K H", (D, K, H), fan_in="D")
-        self.output = weights.parameter(rngs, "N H D", (N, H, D), fan_in="N H")
+        self.query = fsdp.parameter(rngs, "D N H", (D, N, H), fan_in="D")
+        self.key = fsdp.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.value = fsdp.parameter(rngs, "D K H", (D, K, H), fan_in="D")
+        self.output = fsdp.parameter(rngs, "N H D", (N, H, D), fan_in="N H")
         self.query_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
         self.key_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
 
@@ -75,14 +75,14 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], read: Read
     ) -> tuple[Float[Array, "B T D"], Any]:
         """What the layer adds, and what `read` keeps."""
-        query = weights.project("BTD,DNH->BTNH", x, self.query[...])
-        key = weights.project("BTD,DKH->BTKH", x, self.key[...])
-        value = checkpoint_name(weights.project("BTD,DKH->BTKH", x, self.value[...]), "value")
+        query = fsdp.project("BTD,DNH->BTNH", x, self.query[...])
+        key = fsdp.project("BTD,DKH->BTKH", x, self.key[...])
+        value = checkpoint_name(fsdp.project("BTD,DKH->BTKH", x, self.value[...]), "value")
         # Norm, rotation and scale in float32, then one rounding to the activations' dtype.
         query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
         key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
         query = checkpoint_name(query.astype(x.dtype), "query")
         # Laid out once more after the cast, so that a gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
-        attended, kept = read(query, key, value, self.window)
-        return weights.project("BTNH,NHD->BTD", attended, self.output[...]), kept
+        attended, kept = read(query, key, value, self.sliding_window)
+        return fsdp.project("BTNH,NHD->BTD", attended, self.output[...]), kept

@@ -4,27 +4,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gemma3_jax.model import dense, masks, product
+from gemma3_jax.model import dense, masks, matmul
 
 
-def block_size(window: int, num_tokens: int) -> int:
+def block_size(sliding_window: int, num_tokens: int) -> int:
     """Tokens per block: a quarter of the window, but at least 128 and at most the row.
 
     Smaller blocks score fewer keys outside the window and copy more keys into bands. For a window of 512 over 4,096
     tokens on a CPU, blocks of 128, 256 and 512 took 0.33, 0.40 and 0.64 s (experiments/benchmarks/attention.py).
     """
-    return min(max(window // 4, 128), num_tokens)
+    return min(max(sliding_window // 4, 128), num_tokens)
 
 
-def reach(window: int, num_tokens: int) -> int:
+def reach(sliding_window: int, num_tokens: int) -> int:
     """Blocks before its own that a query of a block may see; never more than the row has."""
-    block = block_size(window, num_tokens)
-    return min(-(-(window - 1) // block), -(-num_tokens // block) - 1)
+    block = block_size(sliding_window, num_tokens)
+    return min(-(-(sliding_window - 1) // block), -(-num_tokens // block) - 1)
 
 
-def keys_per_query(window: int, num_tokens: int, *, both_ways: bool) -> int:
+def keys_per_query(sliding_window: int, num_tokens: int, *, both_ways: bool) -> int:
     """Keys whose score is computed for each query, allowed or not: the cost of this path, where dense pays S."""
-    return block_size(window, num_tokens) * (1 + reach(window, num_tokens) * (2 if both_ways else 1))
+    return block_size(sliding_window, num_tokens) * (1 + reach(sliding_window, num_tokens) * (2 if both_ways else 1))
 
 
 def attend(
@@ -32,7 +32,7 @@ def attend(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     places: masks.Places,
-    window: int,
+    sliding_window: int,
 ) -> Float[Array, "B T N H"]:
     """What dense.attend returns for a window, padding aside: O(T * window) time and memory, any row length and window.
 
@@ -40,9 +40,9 @@ def attend(
     reaches: before it, and after it too when there are images, whose tokens see each other both ways. What lies beyond
     either end of a row is filled with zeros, and so is padding: segment 0.
     """
-    num_tokens, num_key_heads = key.shape[1:3]
-    block = block_size(window, num_tokens)
-    blocks_back = reach(window, num_tokens)
+    num_tokens, num_kv_heads = key.shape[1:3]
+    block = block_size(sliding_window, num_tokens)
+    blocks_back = reach(sliding_window, num_tokens)
     offsets = range(-blocks_back, blocks_back + 1 if places.images is not None else 1)
 
     def band(x: jax.Array) -> jax.Array:
@@ -51,12 +51,12 @@ def attend(
     q_BRTNH, k_BRSKH, v_BRSKH = (_blocks(x, block) for x in (query, key, value))
     query_places = jax.tree.map(lambda x: _blocks(x, block), places)
     key_places = jax.tree.map(band, query_places)
-    q_BRTKGH = q_BRTNH.reshape(*q_BRTNH.shape[:3], num_key_heads, -1, query.shape[3])
+    q_BRTKGH = q_BRTNH.reshape(*q_BRTNH.shape[:3], num_kv_heads, -1, query.shape[3])
     q_BRKGTH = jnp.moveaxis(q_BRTKGH, 2, 4)  # as dense does
-    scores = product.einsum("BRKGTH,BRSKH->BRKGTS", q_BRKGTH, band(k_BRSKH), jnp.float32)
-    mask = masks.visible(query_places, key_places, window)
+    scores = matmul.einsum("BRKGTH,BRSKH->BRKGTS", q_BRKGTH, band(k_BRSKH), jnp.float32)
+    mask = masks.visible(query_places, key_places, sliding_window)
     probs = dense.masked_softmax(scores, mask[:, :, None, None]).astype(value.dtype)
-    out = product.einsum("BRKGTS,BRSKH->BRTKGH", probs, band(v_BRSKH))
+    out = matmul.einsum("BRKGTS,BRSKH->BRTKGH", probs, band(v_BRSKH))
     return out.reshape(out.shape[0], -1, *query.shape[2:])[:, :num_tokens]
 
 

@@ -13,12 +13,12 @@ class Config:
     """
 
     num_layers: int
-    width: int  # D
-    mlp_width: int  # F, of each of the two branches
+    embed_dim: int  # D
+    mlp_dim: int  # F, of each of the two branches
     num_heads: int  # N
-    num_key_heads: int  # K
-    head_width: int  # H
-    window: int  # tokens a local layer sees, the query's own included
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    sliding_window: int  # tokens a local layer sees, the query's own included
     query_scale: float  # multiplies the query before the dot product
     rope_scale: float  # global layers only: angles are divided by it
     vocab_size: int = 262_144  # V
@@ -36,13 +36,13 @@ class Config:
                 raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least}")
             if field.type is float and (type(value) not in (int, float) or not 0 < value < math.inf):
                 raise ValueError(f"model.{field.name} is {value!r}; it must be a finite number > 0")
-        if self.num_heads % self.num_key_heads:
+        if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"model.num_heads is {self.num_heads}, model.num_key_heads {self.num_key_heads}; "
+                f"model.num_heads is {self.num_heads}, model.num_kv_heads {self.num_kv_heads}; "
                 "the first must be a multiple of the second"
             )
-        if self.head_width % 2:
-            raise ValueError(f"model.head_width is {self.head_width}; it must be even, as RoPE turns halves")
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim is {self.head_dim}; it must be even, as RoPE turns halves")
 
     @property
     def period(self) -> int:
@@ -65,32 +65,32 @@ class Config:
 
 
 def _gemma3(**columns) -> Config:
-    columns.setdefault("query_scale", columns["head_width"] ** -0.5)
+    columns.setdefault("query_scale", columns["head_dim"] ** -0.5)
     return Config(**columns)
 
 
-# 27B scales queries by (width / num_heads) ** -0.5, all others by head_width ** -0.5.
+# 27B scales queries by (width / num_heads) ** -0.5, all others by head_dim ** -0.5.
 SIZES = types.MappingProxyType(
     {
         "270m": _gemma3(
-            num_layers=18, width=640, mlp_width=2048, num_heads=4, num_key_heads=1, head_width=256,
-            window=512, rope_scale=1.0,
+            num_layers=18, embed_dim=640, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=256,
+            sliding_window=512, rope_scale=1.0,
         ),
         "1b": _gemma3(
-            num_layers=26, width=1152, mlp_width=6912, num_heads=4, num_key_heads=1, head_width=256,
-            window=512, rope_scale=1.0,
+            num_layers=26, embed_dim=1152, mlp_dim=6912, num_heads=4, num_kv_heads=1, head_dim=256,
+            sliding_window=512, rope_scale=1.0,
         ),
         "4b": _gemma3(
-            num_layers=34, width=2560, mlp_width=10240, num_heads=8, num_key_heads=4, head_width=256,
-            window=1024, rope_scale=8.0, vocab_padding=64,
+            num_layers=34, embed_dim=2560, mlp_dim=10240, num_heads=8, num_kv_heads=4, head_dim=256,
+            sliding_window=1024, rope_scale=8.0, vocab_padding=64,
         ),
         "12b": _gemma3(
-            num_layers=48, width=3840, mlp_width=15360, num_heads=16, num_key_heads=8, head_width=256,
-            window=1024, rope_scale=8.0, vocab_padding=64,
+            num_layers=48, embed_dim=3840, mlp_dim=15360, num_heads=16, num_kv_heads=8, head_dim=256,
+            sliding_window=1024, rope_scale=8.0, vocab_padding=64,
         ),
         "27b": _gemma3(
-            num_layers=62, width=5376, mlp_width=21504, num_heads=32, num_key_heads=16, head_width=128,
-            window=1024, rope_scale=8.0, vocab_padding=64, query_scale=168**-0.5,
+            num_layers=62, embed_dim=5376, mlp_dim=21504, num_heads=32, num_kv_heads=16, head_dim=128,
+            sliding_window=1024, rope_scale=8.0, vocab_padding=64, query_scale=168**-0.5,
         ),
     }
 )  # fmt: skip

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gemma3_jax import sharding
-from gemma3_jax.model import masks, product
+from gemma3_jax.model import masks, matmul
 
 MASKED = -2.3819763e38  # finite: a row with no key left would turn -inf into NaN
 
@@ -15,7 +15,7 @@ def attend(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     places: masks.Places,
-    window: int | None,
+    sliding_window: int | None,
     *,
     key_places: masks.Places | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -27,9 +27,9 @@ def attend(
     key, value = (sharding.constrain(x, "BSKH") for x in (key, value))
     q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
     q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)  # else XLA's CPU backend transposes the scores, S / H times as many numbers
-    scores = product.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, key, jnp.float32)
-    probs = masked_softmax(scores, masks.visible(places, key_places or places, window)[:, None, None])
-    return product.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
+    scores = matmul.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, key, jnp.float32)
+    probs = masked_softmax(scores, masks.visible(places, key_places or places, sliding_window)[:, None, None])
+    return matmul.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
 
 
 def masked_softmax(scores: Float[Array, "*dims T S"], mask: Bool[Array, "*#dims T S"]) -> Float[Array, "*dims T S"]:

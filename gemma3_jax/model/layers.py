@@ -8,16 +8,16 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.model import look_up, weights
+from gemma3_jax.model import fsdp, sharded_embedding
 
 
 class RMSNorm(nnx.Module):
     """x / rms(x) * (1 + scale), in float32 whatever the dtype of x; scale starts at 0."""
 
-    def __init__(self, dim: str, width: int, epsilon: float, rngs: nnx.Rngs):
+    def __init__(self, dim: str, embed_dim: int, epsilon: float, rngs: nnx.Rngs):
         self.epsilon = epsilon
         init = nnx.with_partitioning(nnx.initializers.zeros_init(), (dim,))
-        self.scale = weights.annotated(init(rngs.params(), (width,), jnp.float32))
+        self.scale = fsdp.annotated(init(rngs.params(), (embed_dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         x_f32 = x.astype(jnp.float32)  # bf16 keeps 8 bits: a mean of thousands of squares drifts
@@ -29,17 +29,17 @@ class RMSNorm(nnx.Module):
 class Embedder(nnx.Module):
     """The vocabulary table, used at both ends: looked up going in, multiplied with coming out."""
 
-    def __init__(self, vocab_size: int, width: int, rngs: nnx.Rngs):
-        self.table = weights.parameter(rngs, "V D", (vocab_size, width), fan_in="D")
+    def __init__(self, vocab_size: int, embed_dim: int, rngs: nnx.Rngs):
+        self.table = fsdp.parameter(rngs, "V D", (vocab_size, embed_dim), fan_in="D")
 
     def encode(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
         """Table rows times sqrt(D), the factor rounded to `dtype` first (33.94 becomes 34 in bfloat16)."""
-        rows = look_up.look_up(jnp.dtype(dtype), self.table[...], tokens)
+        rows = sharded_embedding.look_up(jnp.dtype(dtype), self.table[...], tokens)
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 logits over the whole vocabulary, from the same table without the factor."""
-        return weights.project("BTD,VD->BTV", x, self.table[...], jnp.float32)
+        return fsdp.project("BTD,VD->BTV", x, self.table[...], jnp.float32)
 
 
 def place_soft_tokens(
@@ -58,11 +58,11 @@ def place_soft_tokens(
 class GatedMLP(nnx.Module):
     """down(gelu(gate(x)) * up(x)), with the tanh form of GELU (GeGLU)."""
 
-    def __init__(self, width: int, mlp_width: int, rngs: nnx.Rngs):
-        self.gate = weights.parameter(rngs, "D F", (width, mlp_width), fan_in="D")
-        self.up = weights.parameter(rngs, "D F", (width, mlp_width), fan_in="D")
-        self.down = weights.parameter(rngs, "F D", (mlp_width, width), fan_in="F")
+    def __init__(self, embed_dim: int, mlp_dim: int, rngs: nnx.Rngs):
+        self.gate = fsdp.parameter(rngs, "D F", (embed_dim, mlp_dim), fan_in="D")
+        self.up = fsdp.parameter(rngs, "D F", (embed_dim, mlp_dim), fan_in="D")
+        self.down = fsdp.parameter(rngs, "F D", (mlp_dim, embed_dim), fan_in="F")
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = (weights.project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
-        return weights.project("BTF,FD->BTD", jax.nn.gelu(gate, approximate=True) * up, self.down[...])
+        gate, up = (fsdp.project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
+        return fsdp.project("BTF,FD->BTD", jax.nn.gelu(gate, approximate=True) * up, self.down[...])

@@ -5,14 +5,14 @@ from jaxtyping import Array, Float, Int
 
 
 def angles(
-    positions: Int[Array, "B T"], head_width: int, *, base: float, scale: float
-) -> Float[Array, "B T {head_width//2}"]:
+    positions: Int[Array, "B T"], head_dim: int, *, base: float, scale: float
+) -> Float[Array, "B T {head_dim//2}"]:
     """position * base^(-2i/H) / scale, in radians, for i = 0 ... H/2 - 1.
 
     Dividing by `scale` is linear position interpolation: scale 8 lays 128K positions onto the angles of 16K.
     Source: Gemma 3 report, section 2 (long context) and 5.3; Chen et al. 2023.
     """
-    exponents = jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = 1.0 / (base**exponents) / scale
     return positions[..., None].astype(jnp.float32) * frequencies[None, None]
 

@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.model import masks, row_shards
+from gemma3_jax.model import halo_exchange, masks
 
 KEPT_NAME = "attended"  # what execution.KEPT_NAMES calls the output of attention
 LARGEST_BLOCK = 512
@@ -68,15 +68,17 @@ def attend(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     places: masks.Places,
-    window: int | None,
+    sliding_window: int | None,
 ) -> Float[Array, "B T N H"]:
     """What dense.attend returns, padding aside, with O(T) memory. Any row length, head width, window and mesh.
 
     Raises: ValueError if window < 1, or if window and row are so long that a span does not fit 31 bits.
     """
     # How far before and after its own token a query of a local layer may read.
-    reach = None if window is None else (window - 1, window - 1 if places.images is not None else 0)
-    arguments = query, key, value, places.segments, masks.spans(places, window)
+    reach = (
+        None if sliding_window is None else (sliding_window - 1, sliding_window - 1 if places.images is not None else 0)
+    )
+    arguments = query, key, value, places.segments, masks.spans(places, sliding_window)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _own_queries(*arguments, reach=reach, num_shards=1)
@@ -107,13 +109,13 @@ def _own_queries(
     num_tokens = query.shape[1]
     block = block_size(num_tokens)
     if reach is None:
-        key, value, key_segments = (row_shards.whole_row(x, num_shards) for x in (key, value, segments))
+        key, value, key_segments = (halo_exchange.whole_row(x, num_shards) for x in (key, value, segments))
         ids = splash_attention_kernel.SegmentIds(segments, key_segments)
     else:
         before, after = (min(far, (num_shards - 1) * num_tokens) for far in reach)
         before = _round_up(before, block)  # so that blocks of queries and blocks of keys begin together
-        key, value = (row_shards.with_halo(x, before, after, num_shards) for x in (key, value))
-        first_key = row_shards.first_token(num_tokens, num_shards) - before
+        key, value = (halo_exchange.with_halo(x, before, after, num_shards) for x in (key, value))
+        first_key = halo_exchange.first_token(num_tokens, num_shards) - before
         spans = jax.tree.map(lambda x: x - first_key, spans)
         ids = None  # the spans say it all: see _Within
     query, key, value = (_filled(x, block, "constant").swapaxes(1, 2) for x in (query, key, value))

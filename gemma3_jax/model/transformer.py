@@ -9,19 +9,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gemma3_jax.model import attention, cache, config, execution, layers, masks, rope
+from gemma3_jax.model import attention, config, execution, kv_cache, layers, masks, rope
 
 
 class Block(nnx.Module):
     """Attention and MLP, each between two norms and added to the residual stream."""
 
-    def __init__(self, model: config.Config, window: int | None, rngs: nnx.Rngs):
-        norm = functools.partial(layers.RMSNorm, "D", model.width, model.norm_epsilon, rngs)
+    def __init__(self, model: config.Config, sliding_window: int | None, rngs: nnx.Rngs):
+        norm = functools.partial(layers.RMSNorm, "D", model.embed_dim, model.norm_epsilon, rngs)
         self.pre_attention_norm = norm()
-        self.attention = attention.Attention(model, window, rngs)
+        self.attention = attention.Attention(model, sliding_window, rngs)
         self.post_attention_norm = norm()
         self.pre_mlp_norm = norm()
-        self.mlp = layers.GatedMLP(model.width, model.mlp_width, rngs)
+        self.mlp = layers.GatedMLP(model.embed_dim, model.mlp_dim, rngs)
         self.post_mlp_norm = norm()
 
     def __call__(
@@ -53,10 +53,10 @@ class Transformer(nnx.Module):
 
     def __init__(self, model: config.Config, rngs: nnx.Rngs):
         self.model = model
-        self.embedder = layers.Embedder(model.vocab_size, model.width, rngs)
+        self.embedder = layers.Embedder(model.vocab_size, model.embed_dim, rngs)
         self.periods = _stack(model.num_periods, lambda rngs: Period(model, rngs), rngs)
         self.remaining_layers = _local_stack(model, model.num_remaining, rngs)
-        self.final_norm = layers.RMSNorm("D", model.width, model.norm_epsilon, rngs)
+        self.final_norm = layers.RMSNorm("D", model.embed_dim, model.norm_epsilon, rngs)
 
     def __call__(
         self,
@@ -74,33 +74,33 @@ class Transformer(nnx.Module):
         if soft_tokens is not None:
             x = layers.place_soft_tokens(x, soft_tokens, places.images)
 
-        def read(query, key, value, window, past):
-            return attention.attend(query, key, value, places, window, execute.attention), None
+        def read(query, key, value, sliding_window, past):
+            return attention.attend(query, key, value, places, sliding_window, execute.attention), None
 
-        hidden, _ = self._through_layers(x, places.positions, read, cache.NOTHING, execute.remat)
+        hidden, _ = self._through_layers(x, places.positions, read, kv_cache.NOTHING, execute.remat)
         return hidden
 
     def extend(
-        self, tokens: Int[Array, "B T"], cached: cache.Cache, *, execute: execution.Execution = execution.REFERENCE
-    ) -> tuple[Float[Array, "B T D"], cache.Cache]:
+        self, tokens: Int[Array, "B T"], cached: kv_cache.Cache, *, execute: execution.Execution = execution.REFERENCE
+    ) -> tuple[Float[Array, "B T D"], kv_cache.Cache]:
         """Hidden states of tokens that come after those in the cache, and the cache with them in it.
 
         Attention is dense: T times as many scores a head as the cache has slots.
         """
         x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
-        places = cache.places_of_next(cached, tokens.shape[1])
+        places = kv_cache.places_of_next(cached, tokens.shape[1])
 
-        def read(query, key, value, window, past):
-            return cache.attend(query, key, value, places, window, cached=cached, past=past)
+        def read(query, key, value, sliding_window, past):
+            return kv_cache.attend(query, key, value, places, sliding_window, cached=cached, past=past)
 
         hidden, new = self._through_layers(x, places.positions, read, cached.layers, "none")
-        return hidden, cache.appended(cached, new, tokens.shape[1])
+        return hidden, kv_cache.appended(cached, new, tokens.shape[1])
 
     def _through_layers(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], read: Callable, past: cache.Layers, remat: str
-    ) -> tuple[Float[Array, "B T D"], cache.Layers]:
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], read: Callable, past: kv_cache.Layers, remat: str
+    ) -> tuple[Float[Array, "B T D"], kv_cache.Layers]:
         """Hidden states after the final norm, and what `read(query, key, value, window, past of the layer)` kept."""
-        angles = functools.partial(rope.angles, positions, self.model.head_width)
+        angles = functools.partial(rope.angles, positions, self.model.head_dim)
         local_angles = angles(base=self.model.rope_base_local, scale=1.0)
         global_angles = angles(base=self.model.rope_base_global, scale=self.model.rope_scale)
 
@@ -126,7 +126,7 @@ class Transformer(nnx.Module):
             x, (new_local, new_global) = jax.lax.scan(period, x, (self.periods, past.local_layers, past.global_layers))
         if self.remaining_layers is not None:
             x, new_remaining = jax.lax.scan(local_layer, x, (self.remaining_layers, past.remaining_layers))
-        return self.final_norm(x), cache.Layers(new_local, new_global, new_remaining)
+        return self.final_norm(x), kv_cache.Layers(new_local, new_global, new_remaining)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Float32 scores over the vocabulary: no bias, no soft cap. Ask for few tokens at a time: V is 262,144."""
@@ -150,4 +150,4 @@ def _stack(num: int, make, rngs: nnx.Rngs):
 
 
 def _local_stack(model: config.Config, num: int, rngs: nnx.Rngs):
-    return _stack(num, lambda rngs: Block(model, model.window, rngs), rngs)
+    return _stack(num, lambda rngs: Block(model, model.sliding_window, rngs), rngs)

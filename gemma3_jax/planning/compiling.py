@@ -71,13 +71,13 @@ def _other_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
     )
 
 
-def abstract_batch(given: settings.Train, name: str, leg: stage.Leg) -> stream.Rows | stream.TaughtRows:
+def abstract_batch(given: settings.Train, name: str, leg: stage.Leg) -> stream.Rows | stream.DistillBatch:
     """The rows of a step without their numbers; with targets where those are not a teacher's beside the student."""
     asked = given.stages[name]
-    shape = asked.rows_per_step, asked.row_length
+    shape = asked.batch_size, asked.seq_len
 
     def tokens(dtype, *more: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=leg.row_places)
+        return jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=leg.batch_shardings)
 
     ids = tokens(np.int32)
     rows = stream.Rows(ids, ids, tokens(np.bool_), ids, ids, ids)
@@ -87,7 +87,7 @@ def abstract_batch(given: settings.Train, name: str, leg: stage.Leg) -> stream.R
     said = targets.Targets(
         tokens(np.int32, num_samples), tokens(np.float32, num_samples), numbers, numbers, numbers, ids
     )
-    return stream.TaughtRows(rows, said)
+    return stream.DistillBatch(rows, said)
 
 
 def run(given: settings.Train, name: str, leg: stage.Leg) -> Compiled:

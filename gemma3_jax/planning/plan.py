@@ -21,8 +21,8 @@ class Plan:
     num_slices: int
     num_chips: int
     mesh: dict[str, int]
-    row_length: int
-    rows_per_step: int
+    seq_len: int
+    batch_size: int
     fits: bool
     hbm_bytes_per_chip: int
     hbm_bytes_allowed: int
@@ -69,8 +69,8 @@ def make(
         num_slices=topology.num_slices,
         num_chips=topology.num_chips,
         mesh=compiling.mesh_sizes(leg),
-        row_length=asked.row_length,
-        rows_per_step=asked.rows_per_step,
+        seq_len=asked.seq_len,
+        batch_size=asked.batch_size,
         fits=made.fits,
         hbm_bytes_per_chip=sum(by_kind.values()),
         hbm_bytes_allowed=made.allowed_bytes or topology.chip.hbm_bytes,
@@ -176,20 +176,20 @@ def changes(given: settings.Train, name: str, mesh: dict[str, int]) -> Iterator[
 
     if given.execution.remat != "full":
         yield change("--config.execution.remat=full", execution={"remat": "full"})
-    rows_per_shard = given.stages[name].rows_per_step // (mesh["replica"] * mesh["data"])
-    num_parts = given.stages[name].num_microbatches
+    rows_per_shard = given.stages[name].batch_size // (mesh["replica"] * mesh["data"])
+    num_parts = given.stages[name].grad_accum_steps
     while num_parts * 2 <= rows_per_shard and rows_per_shard % (num_parts * 2) == 0:
         num_parts *= 2
-        yield change(f"{prefix}.num_microbatches={num_parts}", num_microbatches=num_parts)
-    data, seq, rows = mesh["data"], mesh["seq"], given.stages[name].rows_per_step
-    while data % 2 == 0 and rows % (2 * num_parts) == 0 and given.stages[name].row_length % (seq * 2 * 128) == 0:
+        yield change(f"{prefix}.grad_accum_steps={num_parts}", grad_accum_steps=num_parts)
+    data, seq, rows = mesh["data"], mesh["seq"], given.stages[name].batch_size
+    while data % 2 == 0 and rows % (2 * num_parts) == 0 and given.stages[name].seq_len % (seq * 2 * 128) == 0:
         data, seq, rows = data // 2, seq * 2, rows // 2
-        text = f"{prefix}.mesh.data={data} {prefix}.mesh.seq={seq} {prefix}.rows_per_step={rows}"
-        yield change(text, mesh={"data": data, "seq": seq}, rows_per_step=rows)
-    length = given.stages[name].row_length
+        text = f"{prefix}.mesh.data={data} {prefix}.mesh.seq={seq} {prefix}.batch_size={rows}"
+        yield change(text, mesh={"data": data, "seq": seq}, batch_size=rows)
+    length = given.stages[name].seq_len
     while length // 2 >= 1024 and length % (2 * seq) == 0:
         length //= 2
-        yield change(f"{prefix}.row_length={length}", row_length=length)
+        yield change(f"{prefix}.seq_len={length}", seq_len=length)
 
 
 def search(given: settings.Train, name: str, mesh: dict[str, int], attempt: Callable[[Change], Plan]) -> Plan | None:

@@ -22,7 +22,7 @@ TICKS = (1_024.0, 32_768.0, 65_536.0, 98_304.0, 131_072.0)
 # The model of the report's figures 5 and 6 is said to be of 2B, and its cache to be of 8 bits: these are the columns of
 # the model of that size which came before, with 5 local layers to a global one. The others do not change the cache.
 FIGURE_6 = config.Config(
-    num_layers=26, width=2304, mlp_width=9216, num_heads=8, num_key_heads=4, head_width=256, window=1024,
+    num_layers=26, embed_dim=2304, mlp_dim=9216, num_heads=8, num_kv_heads=4, head_dim=256, sliding_window=1024,
     query_scale=256**-0.5, rope_scale=1.0,
 )  # fmt: skip
 NAMES = {"window": "local layers keep a window", "full": "all layers keep all tokens"}
@@ -124,7 +124,7 @@ def _points(row: Mapping, pattern: str) -> list[tuple[float, float]]:
 
 def trained_length(run: history.Run, stage: str) -> int | None:
     """Tokens of the rows that a stage learned from; None if its config does not say."""
-    length = history.fields(run.config, "stages", stage).get("row_length")
+    length = history.fields(run.config, "stages", stage).get("seq_len")
     return length if isinstance(length, int) and length > 0 else None
 
 
@@ -147,8 +147,8 @@ def cache_of_runs(runs: Sequence[Shown]) -> drawing.Chart | None:
         return None
     names = {} if len(models) == 1 else {model: ", ".join(labels) for model, labels in models.items()}
     told = ", ".join(
-        f"{(names[model] + ': ') if names else ''}{model.num_layers} layers, {model.num_key_heads} key "
-        f"head{'s' * (model.num_key_heads > 1)} of {model.head_width}, windows of {model.window:,}"
+        f"{(names[model] + ': ') if names else ''}{model.num_layers} layers, {model.num_kv_heads} key "
+        f"head{'s' * (model.num_kv_heads > 1)} of {model.head_dim}, windows of {model.sliding_window:,}"
         for model in models
     )
     return _cache(

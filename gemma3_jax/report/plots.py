@@ -102,7 +102,7 @@ WAITING = Curve(
     from_zero=True,
 )
 KEPT = Curve(
-    column="kept_mass",
+    column="captured_mass",
     name="kept-mass",
     title="Captured teacher mass",
     axis="% of the probability",

@@ -115,7 +115,7 @@ def _model(run: history.Run) -> Fact | None:
     model = curves.model_of(run)
     if model is None:
         return None
-    shape = f"parameters, {model.num_layers} layers of width {model.width:,}"
+    shape = f"parameters, {model.num_layers} layers of width {model.embed_dim:,}"
     return Fact("Model", quantities.scaled(parameters.count(model)), shape)
 
 

@@ -158,7 +158,7 @@ def _land(leg: stage.Leg, flight: _Flight, steps_before: int, tokens_before: int
         row = row | {"time": time.time()} | crew.meter.read(leg)
         if crew.writers:
             crew.writers.write(row)
-    if row["num_skipped_in_a_row"] >= leg.watch.max_skipped_in_a_row:
+    if row["num_skipped_in_a_row"] >= leg.spike_guard.max_skipped_in_a_row:
         crew.saver.finish()
         crew.ledger.record(row["global_step"])
         good = crew.saver.last_good

@@ -23,10 +23,10 @@ def schedule(adamw: settings.AdamW, num_steps: int) -> optax.Schedule:
     Raises: ValueError if warm-up and decay do not fit into so many steps.
     """
     adamw.check_fits(num_steps)
-    peak, final = adamw.peak_rate, adamw.peak_rate * adamw.final_share
+    peak, final = adamw.peak_lr, adamw.peak_lr * adamw.final_lr_fraction
     num_after = num_steps - adamw.warmup_steps
     if adamw.decay == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(1, num_after), alpha=adamw.final_share)
+        after = optax.cosine_decay_schedule(peak, max(1, num_after), alpha=adamw.final_lr_fraction)
     elif adamw.decay == "linear":
         after = optax.linear_schedule(peak, final, max(1, num_after))
     else:
@@ -40,9 +40,9 @@ def make(adamw: settings.AdamW, num_steps: int) -> Optimizer:
     """Raises: ValueError as `schedule` does."""
     learning_rate = schedule(adamw, num_steps)
     transform = optax.chain(
-        optax.clip_by_global_norm(adamw.max_gradient_norm),
+        optax.clip_by_global_norm(adamw.clip_norm),
         optax.scale_by_adam(adamw.beta1, adamw.beta2, adamw.epsilon, mu_dtype=adamw.first_moment_dtype),
-        optax.add_decayed_weights(adamw.weight_decay, mask=lambda params: decayed(params, adamw.not_decayed)),
+        optax.add_decayed_weights(adamw.weight_decay, mask=lambda params: decayed(params, adamw.no_decay)),
         optax.scale_by_learning_rate(learning_rate),
     )
     return Optimizer(transform, learning_rate)

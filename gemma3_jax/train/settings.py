@@ -11,30 +11,30 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 class AdamW:
     """The optimizer of a stage, and the learning rate over its steps."""
 
-    peak_rate: float = 3e-4
+    peak_lr: float = 3e-4
     warmup_steps: int = 0
     decay: str = "cosine"  # over the steps after the warm-up; linear; constant, which falls in its last decay_steps
     decay_steps: int = 0  # of "constant" alone: the last so many steps fall linearly to the final rate
-    final_share: float = 0.1  # of the peak rate, at the end
+    final_lr_fraction: float = 0.1  # of the peak rate, at the end
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    not_decayed: tuple[str, ...] = ("norm/", "embedder/")  # regular expressions, looked for in a parameter's path a/b/c
-    max_gradient_norm: float = 1.0  # a longer gradient is cut to this length
+    no_decay: tuple[str, ...] = ("norm/", "embedder/")  # regular expressions, looked for in a parameter's path a/b/c
+    clip_norm: float = 1.0  # a longer gradient is cut to this length
     first_moment_dtype: str = "float32"  # the second one keeps float32: its small numbers would vanish in 8 bits
 
     def __post_init__(self):
         for name, allowed in (("decay", DECAYS), ("first_moment_dtype", MOMENT_DTYPES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        for name in ("peak_rate", "max_gradient_norm", "epsilon"):
+        for name in ("peak_lr", "clip_norm", "epsilon"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be over 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and under 1")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "final_share"):
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "final_lr_fraction"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.decay_steps and self.decay != "constant":
@@ -50,7 +50,7 @@ class AdamW:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch:
+class SpikeGuard:
     """When a step's loss or gradient norm is too far from those before it to be believed, and when to give up."""
 
     num_deviations: float = 6.0  # standard, above the running mean; inf: only what is not finite is refused

@@ -72,11 +72,11 @@ class Leg:
     num_steps: int
     mesh: Mesh | AbstractMesh
     param_shapes: dict
-    param_places: dict  # a NamedSharding each
-    row_places: NamedSharding  # of every array of a batch, [B, T, ...]
-    num_microbatches: int
-    watch: settings.Watch
-    average_decay: float  # 0: no average of the parameters is kept
+    param_shardings: dict  # a NamedSharding each
+    batch_shardings: NamedSharding  # of every array of a batch, [B, T, ...]
+    grad_accum_steps: int
+    spike_guard: settings.SpikeGuard
+    ema_decay: float  # 0: no average of the parameters is kept
     tokens_per_step: int
     flops_per_token: float
     cursor: Callable[[int], dict]  # what a checkpoint remembers of the data, before a step
@@ -90,12 +90,12 @@ class Leg:
 
     def init(self, params: dict) -> step.State:
         """The state before the first step; to be traced."""
-        return step.init(params, self.stage.optimizer, average=self.average_decay > 0)
+        return step.init(params, self.stage.optimizer, average=self.ema_decay > 0)
 
     def places(self) -> step.State:
         """Where a state of this leg rests."""
         shapes = jax.eval_shape(self.init, self.param_shapes)
-        return step.places(shapes, self.stage.optimizer, self.param_places)
+        return step.places(shapes, self.stage.optimizer, self.param_shardings)
 
     def abstract(self) -> step.State:
         """A state's shapes, dtypes and places."""
@@ -106,7 +106,7 @@ class Leg:
 
     def begin(self, params: dict) -> step.State:
         """The state before the first step; `params` are given away."""
-        params = jax.device_put(params, self.param_places)
+        params = jax.device_put(params, self.param_shardings)
         make = jax.jit(self.init, donate_argnums=0, out_shardings=self.places())
         with jax.set_mesh(self.mesh):
             return make(params)
@@ -121,9 +121,9 @@ class Leg:
             take = step.make(
                 loss,
                 self.stage.optimizer,
-                num_microbatches=self.num_microbatches,
-                watch=self.watch,
-                average_decay=self.average_decay,
+                grad_accum_steps=self.grad_accum_steps,
+                spike_guard=self.spike_guard,
+                ema_decay=self.ema_decay,
             )
             return take(state, rows)
 
@@ -135,6 +135,6 @@ class Leg:
         return jax.jit(
             self.step(),
             donate_argnums=0,
-            in_shardings=(places, self.frozen.places, self.row_places),
+            in_shardings=(places, self.frozen.places, self.batch_shardings),
             out_shardings=(places, None),
         )

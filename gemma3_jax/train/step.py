@@ -21,7 +21,7 @@ Loss = Callable[[dict, object], tuple[jax.Array, jax.Array, Sums]]
 
 
 class Normal(NamedTuple):
-    """What the watch has seen: running mean and variance of (loss, gradient norm), over the steps it believed."""
+    """What the spike_guard has seen: running mean and variance of (loss, gradient norm), over the steps it believed."""
 
     mean: Float[Array, "2"]
     variance: Float[Array, "2"]
@@ -52,30 +52,30 @@ def init(params: dict, optimize: optimizer.Optimizer, *, average: bool = False) 
     return State(counts[0], params, optimize.transform.init(params), kept, normal)
 
 
-def places(state: State, optimize: optimizer.Optimizer, param_places: dict) -> State:
+def places(state: State, optimize: optimizer.Optimizer, param_shardings: dict) -> State:
     """Where everything of a state rests: moments and the average where their parameters do, the rest everywhere.
 
     `state` may be shapes and dtypes alone.
     """
-    everywhere = NamedSharding(jax.tree.leaves(param_places)[0].mesh, PartitionSpec())
+    everywhere = NamedSharding(jax.tree.leaves(param_shardings)[0].mesh, PartitionSpec())
     moments = optax.tree.map_params(
         optimize.transform,
         lambda _, place: place,
         state.moments,
-        param_places,
+        param_shardings,
         transform_non_params=lambda _: everywhere,
     )
     normal = jax.tree.map(lambda _: everywhere, state.normal)
-    return State(everywhere, param_places, moments, None if state.average is None else param_places, normal)
+    return State(everywhere, param_shardings, moments, None if state.average is None else param_shardings, normal)
 
 
 def make(
     loss: Loss,
     optimize: optimizer.Optimizer,
     *,
-    num_microbatches: int = 1,
-    watch: settings.Watch = settings.Watch(),  # noqa: B008 (frozen)
-    average_decay: float = 0.9999,
+    grad_accum_steps: int = 1,
+    spike_guard: settings.SpikeGuard = settings.SpikeGuard(),  # noqa: B008 (frozen)
+    ema_decay: float = 0.9999,
 ) -> Callable[[State, object], tuple[State, Sums]]:
     """`step(state, rows)` -> the next state and what is reported of this one; to be jitted with `state` donated.
 
@@ -85,16 +85,16 @@ def make(
     """
 
     def step(state: State, rows) -> tuple[State, Sums]:
-        total, num_targets, sums, gradients = _summed(loss, state.params, rows, num_microbatches)
+        total, num_targets, sums, gradients = _summed(loss, state.params, rows, grad_accum_steps)
         mean = total / jnp.maximum(num_targets, 1)
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
-        believed, normal = _look(watch, state.normal, jnp.stack([mean, norm]))
+        believed, normal = _look(spike_guard, state.normal, jnp.stack([mean, norm]))
         updates, moments = optimize.transform.update(gradients, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None
         if state.average is not None:
-            average = optax.incremental_update(params, state.average, 1 - average_decay)
+            average = optax.incremental_update(params, state.average, 1 - ema_decay)
         taken = (params, moments, average)
         params, moments, average = _where(believed, taken, (state.params, state.moments, state.average))
         # Updates count what they took alone, and so does their schedule.
@@ -115,7 +115,7 @@ def make(
     return step
 
 
-def _summed(loss: Loss, params: dict, rows, num_microbatches: int):
+def _summed(loss: Loss, params: dict, rows, grad_accum_steps: int):
     """Loss, targets, sums and float32 gradients, each summed over the microbatches."""
 
     def one(params, rows):
@@ -126,9 +126,9 @@ def _summed(loss: Loss, params: dict, rows, num_microbatches: int):
         (total, (num_targets, sums)), gradients = jax.value_and_grad(one, has_aux=True)(params, rows)
         return total, num_targets, sums, jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
 
-    if num_microbatches == 1:
+    if grad_accum_steps == 1:
         return gradient(rows)
-    parts = jax.tree.map(lambda x: split(x, num_microbatches), rows)
+    parts = jax.tree.map(lambda x: split(x, grad_accum_steps), rows)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -138,26 +138,26 @@ def _summed(loss: Loss, params: dict, rows, num_microbatches: int):
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def split(x: jax.Array, num_microbatches: int) -> jax.Array:
+def split(x: jax.Array, grad_accum_steps: int) -> jax.Array:
     """[B, ...] -> [microbatches, B / microbatches, ...], every n-th row together: no row leaves the device it is on.
 
     Raises: ValueError if the rows do not split evenly.
     """
-    if x.shape[0] % num_microbatches:
+    if x.shape[0] % grad_accum_steps:
         raise ValueError(
-            f"{x.shape[0]} rows in a step do not split into {num_microbatches} microbatches; make the first a multiple "
+            f"{x.shape[0]} rows in a step do not split into {grad_accum_steps} microbatches; make the first a multiple "
             "of the second"
         )
-    return jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1)
+    return jnp.swapaxes(x.reshape(-1, grad_accum_steps, *x.shape[1:]), 0, 1)
 
 
-def _look(watch: settings.Watch, normal: Normal, seen: Float[Array, "2"]) -> tuple[Bool[Array, ""], Normal]:
+def _look(spike_guard: settings.SpikeGuard, normal: Normal, seen: Float[Array, "2"]) -> tuple[Bool[Array, ""], Normal]:
     """Whether to believe a step, and what to remember of it."""
     finite = jnp.all(jnp.isfinite(seen))
-    too_far = seen > normal.mean + watch.num_deviations * jnp.sqrt(normal.variance)
-    believed = finite & ~((normal.num_seen >= watch.num_steps_before) & jnp.any(too_far))
+    too_far = seen > normal.mean + spike_guard.num_deviations * jnp.sqrt(normal.variance)
+    believed = finite & ~((normal.num_seen >= spike_guard.num_steps_before) & jnp.any(too_far))
     # Of the first steps a plain mean, until it is longer than the memory.
-    share = jnp.maximum(1 - watch.memory, 1 / (normal.num_seen + 1))
+    share = jnp.maximum(1 - spike_guard.memory, 1 / (normal.num_seen + 1))
     mean = normal.mean + share * (seen - normal.mean)
     variance = (1 - share) * (normal.variance + share * jnp.square(seen - normal.mean))
     skipped = (~believed).astype(jnp.int32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gemma3_jax.checkpoint import series
+from gemma3_jax.checkpoint import manager
 
 CURSOR, META = {"row": 24, "epoch": 1}, {"stage": "first", "seed": "7"}
 
@@ -67,13 +67,13 @@ def assert_same(one, other) -> None:
 
 def in_directory(
     directory: pathlib.Path, say: Callable[[str], None], *, keep_last=3, keep_every_steps=0, keep_steps=()
-) -> series.Series:
-    return series.Series(
+) -> manager.Series:
+    return manager.Series(
         directory, keep_last=keep_last, keep_every_steps=keep_every_steps, keep_steps=keep_steps, say=say
     )
 
 
-def save(of: series.Series, step: int, mesh: Mesh, **changes) -> None:
+def save(of: manager.Series, step: int, mesh: Mesh, **changes) -> None:
     """Saves the state that is drawn from the step's number, and waits."""
     params, state = make(mesh, step)
     notes = {"cursor": CURSOR | {"row": step}, "meta": META, "about": {"tokenizer": "abc"}} | changes
@@ -81,5 +81,5 @@ def save(of: series.Series, step: int, mesh: Mesh, **changes) -> None:
     of.finish()
 
 
-def restore(of: series.Series, mesh: Mesh) -> series.Restored | None:
+def restore(of: manager.Series, mesh: Mesh) -> manager.Restored | None:
     return of.restore(lambda step, cursor, meta: abstract(make(mesh)))

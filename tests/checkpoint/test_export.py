@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gemma3_jax.checkpoint import convert, export, gguf_file, gguf_header, modelfile, packed, store, storing
+from gemma3_jax.checkpoint import encoding, export, gguf_file, gguf_header, modelfile, orbax, packed
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.tokenizer import templates
 from tests import texts, toys
 from tests.checkpoint import saved
@@ -23,22 +24,22 @@ def source(tmp_path):
     """A checkpoint of the Hugging Face kind, with its tokenizer."""
     (tmp_path / "in").mkdir()
     export.Export("hf", MODEL, tokenizer=texts.tokenizer()).write(tmp_path / "in" / "hf", toys.params(MODEL))
-    return convert.open_checkpoint(tmp_path / "in" / "hf")
+    return checkpoint_open.open_checkpoint(tmp_path / "in" / "hf")
 
 
 def test_what_is_not_said_is_as_stored_or_as_llama_cpps_files_have_it(source):
     def plan(source=source, kind="gguf", **asked):
         return export.ask(source, kind, **asked).plan
 
-    assert plan() == storing.Plan("float32", "float32")
-    assert plan(dtype="bfloat16") == storing.Plan("bfloat16", "bfloat16")
-    assert plan(dtype="float16", embedding="float32") == storing.Plan("float16", "float32")
-    assert plan(quant="q4_0") == storing.Plan("q4_0", "float16")
-    assert plan(quant="int4", embedding="q8_0", kind="hf") == storing.Plan("int4", "q8_0")
+    assert plan() == encoding.Plan("float32", "float32")
+    assert plan(dtype="bfloat16") == encoding.Plan("bfloat16", "bfloat16")
+    assert plan(dtype="float16", embedding="float32") == encoding.Plan("float16", "float32")
+    assert plan(quant="q4_0") == encoding.Plan("q4_0", "float16")
+    assert plan(quant="int4", embedding="q8_0", kind="hf") == encoding.Plan("int4", "q8_0")
     assert plan(kind="hf") is None and plan(kind="orbax", dtype="bfloat16") is None
     trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
-    assert plan(trained, quant="q4_0") == storing.Plan("q4_0", "q8_0")
-    assert plan(trained, quant="int4") == storing.Plan("int4", "float16")
+    assert plan(trained, quant="q4_0") == encoding.Plan("q4_0", "q8_0")
+    assert plan(trained, quant="int4") == encoding.Plan("int4", "float16")
 
 
 def test_what_is_rounded_is_loaded_as_it_is_stored(source):
@@ -95,9 +96,9 @@ STEP = "once more may move weights by a step of float32"
     ],
 )
 def test_what_is_rounded_already_is_told_of_if_it_is_rounded_again(format, kind, asked, note, source, tmp_path):
-    plan = storing.Plan(format, "q8_0")
+    plan = encoding.Plan(format, "q8_0")
     export.Export("hf", MODEL, plan, tokenizer=texts.tokenizer()).write(tmp_path / "hf", toys.params(MODEL))
-    found = convert.open_checkpoint(tmp_path / "hf")
+    found = checkpoint_open.open_checkpoint(tmp_path / "hf")
     assert found.quant == {"format": format, "embedding": "q8_0"}
     assert export.ask(found, kind, quant=format).plan == plan  # the table's format is that of the source
     notes = [line for line in export.ask(found, kind, **asked).check() if not line.startswith("tokenizer ")]
@@ -111,16 +112,16 @@ def test_a_checkpoint_of_a_run_says_what_it_was_trained_for(tmp_path):
     about = {"model": dataclasses.asdict(MODEL), "tokenizer": DIGEST, "quant": quant}
     runs.save(7, toys.params(MODEL), {"step": jnp.int32(7)}, cursor=saved.CURSOR, meta=saved.META, about=about)
     runs.finish()
-    found = convert.open_checkpoint(tmp_path / "run")
+    found = checkpoint_open.open_checkpoint(tmp_path / "run")
     assert found.quant == quant and found.tokenizer == DIGEST
     # `train` leaves the tokenizer there.
     (tmp_path / "run" / export.TOKENIZER).write_bytes(texts.tokenizer_model())
     for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "7"):
-        asked = export.ask(convert.open_checkpoint(place), "gguf", quant="q4_0")
+        asked = export.ask(checkpoint_open.open_checkpoint(place), "gguf", quant="q4_0")
         assert asked.plan == Q4_0 and asked.tokenizer.digest == DIGEST
         assert asked.check() == (f"tokenizer {tmp_path}/run/tokenizer.model",)
-    store.save(tmp_path / "plain", MODEL, toys.params(MODEL))
-    assert convert.open_checkpoint(tmp_path / "plain").quant == {}
+    orbax.save(tmp_path / "plain", MODEL, toys.params(MODEL))
+    assert checkpoint_open.open_checkpoint(tmp_path / "plain").quant == {}
 
 
 def test_a_tokenizer_is_found_in_the_source_if_it_fits(source):
@@ -145,7 +146,7 @@ def test_a_strangers_tokenizer_beside_a_directory_is_not_taken(source):
 def test_the_tokenizer_of_a_gguf_file_lies_beside_it(tmp_path):
     (tmp_path / "in").mkdir()
     gguf_file.write(tmp_path / "in" / "a.gguf", MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
-    found = convert.open_checkpoint(tmp_path / "in" / "a.gguf")
+    found = checkpoint_open.open_checkpoint(tmp_path / "in" / "a.gguf")
     (tmp_path / export.TOKENIZER).write_bytes(texts.tokenizer_model())
     assert export.find_tokenizer(None, found) == (None, ())
     (tmp_path / export.TOKENIZER).rename(tmp_path / "in" / export.TOKENIZER)
@@ -209,7 +210,7 @@ def test_what_stops_between_the_two_leaves_the_gguf_file_whole(source, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         export.ask(source, "gguf").write(tmp_path / "toy.gguf", toys.params(MODEL))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "toy.gguf"]
-    assert convert.open_checkpoint(tmp_path / "toy.gguf").model == MODEL
+    assert checkpoint_open.open_checkpoint(tmp_path / "toy.gguf").model == MODEL
 
 
 def test_a_gguf_file_goes_by_the_name_it_will_have(source, tmp_path, monkeypatch):
@@ -256,7 +257,7 @@ def test_progress_is_told_in_bytes_of_what_is_written(source, tmp_path):
 def test_a_gguf_file_has_a_fingerprint_wherever_it_lies(source, tmp_path):
     def fingerprint(name):
         gguf_file.write(tmp_path / name, MODEL, params, Q4_0, texts.tokenizer(), target=tmp_path / "toy.gguf")
-        return convert.open_checkpoint(tmp_path / name).fingerprint()
+        return checkpoint_open.open_checkpoint(tmp_path / name).fingerprint()
 
     params = toys.params(MODEL)
     one, other = map(fingerprint, ("a.gguf", "b.gguf"))

@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import convert, export, gguf_config, gguf_file, gguf_header, hf, names, placing, storing
+from gemma3_jax.checkpoint import encoding, export, gguf_config, gguf_file, gguf_header, hf, load_sharded, names
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.model import config
 from gemma3_jax.quant import formats
 from tests import texts, toys
 
 # Every product sums over whole blocks; 24 rows of the table have no piece.
 MODEL = dataclasses.replace(
-    toys.TOY, width=32, mlp_width=64, head_width=16, query_scale=0.25, vocab_size=texts.TOKENIZER_SIZE + 24
+    toys.TOY, embed_dim=32, mlp_dim=64, head_dim=16, query_scale=0.25, vocab_size=texts.TOKENIZER_SIZE + 24
 )
 PLANS = [
-    storing.Plan("float32", "float32"),
-    storing.Plan("bfloat16", "float16"),
-    storing.Plan("float16", "bfloat16"),
-    storing.Plan("q4_0", "float16"),
-    storing.Plan("q8_0", "q8_0"),
-    storing.Plan("int4", "float16"),
-    storing.Plan("sfp8", "float32"),
+    encoding.Plan("float32", "float32"),
+    encoding.Plan("bfloat16", "float16"),
+    encoding.Plan("float16", "bfloat16"),
+    encoding.Plan("q4_0", "float16"),
+    encoding.Plan("q8_0", "q8_0"),
+    encoding.Plan("int4", "float16"),
+    encoding.Plan("sfp8", "float32"),
 ]
 Q4_0 = PLANS[3]
 
@@ -46,7 +47,7 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def load(path):
-    return placing.load(gguf_file.open_source(path), sharding.make_mesh())
+    return load_sharded.load(gguf_file.open_source(path), sharding.make_mesh())
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -69,7 +70,7 @@ def test_we_read_what_the_package_reads(plan, tmp_path):
     path = write(tmp_path / "toy.gguf", plan=plan)
     tensors, params = read(path), load(path)
     for slot in names.slots(MODEL):
-        x = storing.rows(slot, MODEL, params).astype(np.float32)
+        x = encoding.rows(slot, MODEL, params).astype(np.float32)
         stored = tensors[names.gguf_name(slot)]
         np.testing.assert_array_equal(x + np.float32(1) if x.ndim == 1 else x, stored)
 
@@ -142,8 +143,8 @@ KEPT = {"query_scale": 16**-0.5}
     "changes",
     [
         KEPT,
-        {"num_layers": 62, "width": 64, "num_heads": 4, "query_scale": 16**-0.5, "head_width": 8},
-        {"num_layers": 13, "num_key_heads": 1, "norm_epsilon": 1e-3, "rope_scale": 1.0},
+        {"num_layers": 62, "embed_dim": 64, "num_heads": 4, "query_scale": 16**-0.5, "head_dim": 8},
+        {"num_layers": 13, "num_kv_heads": 1, "norm_epsilon": 1e-3, "rope_scale": 1.0},
         {"num_local_per_global": 2, "rope_base_local": 500.0, "rope_base_global": 9e4, "rope_scale": 0.3},
         {"num_layers": 3, "num_local_per_global": 9},
     ],
@@ -182,7 +183,7 @@ def test_a_scale_that_llama_cpp_does_not_have_goes_into_the_query_norm_rounded_o
 def test_by_way_of_another_kind_the_same_bytes_come_out(kind, plan, tmp_path):
     first = write(tmp_path / "first.gguf", plan=plan)
     export.Export(kind, MODEL).write(tmp_path / "between", load(first))
-    params = convert.open_checkpoint(tmp_path / "between").load(sharding.make_mesh())
+    params = checkpoint_open.open_checkpoint(tmp_path / "between").load(sharding.make_mesh())
     assert write(tmp_path / "second.gguf", plan=plan, params=params).read_bytes() == first.read_bytes()
 
 
@@ -207,12 +208,16 @@ def test_no_padding_row_is_written(tmp_path):
             r"model\.num_local_per_global is 0; llama\.cpp runs no gemma3 of which no layer has a window",
         ),
         (
-            {"width": 24},
+            {"embed_dim": 24},
             Q4_0,
             r"blk\.0\.attn_q\.weight \(64, 24\) sums over 24 weights; q4_0 needs a multiple of 32",
         ),
-        ({"width": 24}, storing.Plan("float32", "q8_0"), r"token_embd\.weight \(824, 24\) sums over 24 weights; q8_0"),
-        ({"mlp_width": 40}, Q4_0, r"blk\.0\.ffn_down\.weight \(32, 40\) sums over 40 weights; q4_0 needs"),
+        (
+            {"embed_dim": 24},
+            encoding.Plan("float32", "q8_0"),
+            r"token_embd\.weight \(824, 24\) sums over 24 weights; q8_0",
+        ),
+        ({"mlp_dim": 40}, Q4_0, r"blk\.0\.ffn_down\.weight \(32, 40\) sums over 40 weights; q4_0 needs"),
         ({"vocab_size": 96}, PLANS[0], r"the tokenizer has 800 pieces, the model's table 96 rows; it is another"),
     ],
 )
@@ -222,9 +227,9 @@ def test_what_llama_cpp_would_not_run_is_refused(changes, plan, problem):
 
 
 def test_int4_and_sfp8_take_rows_of_any_length():
-    model = dataclasses.replace(MODEL, width=24, mlp_width=40)
+    model = dataclasses.replace(MODEL, embed_dim=24, mlp_dim=40)
     for format in ("int4", "sfp8"):
-        assert gguf_file.check(model, storing.Plan(format, "float16"), texts.tokenizer()) == ()
+        assert gguf_file.check(model, encoding.Plan(format, "float16"), texts.tokenizer()) == ()
 
 
 def test_what_older_engines_would_take_for_another_model_is_told():
@@ -341,7 +346,7 @@ UP = "blk.2.ffn_up.weight"
         ({"gemma3.rope.freq_base_swa": -1.0}, None, r"freq_base_swa is -1\.0; it must be a number > 0"),
         ({"gemma3.rope.scaling.type": "yarn"}, None, r"rope\.scaling\.type is 'yarn'; it must be none or linear"),
         ({"gemma3.final_logit_softcapping": 30.0}, None, r"final_logit_softcapping is set; Gemma 3 has none"),
-        ({"gemma3.attention.head_count": 3}, None, r"model\.num_heads is 3, model\.num_key_heads 2"),
+        ({"gemma3.attention.head_count": 3}, None, r"model\.num_heads is 3, model\.num_kv_heads 2"),
         (None, {UP: None}, rf"wrong\.gguf lacks tensor {UP}; the files of a checkpoint"),
         (None, {"token_embd.weight": None}, r"wrong\.gguf lacks tensor token_embd\.weight"),
         (None, {"output.weight": (np.zeros((2, 32), np.float32), F32)}, r"has an unknown tensor output\.weight"),
@@ -359,7 +364,7 @@ def test_a_file_of_another_model_is_refused_by_name(keys, tensors, problem, cont
 
 
 def test_a_type_that_we_do_not_read_is_named(tmp_path):
-    model = dataclasses.replace(MODEL, mlp_width=256)
+    model = dataclasses.replace(MODEL, mlp_dim=256)
     content = write(tmp_path / "toy.gguf", model).read_bytes()
     down = "blk.0.ffn_down.weight", np.zeros((32, 210), np.uint8)
     path = rewrite(tmp_path / "wrong.gguf", content, tmp_path, tensors={down[0]: (down[1], Q6_K)})
@@ -402,7 +407,7 @@ def test_the_table_may_be_in_hugging_faces_padding_on_the_way(tmp_path):
     model = dataclasses.replace(MODEL, vocab_padding=8)
     hf_path = tmp_path / "hf"
     export.Export("hf", model).write(hf_path, toys.params(model))
-    params = placing.load(hf.open_source(hf_path), sharding.make_mesh())
+    params = load_sharded.load(hf.open_source(hf_path), sharding.make_mesh())
     assert (
         write(tmp_path / "a.gguf", model, params=params).read_bytes()
         == write(tmp_path / "b.gguf", dataclasses.replace(model, vocab_padding=0), params=params).read_bytes()

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import hf, hf_config, placing
+from gemma3_jax.checkpoint import hf, hf_config, load_sharded
 from tests import toys
 
 MODEL = toys.TOY
@@ -41,7 +41,7 @@ def make_sharded(path: pathlib.Path) -> pathlib.Path:
 
 
 def load(path, dtype=None, mesh=None):
-    return placing.load(hf.open_source(path), mesh or sharding.make_mesh(), dtype)
+    return load_sharded.load(hf.open_source(path), mesh or sharding.make_mesh(), dtype)
 
 
 def export(path, params, model=MODEL):

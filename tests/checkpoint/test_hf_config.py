@@ -97,7 +97,7 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
         (written(tie_word_embeddings=False), r"tie_word_embeddings is False; Gemma 3 has true"),
         (written(hidden_size="24"), r"hidden_size is '24'; it must be a whole number >= 1"),
         (written(sliding_window=None), r"sliding_window is None; it must be a whole number >= 1"),
-        (written(num_key_value_heads=3), r"num_heads is 4, model\.num_key_heads 3"),
+        (written(num_key_value_heads=3), r"num_heads is 4, model\.num_kv_heads 3"),
         (written(query_pre_attn_scalar=0), r"query_pre_attn_scalar is 0; it must be a number > 0"),
         (written(rms_norm_eps="small"), r"rms_norm_eps is 'small'; it must be a number > 0"),
         (
@@ -136,4 +136,4 @@ def test_a_query_scale_that_config_json_cannot_hold_is_refused():
 
 def test_a_width_that_transformers_refuses_is_refused_before_it():
     with pytest.raises(ValueError, match=r"model\.width is 26 with 4 heads; Transformers refuses a hidden_size"):
-        hf_config.write(dataclasses.replace(toys.TOY, width=26), "float32")
+        hf_config.write(dataclasses.replace(toys.TOY, embed_dim=26), "float32")

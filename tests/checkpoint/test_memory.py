@@ -15,14 +15,14 @@ pytestmark = pytest.mark.slow
 
 # 24 layers of 13 MiB and a table of 8 MiB: 330 MiB, of which one layer's largest tensor is 4 MiB.
 MODEL = dataclasses.replace(
-    toys.TOY, num_layers=24, width=512, mlp_width=2048, num_heads=4, num_key_heads=1, head_width=64, vocab_size=4096
+    toys.TOY, num_layers=24, embed_dim=512, mlp_dim=2048, num_heads=4, num_kv_heads=1, head_dim=64, vocab_size=4096
 )
 
 MEASURE = """
 import pathlib, re, sys, json
 import jax
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import hf, placing, export, storing
+from gemma3_jax.checkpoint import encoding, export, hf, load_sharded
 from gemma3_jax.tokenizer import vocabulary
 kind, path, out = sys.argv[1], *map(pathlib.Path, sys.argv[2:])
 status = lambda key: int(re.search(key + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) << 10

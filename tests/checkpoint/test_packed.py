@@ -10,17 +10,18 @@ import safetensors
 import safetensors.numpy
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import convert, export, hf, names, packed, storing
+from gemma3_jax.checkpoint import encoding, export, hf, names, packed
+from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.quant import formats
 from tests import disks, toys
 
-MODEL = dataclasses.replace(toys.TOY, num_layers=7, width=32, mlp_width=64, head_width=16, vocab_padding=8)
+MODEL = dataclasses.replace(toys.TOY, num_layers=7, embed_dim=32, mlp_dim=64, head_dim=16, vocab_padding=8)
 UP, DOWN = "model.layers.2.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
 TABLE = "model.embed_tokens.weight"
 
 
 def write(path, format, table="float16", model=MODEL):
-    export.Export("hf", model, storing.Plan(format, table)).write(path, toys.params(model))
+    export.Export("hf", model, encoding.Plan(format, table)).write(path, toys.params(model))
     return path
 
 
@@ -44,7 +45,7 @@ def rounded(format, table):
     ("format", "table"), [("int4", "float16"), ("q4_0", "q8_0"), ("sfp8", "bfloat16"), ("q8_0", "float32")]
 )
 def test_what_is_read_back_is_what_training_saw(format, table, tmp_path):
-    source = convert.open_checkpoint(write(tmp_path / "hf", format, table))
+    source = checkpoint_open.open_checkpoint(write(tmp_path / "hf", format, table))
     assert source.kind == "hf" and source.model == MODEL
     assert source.notes == (
         f"{tmp_path}/hf/packed.safetensors is read, which is exact: matrices {format}, table {table}",
@@ -53,13 +54,13 @@ def test_what_is_read_back_is_what_training_saw(format, table, tmp_path):
     same(source.load(sharding.make_mesh()), seen)
     # The dequantised weights beside it are the same ones, for programs that know nothing of it.
     (tmp_path / "hf" / packed.FILE).unlink()
-    plain = convert.open_checkpoint(tmp_path / "hf")
+    plain = checkpoint_open.open_checkpoint(tmp_path / "hf")
     assert plain.notes == () and plain.shapes["embedder"]["table"].dtype == np.float32
     same(plain.load(sharding.make_mesh()), seen)
 
 
 def test_a_directory_in_fewer_bits_is_near(tmp_path):
-    export.Export("hf", MODEL, storing.Plan("q4_0", "float16"), dtype="bfloat16").write(
+    export.Export("hf", MODEL, encoding.Plan("q4_0", "float16"), dtype="bfloat16").write(
         tmp_path / "hf", toys.params(MODEL)
     )
     content = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -100,7 +101,7 @@ def test_the_layout_is_as_documented(format, tmp_path):
 def test_equal_weights_give_equal_bytes_of_the_size_foretold(tmp_path):
     one, other = (write(tmp_path / name, "int4") / packed.FILE for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
-    size = packed.num_bytes(MODEL, storing.Plan("int4", "float16"))
+    size = packed.num_bytes(MODEL, encoding.Plan("int4", "float16"))
     assert one.stat().st_size == size + 8 + int.from_bytes(one.read_bytes()[:8], "little")
 
 
@@ -137,7 +138,7 @@ def damaged(path, **changes):
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(changes, problem, tmp_path):
     with pytest.raises(ValueError, match=problem):
-        convert.open_checkpoint(damaged(write(tmp_path / "hf", "int4"), **changes))
+        checkpoint_open.open_checkpoint(damaged(write(tmp_path / "hf", "int4"), **changes))
 
 
 def test_a_file_that_is_cut_short_or_beside_another_config_is_refused(tmp_path):
@@ -145,15 +146,15 @@ def test_a_file_that_is_cut_short_or_beside_another_config_is_refused(tmp_path):
     content = (path / packed.FILE).read_bytes()
     (path / packed.FILE).write_bytes(content[:-9])
     with pytest.raises(ValueError, match=r"packed\.safetensors is cut short, or not a safetensors file"):
-        convert.open_checkpoint(path)
+        checkpoint_open.open_checkpoint(path)
     (path / packed.FILE).write_bytes(content)
     changed = json.loads((path / hf.CONFIG).read_text()) | {"intermediate_size": 96}
     (path / hf.CONFIG).write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=r"is U8 \(64, 32\); config\.json asks for \('U8', \(96, 32\)\)"):
-        convert.open_checkpoint(path)
+        checkpoint_open.open_checkpoint(path)
     (path / hf.CONFIG).unlink()
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
-        convert.open_checkpoint(path)
+        checkpoint_open.open_checkpoint(path)
 
 
 def test_a_model_that_its_format_does_not_hold_names_the_file(tmp_path):
@@ -163,18 +164,18 @@ def test_a_model_that_its_format_does_not_hold_names_the_file(tmp_path):
     with pytest.raises(
         ValueError, match=r"hf/packed\.safetensors: .*down_proj\.weight \(32, 40\) sums over 40 weights"
     ):
-        convert.open_checkpoint(path)
+        checkpoint_open.open_checkpoint(path)
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    size = packed.num_bytes(MODEL, storing.Plan("int4", "float16"))
+    size = packed.num_bytes(MODEL, encoding.Plan("int4", "float16"))
     with disks.small(tmp_path / "disk", kib=size // 2048) as disk:
         with pytest.raises(OSError, match=r"disk/packed\.safetensors cannot be written: No space left on device"):
-            packed.write(disk, MODEL, toys.params(MODEL), storing.Plan("int4", "float16"))
+            packed.write(disk, MODEL, toys.params(MODEL), encoding.Plan("int4", "float16"))
 
 
 def test_what_is_not_whole_blocks_is_refused_before_it_is_read():
-    model = dataclasses.replace(MODEL, mlp_width=40)
+    model = dataclasses.replace(MODEL, mlp_dim=40)
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight \(32, 40\) sums over 40 weights; q4_0"):
-        export.Export("hf", model, storing.Plan("q4_0", "float16")).check()
+        export.Export("hf", model, encoding.Plan("q4_0", "float16")).check()
     assert names.hf_name(next(names.slots(model))) == TABLE

@@ -19,7 +19,7 @@ SOURCE = settings.Source(paths=("a.jsonl",))
             {"sources": {"a": settings.Source(kind="csv")}},
             r"config\.sources\.a\.kind is 'csv'; it must be one of",
         ),
-        ({"sources": {"a": dataclasses.replace(SOURCE, share=0.0)}}, r"a\.share is 0.0; it must be over 0"),
+        ({"sources": {"a": dataclasses.replace(SOURCE, fraction=0.0)}}, r"a\.fraction is 0.0; it must be over 0"),
         ({"sources": {"a": dataclasses.replace(SOURCE, fields=())}}, r"a\.fields is empty"),
         ({"sources": {"a": dataclasses.replace(SOURCE, bucket="../x")}}, r"a\.bucket is '../x'; use letters"),
         ({"sources": {"a": dataclasses.replace(SOURCE, language="")}}, r"a\.language is ''; use letters"),
@@ -27,9 +27,9 @@ SOURCE = settings.Source(paths=("a.jsonl",))
         ({"personal_data": settings.PersonalData(kinds=("name",))}, r"personal_data\.kinds is 'name'"),
         ({"decontamination": settings.Decontamination(action="cut")}, r"decontamination\.action is 'cut'"),
         ({"duplicates": settings.Duplicates(min_similarity=1.2)}, r"min_similarity is 1.2; it must be from 0.7 to 1"),
-        ({"row_lengths": ()}, r"config\.row_lengths is empty and config\.documents is false"),
-        ({"row_lengths": (1,)}, r"config\.row_lengths holds 1; a row has at least 2 tokens"),
-        ({"row_lengths": (8, 8)}, r"config\.row_lengths is \(8, 8\); name every length once"),
+        ({"seq_lens": ()}, r"config\.seq_lens is empty and config\.documents is false"),
+        ({"seq_lens": (1,)}, r"config\.seq_lens holds 1; a row has at least 2 tokens"),
+        ({"seq_lens": (8, 8)}, r"config\.seq_lens is \(8, 8\); name every length once"),
         ({"duplicates": settings.Duplicates(min_similarity=0.5)}, r"min_similarity is 0.5; it must be from 0.7"),
         ({"quality": settings.Quality(power=float("nan"))}, r"config\.quality has power nan"),
         ({"quality": settings.Quality(floor=1.5)}, r"config\.quality has power 1.0 and floor 1.5"),
@@ -50,4 +50,4 @@ def test_each_is_refused_by_its_name(changes, problem):
 
 def test_the_defaults_with_a_source_are_fine():
     settings.check(settings.Prepare(sources={"a": SOURCE, "b": settings.Source(kind="python")}))
-    settings.check(settings.Prepare(sources={"a": SOURCE}, row_lengths=(), documents=True))
+    settings.check(settings.Prepare(sources={"a": SOURCE}, seq_lens=(), documents=True))

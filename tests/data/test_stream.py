@@ -16,28 +16,20 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.data import (
-    dataset,
-    open_shards,
-    order,
-    records,
-    settings,
-    shards,
-    stream,
-    taught,
-    taught_output,
-    taught_records,
-)
+from gemma3_jax.data import dataset, open_shards, order, records, settings, shards, stream
+from gemma3_jax.data.targets import codec
+from gemma3_jax.data.targets import reader as targets_reader
+from gemma3_jax.data.targets import writer as targets_writer
 from gemma3_jax.distill import settings as distill_settings
 from tests import texts
-from tests.data import said
+from tests.data.targets import synthetic
 
-ROWS_PER_STEP, ROW_LENGTH = 8, 64
+ROWS_PER_STEP, SEQ_LEN = 8, 64
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return texts.toy_dataset(tmp_path_factory.mktemp("toy"), tokens_per_shard=20_000, row_lengths=(64, 512))
+    return texts.toy_dataset(tmp_path_factory.mktemp("toy"), tokens_per_shard=20_000, seq_lens=(64, 512))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def rows(data):
 
 
 def find(data, **changes):
-    return order.find(data, **({"row_length": ROW_LENGTH, "rows_per_step": ROWS_PER_STEP, "seed": 3} | changes))
+    return order.find(data, **({"seq_len": SEQ_LEN, "batch_size": ROWS_PER_STEP, "seed": 3} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +73,7 @@ def test_any_number_of_hosts_and_workers_reads_the_same_rows(data, rows, mesh, s
         assert {part.id for part in parts} == {expected.id}
         together = {name: np.concatenate([arrays(part.rows)[name] for part in parts]) for name in arrays(expected.rows)}
         assert same(expected.rows, stream.Rows(**together))
-        assert parts[0].rows.tokens.shape == (ROWS_PER_STEP // num_hosts, ROW_LENGTH)  # no host reads another's rows
+        assert parts[0].rows.tokens.shape == (ROWS_PER_STEP // num_hosts, SEQ_LEN)  # no host reads another's rows
     for host in hosts:
         host.close()
 
@@ -111,14 +103,14 @@ def test_a_resume_on_another_mesh_reads_the_same_rows(data, rows, straight):
 
 def test_rows_rest_on_the_mesh_as_activations_do(straight, mesh):
     for array in jax.tree.leaves(straight[0].rows):
-        assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, ROW_LENGTH)
+        assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, SEQ_LEN)
 
 
 def test_every_token_knows_the_number_of_its_row(straight, data, mesh):
     for batch in (straight[0], straight[7]):
         numbers = batch.step * ROWS_PER_STEP + np.arange(ROWS_PER_STEP, dtype=np.int32)
-        np.testing.assert_array_equal(batch.rows.numbers, np.tile(numbers[:, None], ROW_LENGTH))
-    with stream.Stream(data, find(data, rows_per_step=4), mesh, first_step=15) as halves:
+        np.testing.assert_array_equal(batch.rows.numbers, np.tile(numbers[:, None], SEQ_LEN))
+    with stream.Stream(data, find(data, batch_size=4), mesh, first_step=15) as halves:
         found = next(halves).rows  # the other half of step 7
     same_rows = jax.tree.map(lambda array: array[4:], straight[7].rows)
     assert same(found, same_rows)
@@ -131,17 +123,19 @@ SAMPLES = distill_settings.Samples(estimator="systematic", num_samples=6)
 def stored(data, rows, straight, tmp_path_factory):
     """Targets of the first 8 steps, and each of them as it is to be read."""
     path, num_rows = tmp_path_factory.mktemp("targets") / "out", 8 * ROWS_PER_STEP
-    origin = taught.made_of(rows, SAMPLES, tokenizer="tok", vocab_size=said.V, teacher="wise", num_rows=num_rows)
+    origin = targets_reader.made_of(
+        rows, SAMPLES, tokenizer="tok", vocab_size=synthetic.V, teacher="wise", num_rows=num_rows
+    )
     written, read = [], []
     for number in range(num_rows):
         batch = arrays(straight[number // ROWS_PER_STEP].rows)
         row = {name: array[number % ROWS_PER_STEP] for name, array in batch.items()}
-        written.append(taught_records.encode(row, said.targets_of(number, SAMPLES, ROW_LENGTH), SAMPLES))
-        read.append(taught_records.spread(taught_records.decode(written[-1]), row["loss_mask"]))
-    with taught_output.begun(path, origin) as writer:
+        written.append(codec.encode(row, synthetic.targets_of(number, SAMPLES, SEQ_LEN), SAMPLES))
+        read.append(codec.spread(codec.decode(written[-1]), row["loss_mask"]))
+    with targets_writer.begun(path, origin) as writer:
         writer.write(range(num_rows), written)
         writer.complete()
-    return taught.open_taught(path), read
+    return targets_reader.open_taught(path), read
 
 
 @pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 0), (2, 0), (1, 2)])
@@ -171,14 +165,14 @@ def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, store
 def test_stored_targets_rest_on_the_mesh_as_their_rows_do(data, rows, mesh, stored):
     found, read = stored
     few = found.of_stage(
-        rows, "tok", dataclasses.replace(SAMPLES, num_samples=3), vocab_size=said.V, num_rows=8 * ROWS_PER_STEP
+        rows, "tok", dataclasses.replace(SAMPLES, num_samples=3), vocab_size=synthetic.V, num_rows=8 * ROWS_PER_STEP
     )
     for taught_, num_samples in ((found, 6), (few, 3)):
         with stream.Stream(data, rows, mesh, taught=taught_, first_step=5) as batches:
             batch = next(batches)
         for array in jax.tree.leaves(batch.rows):
             assert array.sharding == sharding.batch_sharding(mesh)
-        assert batch.rows.targets.ids.shape == (ROWS_PER_STEP, ROW_LENGTH, num_samples)
+        assert batch.rows.targets.ids.shape == (ROWS_PER_STEP, SEQ_LEN, num_samples)
         best = np.stack([one["best_id"] for one in read[40:48]])
         np.testing.assert_array_equal(batch.rows.targets.best_id, best)
 
@@ -220,7 +214,7 @@ def test_few_files_are_open_at_a_time(data, mesh, monkeypatch):
 def test_a_program_that_leaves_its_stream_open_ends_in_silence(data):
     code = (
         "from gemma3_jax import sharding\nfrom gemma3_jax.data import stream\n"
-        f"rows = stream.open_stream({str(data.path)!r}, sharding.make_mesh(), row_length=64, rows_per_step=4, seed=0)\n"
+        f"rows = stream.open_stream({str(data.path)!r}, sharding.make_mesh(), seq_len=64, batch_size=4, seed=0)\n"
         "print(next(rows).step)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -270,7 +264,7 @@ def test_what_a_chat_does_not_teach_is_masked():
 
 
 def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(data):
-    rows = find(data, rows_per_step=1, buckets={"code": settings.Bucket()})
+    rows = find(data, batch_size=1, buckets={"code": settings.Bucket()})
     [(part, count)] = rows.num_rows.items()
     epochs = [[rows.row(step, 0)[1] for step in range(epoch * count, (epoch + 1) * count)] for epoch in range(2)]
     assert part == "code/c" and all(sorted(epoch) == list(range(count)) for epoch in epochs)
@@ -287,7 +281,7 @@ def test_the_mixture_holds_in_every_window(data):
 
 
 def test_the_seed_the_mixture_and_the_row_length_change_the_order(data, rows):
-    other = [find(data, seed=4), find(data, buckets={"code": settings.Bucket()}), find(data, row_length=512)]
+    other = [find(data, seed=4), find(data, buckets={"code": settings.Bucket()}), find(data, seq_len=512)]
     ids = [found.batch_id(0) for found in [rows, *other]]
     assert len(set(ids)) == 4 and rows.batch_id(0) == find(data).batch_id(0)
 
@@ -315,7 +309,7 @@ def test_a_cursor_is_one_number_and_is_checked_against_the_data(data, rows, tmp_
     with pytest.raises(ValueError, match="the data is not what the checkpoint was trained on: seed was 3 and is 4; .*"):
         changed.check_cursor(cursor)
     assert changed.check_cursor(cursor, allow_data_change=True) == ["the data changed: seed was 3 and is 4"]
-    other = texts.toy_dataset(tmp_path, row_lengths=(64, 512))  # as many rows, in shards of another size
+    other = texts.toy_dataset(tmp_path, seq_lens=(64, 512))  # as many rows, in shards of another size
     with pytest.raises(ValueError, match="trained on: data was [0-9a-f]{64} and is [0-9a-f]{64}"):
         find(other).check_cursor(cursor)
     with pytest.raises(ValueError, match="mixture was .* and is "):
@@ -335,15 +329,15 @@ def test_the_order_of_the_buckets_does_not_matter(data):
 
 def test_rows_of_a_length_that_was_not_prepared_are_refused(data):
     with pytest.raises(ValueError, match=r"has no rows of 128 tokens \(it has: 64, 512\); prepare it with 128"):
-        find(data, row_length=128)
+        find(data, seq_len=128)
 
 
 def test_rows_that_do_not_split_over_the_mesh_are_refused(data, mesh):
     with pytest.raises(
         ValueError, match="6 rows in a step do not split over replica x data = 4 of the mesh; make it 4, 2 x 4"
     ):
-        stream.Stream(data, find(data, rows_per_step=6), mesh)
-    odd = dataclasses.replace(find(data), row_length=63)
+        stream.Stream(data, find(data, batch_size=6), mesh)
+    odd = dataclasses.replace(find(data), seq_len=63)
     with pytest.raises(ValueError, match="63 tokens in a row do not split over seq = 2 of the mesh"):
         stream.Stream(data, odd, mesh)
 
@@ -359,7 +353,7 @@ def a_shard(path) -> pathlib.Path:
 
 
 def open_toy(path, mesh):
-    return stream.open_stream(path, mesh, row_length=64, rows_per_step=8, seed=0)
+    return stream.open_stream(path, mesh, seq_len=64, batch_size=8, seed=0)
 
 
 def test_a_missing_or_cut_shard_is_found_before_the_first_step(copy, mesh):

@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import estimators, noise, search, settings, vocabulary
+from gemma3_jax.distill import estimators, noise, search, settings
+from gemma3_jax.losses import vocab_parallel
 
 V = 24
 NUM_KEYS = 20_000
@@ -49,7 +50,7 @@ def draw(
 
     def sample(rows):
         keys = noise.token_keys(7, jnp.full(rows.shape[:2], 3), jnp.arange(rows.shape[1])[None])
-        teacher = estimators.softmax(rows, temperature, vocabulary.Shard(rows.shape[2]))
+        teacher = estimators.softmax(rows, temperature, vocab_parallel.Shard(rows.shape[2]))
         return estimators.estimate(teacher, keys, samples)
 
     ids, weights, is_new = jax.jit(sample)(rows)
@@ -163,16 +164,16 @@ def test_the_points_of_a_cumulative_sum_by_hand():
     """Ends of runs belong to the next id; ids without mass are stepped over, at the end too."""
     masses = jnp.asarray([0, 1, 0, 2, 1, 0, 0], jnp.float32)[None, None]
     parts = jnp.asarray([0, 0.24, 0.25, 0.74, 0.75, 0.99, 1], jnp.float32)[None, None]
-    ids, mass = search.at(masses, parts, vocabulary.Shard(7))
+    ids, mass = search.at(masses, parts, vocab_parallel.Shard(7))
     np.testing.assert_array_equal(ids[0, 0], [1, 1, 3, 3, 4, 4, 4])
     assert mass[0, 0] == 4
-    assert search.at(0 * masses, parts, vocabulary.Shard(7))[0].max() < 7
+    assert search.at(0 * masses, parts, vocab_parallel.Shard(7))[0].max() < 7
 
 
 def test_horvitz_thompson_weights_by_hand():
     """Of what the race says: p over the chance of coming before the first id that is not named."""
     scores = logits()
-    teacher = estimators.softmax(jnp.asarray(scores)[None, None], 1.0, vocabulary.Shard(V))
+    teacher = estimators.softmax(jnp.asarray(scores)[None, None], 1.0, vocab_parallel.Shard(V))
     keys = noise.token_keys(7, jnp.full((1, 1), 3), jnp.zeros((1, 1), jnp.int32))
     times, order = (np.asarray(x)[0, 0] for x in jax.jit(lambda: estimators.race(teacher, keys, 5))())
     assert (np.diff(times) > 0).all() and len(set(order)) == 5
@@ -242,11 +243,11 @@ def check_split_is_whole(name: str, num_samples: int, sizes: dict[str, int]) -> 
     rows = np.round(np.random.default_rng(1).normal(size=(2, 30, 32)) * 4).astype(np.float32) / 4
     places = np.arange(60).reshape(2, 30)
     samples = settings.Samples(estimator=name, num_samples=num_samples)
-    alone = jax.jit(functools.partial(sample, samples=samples, shard=vocabulary.Shard(32)))(rows, places)
+    alone = jax.jit(functools.partial(sample, samples=samples, shard=vocab_parallel.Shard(32)))(rows, places)
     with jax.set_mesh(sharding.make_mesh(**sizes)):
-        shard, batch = vocabulary.shard_of(32), sharding.ACTIVATION_AXES["B"]
+        shard, batch = vocab_parallel.shard_of(32), sharding.ACTIVATION_AXES["B"]
         assert shard.size == 8
-        split = vocabulary.mapped(
+        split = vocab_parallel.mapped(
             functools.partial(sample, samples=samples, shard=shard),
             (PartitionSpec(batch, None, shard.axes), PartitionSpec(batch)),
             PartitionSpec(batch),
@@ -286,7 +287,7 @@ def test_cumulative_sums_over_all_of_gemmas_ids_are_exact_to_a_millionth():
     ends = np.cumsum(masses, dtype=np.float64)
     wanted = np.random.default_rng(1).integers(1, 1 << 18, size=2048)
     parts = np.concatenate([ends[wanted] / ends[-1], np.linspace(0, 1, 2049)]).astype(np.float32)
-    at = functools.partial(search.at, shard=vocabulary.Shard(1 << 18))
+    at = functools.partial(search.at, shard=vocab_parallel.Shard(1 << 18))
     ids, mass = jax.jit(at)(jnp.asarray(masses)[None, None], jnp.asarray(parts)[None, None])
     ids, starts = np.asarray(ids)[0, 0], np.concatenate([[0], ends])
     assert float(mass[0, 0]) == pytest.approx(ends[-1], rel=1e-6)
@@ -307,7 +308,7 @@ def test_the_tail_of_gemmas_vocabulary_gets_its_mass(name):
 def test_gemmas_vocabulary_is_never_sorted_nor_all_of_it_hashed(name):
     """What is sorted, or has random bits, in the compiled program: some candidates, no array of V."""
     samples = settings.Samples(estimator=name)
-    shard = vocabulary.Shard(1 << 18)
+    shard = vocab_parallel.Shard(1 << 18)
     rows, places = jax.ShapeDtypeStruct((1, 2, 1 << 18), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
     text = jax.jit(functools.partial(sample, samples=samples, shard=shard)).lower(rows, places).as_text()
     sizes = [int(size) for size in re.findall(r"chlo\.top_k\(.*?tensor<1x2x(\d+)xf32>", text)]

@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import settings, targets, vocabulary
+from gemma3_jax.distill import settings, targets
+from gemma3_jax.losses import vocab_parallel
 
 B, T, V = 2, 12, 32
 
@@ -25,7 +26,7 @@ def rows() -> tuple[np.ndarray, ...]:
 
 def draw(rows, *, seed: int = 0, **asked) -> targets.Targets:
     samples = settings.Samples(**asked)
-    shard = vocabulary.Shard(V)
+    shard = vocab_parallel.Shard(V)
     return jax.jit(lambda *rows: targets.draw(shard, *rows, samples=samples, seed=seed))(*map(jnp.asarray, rows))
 
 
@@ -51,7 +52,7 @@ def test_what_is_said_beside_the_samples(rows, name, temperature):
     np.testing.assert_array_equal(drawn.best_id, np.argmax(logits, axis=-1))  # numpy's is the first one, too
     named = np.zeros((B, T, V), bool)
     np.put_along_axis(named, np.asarray(drawn.ids), True, axis=-1)
-    np.testing.assert_allclose(drawn.kept_mass, (p * named).sum(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(drawn.captured_mass, (p * named).sum(axis=-1), rtol=1e-5)
 
 
 def test_a_restart_draws_the_same_for_the_same_token_whatever_is_drawn_beside_it(rows):
@@ -84,14 +85,14 @@ def test_bfloat16_logits_are_read_as_float32(rows):
 
 def test_whole_distributions_keep_all_their_mass(rows):
     drawn = draw(rows, num_samples=V)
-    np.testing.assert_allclose(drawn.kept_mass, 1, rtol=1e-6)
+    np.testing.assert_allclose(drawn.captured_mass, 1, rtol=1e-6)
 
 
 def test_a_split_vocabulary_says_the_same(rows):
     samples = settings.Samples(num_samples=7, temperature=2.0)
     with jax.set_mesh(sharding.make_mesh(data=2, seq=2, model=2)):
-        shard, batch = vocabulary.shard_of(V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
-        split = vocabulary.mapped(
+        shard, batch = vocab_parallel.shard_of(V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
+        split = vocab_parallel.mapped(
             lambda *rows: targets.draw(shard, *rows, samples=samples, seed=0),
             (PartitionSpec(*batch, None, shard.axes), batch, batch, batch),
             batch,

@@ -9,7 +9,8 @@ import pytest
 
 from gemma3_jax import sharding
 from gemma3_jax.data import stream
-from gemma3_jax.distill import settings, targets, teacher, vocabulary
+from gemma3_jax.distill import settings, targets, teacher
+from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
 
@@ -46,7 +47,7 @@ def by_hand(params, rows, estimator):
     logits = model.logits(model(rows.tokens, masks.Places(rows.segments, rows.positions)))
     places = jnp.broadcast_to(jnp.arange(NUM_TOKENS, dtype=jnp.int32), rows.tokens.shape)
     return targets.draw(
-        vocabulary.Shard(MODEL.vocab_size),
+        vocab_parallel.Shard(MODEL.vocab_size),
         logits,
         rows.labels,
         rows.numbers,
@@ -59,7 +60,7 @@ def by_hand(params, rows, estimator):
 def assert_same(one, other):
     np.testing.assert_array_equal(one.ids, other.ids)
     np.testing.assert_array_equal(one.best_id, other.best_id)
-    for name in ("weights", "kept_mass", "entropy", "label_log_prob"):
+    for name in ("weights", "captured_mass", "entropy", "label_log_prob"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -69,8 +70,8 @@ def test_it_says_what_is_drawn_from_its_logits(params, rows, estimator):
 
 
 def test_chunks_of_tokens_change_nothing(params, rows, whole, monkeypatch):
-    monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", NUM_ROWS * 3 * MODEL.vocab_size)
-    assert vocabulary.chunk_size(vocabulary.Shard(MODEL.vocab_size), NUM_ROWS, NUM_TOKENS) == 3
+    monkeypatch.setattr(vocab_parallel, "LOGITS_PER_CHUNK", NUM_ROWS * 3 * MODEL.vocab_size)
+    assert vocab_parallel.chunk_size(vocab_parallel.Shard(MODEL.vocab_size), NUM_ROWS, NUM_TOKENS) == 3
     assert_same(taught(params, rows), whole)
 
 

@@ -12,7 +12,7 @@ from gemma3_jax.evals import context, logprobs, settings, task
 from gemma3_jax.evals.documents import Document
 from gemma3_jax.model import execution
 from tests import texts, toys
-from tests.evals import subjects
+from tests.evals import stubs
 
 TOKENIZER = texts.tokenizer()
 ASKED = settings.Context(lengths=(9, 12, 16, 32, 100), last_tokens=8, num_documents=4)
@@ -23,7 +23,7 @@ CUT = [TOKENIZER.document(document.text).tolist()[:100] for document in DOCUMENT
 
 
 def measured(score_one, asked=ASKED, read=DOCUMENTS):
-    return task.run(context.make(subjects.scoring(score_one), read, asked), of="toy")
+    return task.run(context.make(stubs.scoring(score_one), read, asked), of="toy")
 
 
 def by_length(found):
@@ -59,7 +59,7 @@ def test_the_same_tokens_are_predicted_at_every_length_after_bos_and_as_many_as_
 
 
 def test_losses_and_their_standard_errors_are_those_by_hand():
-    score_one = subjects.of_last(4)
+    score_one = stubs.of_last(4)
     found = measured(score_one)
     for length in ASKED.lengths:
         nats = [-sum(score_one([TOKENIZER.bos, *cut[100 - length + 1 :]])[-8:]) / 8 for cut in CUT]
@@ -76,7 +76,7 @@ def test_losses_and_their_standard_errors_are_those_by_hand():
 @pytest.mark.parametrize("reach, first_flat", [(0, 0), (1, 1), (4, 2), (7, 2), (8, 3), (23, 3), (24, 4)])
 def test_the_curve_is_flat_beyond_what_a_model_reads(reach, first_flat):
     """The first of 8 targets has, at length c, c - 9 tokens of the document before it, and then BOS."""
-    found = by_length(measured(subjects.of_last(reach)))
+    found = by_length(measured(stubs.of_last(reach)))
     assert len(set(found[first_flat:])) == 1
     assert first_flat == 0 or found[first_flat - 1] != found[first_flat]
 
@@ -86,9 +86,9 @@ def test_the_curve_of_a_transformer_is_flat_beyond_its_window():
     score = functools.partial(
         logprobs.score, model, toys.params(model), mesh=sharding.make_mesh(), execute=execution.REFERENCE
     )
-    subject = dataclasses.replace(subjects.scoring(len), score=score)
+    subject = dataclasses.replace(stubs.scoring(len), score=score)
     found = by_length(task.run(context.make(subject, DOCUMENTS, ASKED), of="toy"))
-    assert model.window == 5  # tokens before a target; at length 12 the first target has 3, and BOS
+    assert model.sliding_window == 5  # tokens before a target; at length 12 the first target has 3, and BOS
     np.testing.assert_allclose(found[2:], found[-1], atol=toys.ROUNDING)
     assert abs(found[0] - found[-1]) > 100 * toys.ROUNDING
 
@@ -105,18 +105,18 @@ def of_length(num_tokens, mark):
 def test_documents_are_taken_from_the_longest_length_on_at_even_steps():
     read = [of_length(length, str(number)) for number, length in enumerate((12, 11, 13, 12, 30, 12, 12))]
     asked = settings.Context(lengths=(4, 12), last_tokens=2, num_documents=3)
-    made = context.make(subjects.scoring(subjects.of_last(1)), read, asked)
+    made = context.make(stubs.scoring(stubs.of_last(1)), read, asked)
     taken = [TOKENIZER.document(read[number].text).tolist()[:12] for number in (0, 3, 5)]
     assert [tokens.tolist() for tokens in made.items] == taken
     few = dataclasses.replace(asked, num_documents=7)
-    made = context.make(subjects.scoring(subjects.of_last(1)), read, few)
+    made = context.make(stubs.scoring(stubs.of_last(1)), read, few)
     found = task.run(made, of="toy")
     assert len(made.items) == 6 == found["num_documents"]
     assert made.lines(found)[0] == "6 documents of at least 12 tokens (7 were asked for)"
 
 
 def test_a_single_document_has_no_standard_error():
-    found = measured(subjects.of_last(1), read=DOCUMENTS[:2])
+    found = measured(stubs.of_last(1), read=DOCUMENTS[:2])
     assert [row["standard_error"] for row in found["by_length"].values()] == [None] * 5
     assert not any("standard_error" in name for name in task.numbers(found))
     assert context.lines(ASKED, found)[-1].split()[-1] == "-"
@@ -126,7 +126,7 @@ def test_documents_that_are_all_too_short_are_refused_with_the_length_of_the_lon
     read = [of_length(11, "0"), of_length(10, "1")]
     asked = settings.Context(lengths=(4, 12), last_tokens=2)
     with pytest.raises(ValueError, match=r"lengths ends with 12, but the longest of 2 documents has 11 tokens; give "):
-        measured(subjects.of_last(1), asked, read)
+        measured(stubs.of_last(1), asked, read)
 
 
 @pytest.mark.filterwarnings("error")
@@ -138,7 +138,7 @@ def test_a_model_that_has_diverged_has_figures_that_say_so():
 
 def test_a_stopped_measure_goes_on_to_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "TOKENS_AT_ONCE", 1)
-    score_one, called, fails = subjects.of_last(3), [], [2]
+    score_one, called, fails = stubs.of_last(3), [], [2]
 
     def stopping(tokens):
         fails[0] -= len(tokens) == 100
@@ -146,16 +146,16 @@ def test_a_stopped_measure_goes_on_to_the_same_figures(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return score_one(tokens)
 
-    straight = task.run(context.make(subjects.scoring(score_one), DOCUMENTS, ASKED), of="toy")
+    straight = task.run(context.make(stubs.scoring(score_one), DOCUMENTS, ASKED), of="toy")
     with pytest.raises(KeyboardInterrupt):
-        task.run(context.make(subjects.scoring(stopping), DOCUMENTS, ASKED), of="toy", kept=tmp_path / "x")
-    made = context.make(subjects.scoring(score_one, called), DOCUMENTS, ASKED)
+        task.run(context.make(stubs.scoring(stopping), DOCUMENTS, ASKED), of="toy", kept=tmp_path / "x")
+    made = context.make(stubs.scoring(score_one, called), DOCUMENTS, ASKED)
     assert task.run(made, of="toy", kept=tmp_path / "x") == straight
     assert [tokens for tokens in called if len(tokens) == 100] == CUT[1:]
 
 
 def test_the_tables_have_a_line_for_each_bin_and_each_length():
-    found = measured(subjects.of_last(2))
+    found = measured(stubs.of_last(2))
     said = context.lines(ASKED, found)
     assert said[0] == "3 documents of at least 100 tokens (4 were asked for)"
     rows = [line.split() for line in said]

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import vocabulary
 from gemma3_jax.evals import logprobs
+from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
 
@@ -58,7 +58,7 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
     assert score() == whole and program._cache_size() == num_shapes, "what is compiled once serves again"
     logprobs._compiled.cache_clear()  # or the program might be one of the old size of chunks
     monkeypatch.setattr(logprobs, "TOKENS_PER_BATCH", 32)
-    monkeypatch.setattr(vocabulary, "LOGITS_PER_CHUNK", 96 * 8)
+    monkeypatch.setattr(vocab_parallel, "LOGITS_PER_CHUNK", 96 * 8)
     for a, b in zip(whole, score(), strict=True):
         np.testing.assert_allclose(a, b, atol=toys.ROUNDING)
 
@@ -75,7 +75,7 @@ def test_logits_are_never_whole():
         own = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
         return max(own + [largest(sub) for sub in inner])
 
-    assert largest(jaxpr.jaxpr) <= max(vocabulary.LOGITS_PER_CHUNK, 4 * 4096**2)
+    assert largest(jaxpr.jaxpr) <= max(vocab_parallel.LOGITS_PER_CHUNK, 4 * 4096**2)
 
 
 def test_probabilities_of_all_next_tokens_sum_to_one():

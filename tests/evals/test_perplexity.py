@@ -12,7 +12,7 @@ from gemma3_jax.evals import logprobs, perplexity, settings, task
 from gemma3_jax.evals.documents import Document
 from gemma3_jax.model import execution
 from tests import texts, toys
-from tests.evals import subjects
+from tests.evals import stubs
 
 TOKENIZER = texts.tokenizer()
 SAID = ["A first text.", "Ein zweiter, größer: 日本.\n\n\tx", "<bos> is text here", texts.library()[3][:2_000]]
@@ -24,7 +24,7 @@ NUM_BYTES = sum(len(text.encode()) for text in SAID)
 
 def measured(score_one, window=4_096, read=DOCUMENTS, called=None):
     asked = settings.Perplexity(window=window)
-    return task.run(perplexity.make(subjects.scoring(score_one, called), read, asked), of="toy")
+    return task.run(perplexity.make(stubs.scoring(score_one, called), read, asked), of="toy")
 
 
 @pytest.mark.parametrize("window", [3, 50, 4_096])
@@ -46,7 +46,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(window):
 @pytest.mark.parametrize("window", [3, 4, 5, 7, 64, *(len(TOKENS[3]) + more for more in (-1, 0, 1))])
 def test_the_window_changes_nothing_for_a_model_that_reads_one_token_back(window):
     """So every token but BOS is predicted once, after the token before it."""
-    bigrams, called = subjects.of_last(1), []
+    bigrams, called = stubs.of_last(1), []
     found = measured(bigrams, window, called=called)
     assert max(map(len, called)) <= window and all(tokens[0] == TOKENIZER.bos for tokens in called)
     by_hand = [-math.fsum(bigrams(tokens)) for tokens in TOKENS]
@@ -70,7 +70,7 @@ def test_windows_longer_than_the_documents_equal_the_scores_of_a_model_summed_by
     score = functools.partial(
         logprobs.score, model, toys.params(model), mesh=sharding.make_mesh(), execute=execution.REFERENCE
     )
-    subject = dataclasses.replace(subjects.scoring(len), score=score)
+    subject = dataclasses.replace(stubs.scoring(len), score=score)
     made = perplexity.make(subject, DOCUMENTS[:3], settings.Perplexity())
     found, scores = task.run(made, of="toy"), score(TOKENS[:3])
     by_hand = -sum(map(sum, scores)) / sum(map(len, scores))
@@ -80,7 +80,7 @@ def test_windows_longer_than_the_documents_equal_the_scores_of_a_model_summed_by
 def test_bits_per_byte_are_counted_as_training_counts_them():
     """There bytes are those of the targets: EOS, whose bits are counted, has none."""
     labels = np.concatenate([tokens[1:] for tokens in TOKENS])
-    found = measured(subjects.of_last(3))
+    found = measured(stubs.of_last(3))
     bytes_per_target = TOKENIZER.num_bytes()[labels].sum() / len(labels)
     in_training = found["nats_per_token"] / math.log(2) / bytes_per_target
     np.testing.assert_allclose(found["bits_per_byte"], in_training, rtol=1e-12)
@@ -88,7 +88,7 @@ def test_bits_per_byte_are_counted_as_training_counts_them():
 
 def test_pieces_of_one_length_are_measured_together(monkeypatch):
     monkeypatch.setattr(task, "TOKENS_AT_ONCE", 100)
-    made = perplexity.make(subjects.scoring(subjects.of_last(1)), DOCUMENTS, settings.Perplexity(window=20))
+    made = perplexity.make(stubs.scoring(stubs.of_last(1)), DOCUMENTS, settings.Perplexity(window=20))
     lengths = [piece.stop - piece.start for piece in made.items]
     assert lengths == sorted(lengths, reverse=True) and made.items_at_once == 5
 
@@ -100,7 +100,7 @@ def test_a_model_that_has_diverged_has_figures_that_say_so():
 
 
 def test_other_documents_or_another_window_are_another_task(tmp_path):
-    subject, asked = subjects.scoring(subjects.of_last(1)), settings.Perplexity()
+    subject, asked = stubs.scoring(stubs.of_last(1)), settings.Perplexity()
     kept = tmp_path / "kept.jsonl"
     task.run(perplexity.make(subject, DOCUMENTS, asked), of="toy", kept=kept)
     changed = [dataclasses.replace(DOCUMENTS[0], text="A first tent."), *DOCUMENTS[1:]]
@@ -116,18 +116,18 @@ def test_a_stopped_measure_goes_on_to_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "TOKENS_AT_ONCE", 150)
     asked, called = settings.Perplexity(window=40), []
     straight = task.run(
-        perplexity.make(subjects.scoring(subjects.of_last(2)), DOCUMENTS, asked), of="toy", kept=tmp_path / "straight"
+        perplexity.make(stubs.scoring(stubs.of_last(2)), DOCUMENTS, asked), of="toy", kept=tmp_path / "straight"
     )
 
     def score_one(tokens):
         if len(called) > 6:
             raise KeyboardInterrupt
-        return subjects.of_last(2)(tokens)
+        return stubs.of_last(2)(tokens)
 
     with pytest.raises(KeyboardInterrupt):
-        task.run(perplexity.make(subjects.scoring(score_one, called), DOCUMENTS, asked), of="toy", kept=tmp_path / "x")
+        task.run(perplexity.make(stubs.scoring(score_one, called), DOCUMENTS, asked), of="toy", kept=tmp_path / "x")
     before, called = len((tmp_path / "x").read_text().splitlines()) - 1, []
-    subject = subjects.scoring(subjects.of_last(2), called)
+    subject = stubs.scoring(stubs.of_last(2), called)
     assert task.run(perplexity.make(subject, DOCUMENTS, asked), of="toy", kept=tmp_path / "x") == straight
     assert (tmp_path / "x").read_bytes() == (tmp_path / "straight").read_bytes()
     num_pieces = sum(len(list(perplexity.pieces(0, len(tokens), 40))) for tokens in TOKENS)
@@ -135,18 +135,18 @@ def test_a_stopped_measure_goes_on_to_the_same_figures(tmp_path, monkeypatch):
 
 
 def test_the_table_has_a_line_for_each_source_and_one_for_all():
-    found = measured(subjects.of_last(1))
+    found = measured(stubs.of_last(1))
     head, a, b, total = perplexity.lines(found)
     assert head.split() == ["source", "documents", "tokens", "bytes", "nats/token", "perplexity", "bits/byte"]
     assert (a.split()[0], b.split()[0], total.split()[0]) == ("a", "b", "all")
     assert total.split()[1:4] == ["4", f"{NUM_TOKENS:,}", f"{NUM_BYTES:,}"]
     assert total.split()[4] == f"{found['nats_per_token']:.4f}"
     assert len({len(line) for line in (head, a, b, total)}) == 1
-    assert len(perplexity.lines(measured(subjects.of_last(1), read=DOCUMENTS[:1]))) == 2
+    assert len(perplexity.lines(measured(stubs.of_last(1), read=DOCUMENTS[:1]))) == 2
 
 
 def test_numbers_of_the_summary_are_rows_for_metrics():
-    found = measured(subjects.of_last(1))
+    found = measured(stubs.of_last(1))
     assert task.numbers(found)["by_source/b/bits_per_byte"] == found["by_source"]["b"]["bits_per_byte"]
 
 

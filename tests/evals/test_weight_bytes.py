@@ -38,7 +38,7 @@ def test_a_cache_by_hand():
 
 
 def test_weights_by_hand():
-    model = dataclasses.replace(toys.TOY, num_layers=1, width=32, mlp_width=64, head_width=16, vocab_size=100)
+    model = dataclasses.replace(toys.TOY, num_layers=1, embed_dim=32, mlp_dim=64, head_dim=16, vocab_size=100)
     # Rows of outputs: query 64, key and value 32 each, output 32 of 64; gate and up 64 each, down 32 of 64.
     narrow, wide, norms = 64 + 32 + 32 + 64 + 64, 32 + 32, 4 * (5 * 32 + 2 * 16)
     table = 2 * 100 * 32
@@ -48,9 +48,9 @@ def test_weights_by_hand():
     assert weight_bytes.weights(model, "bfloat16") == 2 * (narrow * 32 + wide * 64) + norms + table
 
 
-@pytest.mark.parametrize("changes", [{"width": 40}, {"mlp_width": 40}, {"head_width": 4}])
+@pytest.mark.parametrize("changes", [{"embed_dim": 40}, {"mlp_dim": 40}, {"head_dim": 4}])
 def test_what_is_not_whole_blocks_has_no_bytes_in_blocks(changes):
-    model = dataclasses.replace(toys.TOY, **({"width": 32, "mlp_width": 64, "head_width": 16} | changes))
+    model = dataclasses.replace(toys.TOY, **({"embed_dim": 32, "mlp_dim": 64, "head_dim": 16} | changes))
     weights = weight_bytes.table(model, [1])["weights"]
     assert weights["q4_0"] is None and all(size for format, size in weights.items() if format != "q4_0")
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from gemma3_jax.inference import calls, conversation, tools
+from gemma3_jax.inference import conversation
+from gemma3_jax.inference.tools import calls, schemas
 from gemma3_jax.tokenizer import chat
 from tests import texts
 
-TOOLS = tools.read(
+TOOLS = schemas.read(
     [
         {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}},
         {"name": "now"},

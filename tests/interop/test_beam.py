@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("apache_beam")
 
 from gemma3_jax.cli import program  # noqa: E402
-from gemma3_jax.data import beam, settings, sources  # noqa: E402
+from gemma3_jax.data import settings  # noqa: E402
+from gemma3_jax.data.prepare import beam, sources  # noqa: E402
 from tests import texts  # noqa: E402
-from tests.data.test_prepare import files, messy, straight  # noqa: E402, F401
+from tests.data.prepare.test_prepare import files, messy, straight  # noqa: E402, F401
 
 pytestmark = pytest.mark.interop
 
@@ -82,7 +83,7 @@ def test_the_command_line_names_a_runner(tmp_path, capsys):
     path = texts.write_lines(tmp_path / "in.jsonl", texts.library()[:4])
     texts.config(tmp_path, {})
     config.write_text(
-        f"def get_config():\n    return {{'sources': {{'web': {{'paths': ({path!r},)}}}}, 'row_lengths': (64,),\n"
+        f"def get_config():\n    return {{'sources': {{'web': {{'paths': ({path!r},)}}}}, 'seq_lens': (64,),\n"
         f"            'tokenizer': {{'path': {str(tmp_path / 'toy.model')!r}}}}}\n"
     )
     flags = [f"--config={config}", f"--output={tmp_path / 'out'}"]

@@ -31,7 +31,7 @@ def test_greedy_ids_are_those_of_transformers_with_windows_wrapped_several_times
         max_new_tokens=NUM_NEW,
         eos_token_id=model.vocab_size,  # nothing ends it
         pad_token_id=0,
-        use_cache=model.window > 1,  # of a window of 1 its cache keeps all: x[-0:]
+        use_cache=model.sliding_window > 1,  # of a window of 1 its cache keeps all: x[-0:]
     )
     ids = ",".join(map(str, prompt[0].tolist()))
     flags = [f"--checkpoint={tmp_path / 'hf'}", f"--prompt_ids={ids}", "--temperature=0", "--ignore_eos", "--json"]

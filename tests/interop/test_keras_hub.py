@@ -19,7 +19,7 @@ from tests import toys  # noqa: E402
 # query_head_dim_normalize=True on whatever it was given, so 27B's 1 / sqrt(D / N) is lost there, not here.
 CHANGES = {
     "8 layers, window below the row": {"query_scale": 8**-0.5},
-    "13 layers, one key head": {"num_layers": 13, "num_key_heads": 1, "query_scale": 8**-0.5},
+    "13 layers, one key head": {"num_layers": 13, "num_kv_heads": 1, "query_scale": 8**-0.5},
     "no rope scale": {"rope_scale": 1.0, "query_scale": 8**-0.5, "num_layers": 6},
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.interop
 
-from gemma3_jax.checkpoint import gguf_file, storing  # noqa: E402
+from gemma3_jax.checkpoint import encoding, gguf_file  # noqa: E402
 from gemma3_jax.model import config, masks, parameters  # noqa: E402
 from gemma3_jax.quant import settings, view  # noqa: E402
 from tests import texts, toys  # noqa: E402
@@ -21,10 +21,10 @@ from tests import texts, toys  # noqa: E402
 HERE = pathlib.Path(__file__).parent / "llama_cpp"
 MODEL = dataclasses.replace(
     toys.TOY,
-    width=128,
-    mlp_width=256,
-    head_width=32,
-    window=16,
+    embed_dim=128,
+    mlp_dim=256,
+    head_dim=32,
+    sliding_window=16,
     query_scale=32**-0.5,
     vocab_size=texts.TOKENIZER_SIZE + 32,
 )
@@ -69,7 +69,7 @@ def peaked(model: config.Config) -> dict:
 
 
 def export(path: pathlib.Path, model: config.Config, params: dict, matrices: str, table: str) -> pathlib.Path:
-    plan = storing.Plan(matrices, table)
+    plan = encoding.Plan(matrices, table)
     gguf_file.check(model, plan, texts.tokenizer())
     gguf_file.write(path, model, params, plan, texts.tokenizer())
     return path
@@ -94,11 +94,11 @@ def mean_kl(of: np.ndarray, to: np.ndarray) -> float:
 
 VARIANTS = {
     "rope scale 8, window 16": {},
-    "13 layers, one key head": {"num_layers": 13, "num_key_heads": 1},
+    "13 layers, one key head": {"num_layers": 13, "num_kv_heads": 1},
     "another query scale": {"query_scale": 0.1},
     "no rope scale, another epsilon": {"rope_scale": 1.0, "num_layers": 6, "norm_epsilon": 1e-3},
-    "no global layer": {"num_layers": 5, "window": 7},
-    "62 layers": {"num_layers": 62, "width": 64, "mlp_width": 64},
+    "no global layer": {"num_layers": 5, "sliding_window": 7},
+    "62 layers": {"num_layers": 62, "embed_dim": 64, "mlp_dim": 64},
     "another pattern and bases": {"num_local_per_global": 2, "rope_base_local": 500.0, "rope_base_global": 9e4},
 }
 

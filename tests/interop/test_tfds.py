@@ -7,7 +7,8 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from gemma3_jax.data import dataset, settings, sources  # noqa: E402
+from gemma3_jax.data import dataset, settings  # noqa: E402
+from gemma3_jax.data.prepare import sources  # noqa: E402
 from tests import texts  # noqa: E402
 
 pytestmark = pytest.mark.interop

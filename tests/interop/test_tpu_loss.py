@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
-from gemma3_jax.distill import cross_entropy, settings, targets, vocabulary
+from gemma3_jax.losses import cross_entropy, vocab_parallel
+from gemma3_jax.distill import settings, targets
 
 topology, axes, what = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

@@ -73,6 +73,6 @@ def test_local_layers_fetch_two_halos_and_no_row(made):
 def halo_bytes(size):
     """Of keys and values in bfloat16, for all local layers once."""
     model = config.SIZES[size]
-    halo = -(-(model.window - 1) // splash.LARGEST_BLOCK) * splash.LARGEST_BLOCK
+    halo = -(-(model.sliding_window - 1) // splash.LARGEST_BLOCK) * splash.LARGEST_BLOCK
     num_local = model.num_layers - model.num_layers // (model.num_local_per_global + 1)
-    return num_local * 2 * halo * model.num_key_heads * model.head_width * 2
+    return num_local * 2 * halo * model.num_kv_heads * model.head_dim * 2

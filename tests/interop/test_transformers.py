@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from gemma3_jax import sharding  # noqa: E402
-from gemma3_jax.checkpoint import hf, placing  # noqa: E402
+from gemma3_jax.checkpoint import hf, load_sharded  # noqa: E402
 from gemma3_jax.cli import program  # noqa: E402
 from gemma3_jax.model import config, execution, masks, parameters  # noqa: E402
 from tests import toys  # noqa: E402
@@ -30,11 +30,11 @@ def random_model(seed: int) -> config.Config:
         toys.TOY,
         num_layers=1 + seed % 13,
         num_heads=num_heads,
-        num_key_heads=num_heads // group,
-        head_width=int(rng.choice([4, 8, 16])),
-        width=num_heads * int(rng.choice([3, 5, 8])),
-        mlp_width=int(rng.integers(8, 64)),
-        window=int(rng.choice([1, 3, 4, 7, 16, 33, 100])),
+        num_kv_heads=num_heads // group,
+        head_dim=int(rng.choice([4, 8, 16])),
+        embed_dim=num_heads * int(rng.choice([3, 5, 8])),
+        mlp_dim=int(rng.integers(8, 64)),
+        sliding_window=int(rng.choice([1, 3, 4, 7, 16, 33, 100])),
         query_scale=int(rng.integers(3, 40)) ** -0.5,
         rope_scale=float(rng.choice([1.0, 8.0])),
         rope_base_local=float(rng.choice([1e4, 500.0])),
@@ -59,7 +59,7 @@ def test_logits_of_a_random_toy_are_transformers_own(seed, tmp_path):
     expected = hf_models.logits(theirs, tokens)
     source = hf.open_source(tmp_path / "hf")
     assert source.model == model
-    params = placing.load(source, sharding.make_mesh())
+    params = load_sharded.load(source, sharding.make_mesh())
     for attention in ("dense", "banded"):
         np.testing.assert_allclose(our_logits(model, params, tokens, attention), expected, atol=1e-4, rtol=0)
 
@@ -116,7 +116,7 @@ def test_text_of_an_image_model_is_read_from_their_directory(tmp_path):
     theirs.save_pretrained(tmp_path / "hf")
     source = hf.open_source(tmp_path / "hf")
     assert source.model == model and "vision tensors left out" in source.notes[0]
-    params = placing.load(source, sharding.make_mesh())
+    params = load_sharded.load(source, sharding.make_mesh())
     tokens = toys.tokens(dataclasses.replace(model, vocab_size=80), 1, 24)
     np.testing.assert_allclose(
         our_logits(model, params, tokens, "auto"), hf_models.logits(theirs, tokens), atol=1e-4, rtol=0

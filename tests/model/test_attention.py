@@ -13,11 +13,11 @@ from tests import toys
 NUM_HEADS, HEAD_WIDTH = 4, 8
 
 
-def inputs(num_tokens, num_key_heads, num_rows=2):
+def inputs(num_tokens, num_kv_heads, num_rows=2):
     shape = lambda heads: (num_rows, num_tokens, heads, HEAD_WIDTH)  # noqa: E731
     query, key, value = (
         jnp.asarray(toys.noise(name, shape(heads)) * 2)
-        for name, heads in (("query", NUM_HEADS), ("key", num_key_heads), ("value", num_key_heads))
+        for name, heads in (("query", NUM_HEADS), ("key", num_kv_heads), ("value", num_kv_heads))
     )
     return query, key, value
 
@@ -40,7 +40,7 @@ def test_dense_by_hand():
 
 
 def test_query_heads_share_key_heads_in_order():
-    query, key, value = inputs(6, num_key_heads=2)
+    query, key, value = inputs(6, num_kv_heads=2)
     places = masks.whole_rows(jnp.zeros((2, 6), jnp.int32))
     repeated = dense.attend(query, jnp.repeat(key, 2, axis=2), jnp.repeat(value, 2, axis=2), places, None)
     np.testing.assert_allclose(dense.attend(query, key, value, places, None), repeated, atol=1e-6)
@@ -50,16 +50,16 @@ def test_query_heads_share_key_heads_in_order():
 @pytest.mark.parametrize(
     "num_tokens, window", [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128), (1100, 700)]
 )
-@pytest.mark.parametrize("num_key_heads, images", [(1, False), (2, True), (4, False)])
-def test_banded_equals_dense_forward_and_backward(num_tokens, window, num_key_heads, images):
+@pytest.mark.parametrize("num_kv_heads, images", [(1, False), (2, True), (4, False)])
+def test_banded_equals_dense_forward_and_backward(num_tokens, sliding_window, num_kv_heads, images):
     places = packed_places([num_tokens // 3, num_tokens // 2], num_tokens, images)
     weight = jnp.asarray(toys.noise("weight", (2, num_tokens, NUM_HEADS, HEAD_WIDTH)))
 
     def loss(arrays, path):
-        return jnp.sum(attention.attend(*arrays, places, window, path) * weight)
+        return jnp.sum(attention.attend(*arrays, places, sliding_window, path) * weight)
 
-    arrays = inputs(num_tokens, num_key_heads)
-    outs = [attention.attend(*arrays, places, window, path) for path in ("dense", "banded")]
+    arrays = inputs(num_tokens, num_kv_heads)
+    outs = [attention.attend(*arrays, places, sliding_window, path) for path in ("dense", "banded")]
     np.testing.assert_allclose(*outs, atol=1e-5)  # float32 sums of up to 700 products of size 2, in another order
     grads = [jax.jit(jax.grad(loss), static_argnums=1)(arrays, path) for path in ("dense", "banded")]
     for of_dense, of_banded in zip(*grads, strict=True):
@@ -87,8 +87,8 @@ def test_banded_scores_grow_with_the_window_not_with_the_row():
     assert largest(4096) == 8 * largest(512) == NUM_HEADS * 4096 * banded.keys_per_query(128, 4096, both_ways=False)
 
 
-def choose(attention_path, num_tokens, window, platform="cpu"):
-    return attention.choose_path(attention_path, num_tokens, window, both_ways=False, platform=platform)
+def choose(attention_path, num_tokens, sliding_window, platform="cpu"):
+    return attention.choose_path(attention_path, num_tokens, sliding_window, both_ways=False, platform=platform)
 
 
 def test_the_path_is_chosen_by_cost_and_can_be_forced():
@@ -105,7 +105,7 @@ def test_splash_is_chosen_on_tpus_alone_and_can_be_forced_on_cpus():
 
 
 def test_block_covers_window_reach_for_every_row_and_window():
-    for num_tokens, window in itertools.product((1, 5, 127, 128, 129, 1000), (1, 2, 127, 128, 129, 999, 5000)):
-        block = banded.block_size(window, num_tokens)
-        assert banded.keys_per_query(window, num_tokens, both_ways=False) >= min(window, num_tokens)
+    for num_tokens, sliding_window in itertools.product((1, 5, 127, 128, 129, 1000), (1, 2, 127, 128, 129, 999, 5000)):
+        block = banded.block_size(sliding_window, num_tokens)
+        assert banded.keys_per_query(sliding_window, num_tokens, both_ways=False) >= min(sliding_window, num_tokens)
         assert 1 <= block <= num_tokens

@@ -46,12 +46,12 @@ def test_only_27b_scales_queries_by_width_over_heads():
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"window": 0}, r"model\.window is 0; it must be a whole number >= 1"),
+        ({"sliding_window": 0}, r"model\.window is 0; it must be a whole number >= 1"),
         ({"vocab_padding": -1}, r"model\.vocab_padding is -1; it must be a whole number >= 0"),
         ({"rope_scale": 0.0}, r"model\.rope_scale is 0\.0; it must be a finite number > 0"),
         ({"query_scale": float("nan")}, r"model\.query_scale is nan; it must be a finite number > 0"),
-        ({"num_key_heads": 3}, r"num_heads is 4, model\.num_key_heads 3; the first must be a multiple of the second"),
-        ({"head_width": 7}, r"model\.head_width is 7; it must be even"),
+        ({"num_kv_heads": 3}, r"num_heads is 4, model\.num_kv_heads 3; the first must be a multiple of the second"),
+        ({"head_dim": 7}, r"model\.head_dim is 7; it must be even"),
     ],
 )
 def test_an_impossible_model_is_refused_with_the_field_and_its_value(change, text):

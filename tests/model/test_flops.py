@@ -24,22 +24,25 @@ def test_the_published_sizes_take_what_the_table_says(size):
     assert found == pytest.approx(TABLE[size], rel=2e-3)  # the table has three digits
 
 
-@pytest.mark.parametrize("row_length", [3, 5, 40])
-def test_attention_is_counted_pair_by_pair(row_length):
+@pytest.mark.parametrize("seq_len", [3, 5, 40])
+def test_attention_is_counted_pair_by_pair(seq_len):
     model = toys.TOY
-    places = masks.whole_rows(jnp.zeros((1, row_length), jnp.int32))
-    pairs = {window: int(np.sum(masks.visible(places, places, window))) / row_length for window in (model.window, None)}
+    places = masks.whole_rows(jnp.zeros((1, seq_len), jnp.int32))
+    pairs = {
+        sliding_window: int(np.sum(masks.visible(places, places, sliding_window))) / seq_len
+        for sliding_window in (model.sliding_window, None)
+    }
     num_global = sum(map(model.is_global, range(model.num_layers)))
-    keys = num_global * pairs[None] + (model.num_layers - num_global) * pairs[model.window]
-    more_than_one_key = 12 * model.num_heads * model.head_width * (keys - model.num_layers)
-    assert flops.per_token(model, row_length) - flops.per_token(model, 1) == pytest.approx(more_than_one_key)
+    keys = num_global * pairs[None] + (model.num_layers - num_global) * pairs[model.sliding_window]
+    more_than_one_key = 12 * model.num_heads * model.head_dim * (keys - model.num_layers)
+    assert flops.per_token(model, seq_len) - flops.per_token(model, 1) == pytest.approx(more_than_one_key)
 
 
 def test_the_compiler_counts_about_as_many():
     """One layer, so that no loop body is counted once for many; it counts norms and softmax too, and dense pairs."""
     model = dataclasses.replace(
-        toys.TOY, num_layers=1, num_local_per_global=0, width=128, mlp_width=512, num_heads=2, num_key_heads=2,
-        head_width=64, vocab_size=1_024,
+        toys.TOY, num_layers=1, num_local_per_global=0, embed_dim=128, mlp_dim=512, num_heads=2, num_kv_heads=2,
+        head_dim=64, vocab_size=1_024,
     )  # fmt: skip
     tokens = jnp.zeros((1, 32), jnp.int32)
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import hf, placing
+from gemma3_jax.checkpoint import hf, load_sharded
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
 
@@ -22,7 +22,7 @@ def test_logits_equal_those_of_transformers(name, path, tmp_path):
     safetensors.numpy.save_file(toys.hf_weights(toys.variant(name)), tmp_path / "model.safetensors")
     source = hf.open_source(tmp_path)
     assert source.model == toys.variant(name)
-    params = placing.load(source, sharding.make_mesh())
+    params = load_sharded.load(source, sharding.make_mesh())
 
     def logits(params, tokens):
         bound = parameters.bind(source.model, params)

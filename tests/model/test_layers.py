@@ -23,11 +23,11 @@ def test_rms_norm_of_bfloat16_is_the_float32_norm_rounded_once():
 
 @pytest.mark.parametrize("size, factor", [("270m", 25.25), ("1b", 34.0), ("4b", 50.5), ("12b", 62.0), ("27b", 73.5)])
 def test_the_embedding_factor_is_rounded_to_bfloat16_before_use(size, factor):
-    width = config.SIZES[size].width
-    embedder = layers.Embedder(2, width, nnx.Rngs(0))
-    embedder.table[...] = jnp.ones((2, width))
+    embed_dim = config.SIZES[size].embed_dim
+    embedder = layers.Embedder(2, embed_dim, nnx.Rngs(0))
+    embedder.table[...] = jnp.ones((2, embed_dim))
     assert embedder.encode(jnp.asarray([[1]]), jnp.bfloat16)[0, 0, 0] == factor
-    assert embedder.encode(jnp.asarray([[1]]), jnp.float32)[0, 0, 0] == np.float32(width**0.5)
+    assert embedder.encode(jnp.asarray([[1]]), jnp.float32)[0, 0, 0] == np.float32(embed_dim**0.5)
 
 
 def test_decode_uses_the_table_as_it_is():

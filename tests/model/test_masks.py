@@ -56,13 +56,13 @@ def test_whole_rows_are_one_document_each():
     assert row.segments.tolist() == [[1, 1, 1]] * 2 and row.positions.tolist() == [[0, 1, 2]] * 2
 
 
-@pytest.mark.parametrize("window", [None, 1, 4, 7, 100])
+@pytest.mark.parametrize("sliding_window", [None, 1, 4, 7, 100])
 @pytest.mark.parametrize("images", [None, [0, 1, 1, 1, 1, 1, 2, 2, 0, 0, 3, 3, 3, 3, 3, 3]])
-def test_spans_are_what_is_visible(window, images):
+def test_spans_are_what_is_visible(sliding_window, images):
     row = places([1] * 4 + [2] * 8 + [3] + [4] * 3, [*range(4), *range(8), 0, *range(3)], images)
-    spans, index = masks.spans(row, window), jnp.arange(16)
+    spans, index = masks.spans(row, sliding_window), jnp.arange(16)
     inside = (spans.first[..., None] <= index[None, None]) & (index[None, None] <= spans.last[..., None])
-    np.testing.assert_array_equal(inside, masks.visible(row, row, window))
+    np.testing.assert_array_equal(inside, masks.visible(row, row, sliding_window))
 
 
 def test_the_span_of_padding_is_itself():

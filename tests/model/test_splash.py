@@ -38,22 +38,22 @@ def packed_places(num_tokens, images=False):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def attended(arrays, places, window, path):
+def attended(arrays, places, sliding_window, path):
     """The output, and gradients of query, key and value."""
     weight = jnp.asarray(toys.noise("weight", arrays[0].shape))
 
     def loss(arrays):
-        out = attention.attend(*arrays, places, window, path)
+        out = attention.attend(*arrays, places, sliding_window, path)
         return jnp.sum(out * weight), out
 
     (_, out), grads = jax.value_and_grad(loss, has_aux=True)(arrays)
     return out, *grads
 
 
-def assert_equals_dense(arrays, places, window, mesh=None):
-    expected = attended(arrays, places, window, "dense")
+def assert_equals_dense(arrays, places, sliding_window, mesh=None):
+    expected = attended(arrays, places, sliding_window, "dense")
     with jax.set_mesh(mesh or sharding.make_mesh()):
-        found = attended(arrays, places, window, "splash")
+        found = attended(arrays, places, sliding_window, "splash")
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)  # float32 sums of up to 512 products of size 2, in another order
     assert min(np.abs(found[0]).max(), np.abs(found[3]).max()) > 0.1  # a window of one has no other gradient
@@ -65,7 +65,7 @@ slow = pytest.mark.slow
 
 # Row lengths at, below and between multiples of a block; windows below a block, above one, and above the row.
 @pytest.mark.parametrize(
-    "num_tokens, window, num_key_heads, images",
+    "num_tokens, window, num_kv_heads, images",
     [
         (300, None, 2, False),
         (384, 150, 1, True),
@@ -76,12 +76,12 @@ slow = pytest.mark.slow
         pytest.param(500, 900, 2, True, marks=slow),
     ],
 )
-def test_splash_equals_dense_forward_and_backward(num_tokens, window, num_key_heads, images):
-    assert_equals_dense(inputs(num_tokens, num_key_heads), packed_places(num_tokens, images), window)
+def test_splash_equals_dense_forward_and_backward(num_tokens, sliding_window, num_kv_heads, images):
+    assert_equals_dense(inputs(num_tokens, num_kv_heads), packed_places(num_tokens, images), sliding_window)
 
 
 @pytest.mark.parametrize(
-    "axes, num_tokens, window, num_key_heads, images",
+    "axes, num_tokens, window, num_kv_heads, images",
     [
         ({"seq": 4}, 512, 200, 2, True),  # the window reaches over two shards before a query's own, and two after
         ({"data": 2, "seq": 2, "model": 2}, 256, None, 2, False),
@@ -94,18 +94,18 @@ def test_splash_equals_dense_forward_and_backward(num_tokens, window, num_key_he
         pytest.param({"replica": 4, "seq": 2}, 301, 60, 2, False, marks=slow),  # no axis divides rows or tokens
     ],
 )
-def test_every_mesh_gives_the_numbers_of_one_device(axes, num_tokens, window, num_key_heads, images):
+def test_every_mesh_gives_the_numbers_of_one_device(axes, num_tokens, sliding_window, num_kv_heads, images):
     mesh, places = sharding.make_mesh(**axes), packed_places(num_tokens, images)
-    assert_equals_dense(inputs(num_tokens, num_key_heads), places, window, mesh)
+    assert_equals_dense(inputs(num_tokens, num_kv_heads), places, sliding_window, mesh)
 
 
 @pytest.mark.parametrize("window, images", [(None, False), (None, True), (70, False), (70, True)])
-def test_blocks_meet_where_any_of_their_tokens_may(window, images):
+def test_blocks_meet_where_any_of_their_tokens_may(sliding_window, images):
     segments, positions = map(jnp.asarray, toys.packed([100, 28, 1, 300, 83], 512))
     index = jnp.arange(512)[None]
     places = masks.Places(segments, positions, jnp.where(index % 90 > 20, 1 + index // 90, 0) if images else None)
-    spans = jax.tree.map(lambda x: x[0], masks.spans(places, window))
-    seen = np.asarray(masks.visible(places, places, window)[0])
+    spans = jax.tree.map(lambda x: x[0], masks.spans(places, sliding_window))
+    seen = np.asarray(masks.visible(places, places, sliding_window)[0])
     blocks = seen.reshape(8, 64, 8, 64).any(axis=(1, 3))
     np.testing.assert_array_equal(splash.meetings(spans, 64, 8), blocks)
     assert blocks.sum() <= 25  # of the 36 that a causal mask has
@@ -130,14 +130,14 @@ class Recorded:
         return query
 
 
-@pytest.mark.parametrize("window", [None, 200])
-def test_the_kernel_is_told_what_jax_would_tell_it_of_the_same_mask(window, monkeypatch):
+@pytest.mark.parametrize("sliding_window", [None, 200])
+def test_the_kernel_is_told_what_jax_would_tell_it_of_the_same_mask(sliding_window, monkeypatch):
     """Holds us to the parts of JAX that it does not promise to keep: how a kernel is made, and what it is told."""
     size, block = 512, splash.block_size(512)
-    if window is None:
+    if sliding_window is None:
         mask = splash_attention_mask.CausalMask((size, size))
     else:
-        mask = splash_attention_mask.LocalMask((size, size), (window - 1, 0), 0)
+        mask = splash_attention_mask.LocalMask((size, size), (sliding_window - 1, 0), 0)
     sides = [field.name for field in dataclasses.fields(splash_attention_kernel.BlockSizes) if "block" in field.name]
     blocks = splash_attention_kernel.BlockSizes(**{name: block for name in sides if "use" not in name})
     expected = splash_attention_kernel.make_splash_mha(
@@ -146,9 +146,9 @@ def test_the_kernel_is_told_what_jax_would_tell_it_of_the_same_mask(window, monk
     )  # fmt: skip
 
     monkeypatch.setattr(splash_attention_kernel, "SplashAttentionKernel", Recorded)
-    reach = None if window is None else (window - 1, 0)
+    reach = None if sliding_window is None else (sliding_window - 1, 0)
     query, key, value = (x[0].swapaxes(0, 1) for x in inputs(size, 2))
-    spans = jax.tree.map(lambda x: x[0], masks.spans(masks.whole_rows(jnp.zeros((1, size), jnp.int32)), window))
+    spans = jax.tree.map(lambda x: x[0], masks.spans(masks.whole_rows(jnp.zeros((1, size), jnp.int32)), sliding_window))
     splash.one_row(query, key, value, spans, None, reach=reach, block=block)
 
     infos, options = Recorded.made
@@ -177,7 +177,7 @@ def test_the_interface_of_the_kernel_is_as_it_was():
 
 
 def test_local_layers_fetch_a_halo_and_gather_no_row():
-    model = dataclasses.replace(toys.TOY, num_layers=3, window=100)
+    model = dataclasses.replace(toys.TOY, num_layers=3, sliding_window=100)
     execute = execution.Execution(attention="splash", remat="full")
     found = collectives(model, sharding.make_mesh(seq=4), execute, 2, 1024)
     keys = [shape for _, _, shape in found if len(shape) == 4]  # the look-up's ids and rows have fewer dims
@@ -241,21 +241,21 @@ def mesh_elsewhere(platform, kind, **axes):
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 4, abstract_device=device)
 
 
-def kernels_of(num_tokens, window, path, mesh):
+def kernels_of(num_tokens, sliding_window, path, mesh):
     places = masks.whole_rows(jnp.zeros((2, num_tokens), jnp.int32))
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs(num_tokens, 2)]
     with jax.sharding.use_abstract_mesh(mesh):
-        program = jax.make_jaxpr(lambda *arrays: attention.attend(*arrays, places, window, path))(*shapes)
+        program = jax.make_jaxpr(lambda *arrays: attention.attend(*arrays, places, sliding_window, path))(*shapes)
     return re.findall(r"interpret=(\w+)", str(program))
 
 
-@pytest.mark.parametrize("window", [None, 50])
-def test_auto_takes_splash_on_tpus_even_from_a_cpu_and_never_on_cpus(window):
+@pytest.mark.parametrize("sliding_window", [None, 50])
+def test_auto_takes_splash_on_tpus_even_from_a_cpu_and_never_on_cpus(sliding_window):
     tpu, cpu = mesh_elsewhere("tpu", "TPU v5 lite", seq=2), mesh_elsewhere("cpu", "cpu", seq=2)
-    assert kernels_of(512, window, "auto", tpu) == ["False"]
-    assert kernels_of(512, window, "auto", cpu) == []
-    assert kernels_of(512, window, "splash", cpu) == ["True"]
-    assert kernels_of(128, window, "auto", tpu) == []  # 64 tokens on each device
+    assert kernels_of(512, sliding_window, "auto", tpu) == ["False"]
+    assert kernels_of(512, sliding_window, "auto", cpu) == []
+    assert kernels_of(512, sliding_window, "splash", cpu) == ["True"]
+    assert kernels_of(128, sliding_window, "auto", tpu) == []  # 64 tokens on each device
 
 
 def test_splash_on_a_platform_without_its_kernel_is_refused():

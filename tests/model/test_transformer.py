@@ -32,8 +32,8 @@ def both_ways(model, params, tokens):
     bound, places = parameters.bind(model, params), masks.whole_rows(tokens)
     x = bound.embedder.encode(tokens, jnp.float32)
 
-    def read(query, key, value, window):
-        return dense.attend(query, key, value, places, window), None
+    def read(query, key, value, sliding_window):
+        return dense.attend(query, key, value, places, sliding_window), None
 
     for layer in range(model.num_layers):
         period, place = divmod(layer, model.period)
@@ -46,7 +46,7 @@ def both_ways(model, params, tokens):
         base, scale = (
             (model.rope_base_global, model.rope_scale) if model.is_global(layer) else (model.rope_base_local, 1.0)
         )
-        angles = rope.angles(places.positions, model.head_width, base=base, scale=scale)
+        angles = rope.angles(places.positions, model.head_dim, base=base, scale=scale)
         x = jax.tree.map(lambda leaf, index=index: leaf[index], stack)(x, angles, read)[0]
     return bound(tokens, places), bound.final_norm(x)
 
@@ -98,7 +98,7 @@ def test_remat_changes_neither_loss_nor_gradients(remat):
 
 
 def test_remat_keeps_less_the_more_it_computes_again():
-    model = dataclasses.replace(toys.TOY, num_layers=12, mlp_width=512)
+    model = dataclasses.replace(toys.TOY, num_layers=12, mlp_dim=512)
     shapes, tokens = parameters.shapes(model), jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
     def saved_bytes(remat):
@@ -111,7 +111,7 @@ def test_remat_keeps_less_the_more_it_computes_again():
     sizes = [saved_bytes(remat) for remat in ("full", "keep_global", "keep_attention", "none")]
     assert sizes == sorted(sizes) and len(set(sizes)) == 4 and sizes[2] < sizes[3] / 2
     # Of two global layers what attention gives, before the projection out of its heads.
-    assert sizes[1] - sizes[0] == 2 * 2 * 64 * model.num_heads * model.head_width
+    assert sizes[1] - sizes[0] == 2 * 2 * 64 * model.num_heads * model.head_dim
 
 
 def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
@@ -129,7 +129,7 @@ def test_soft_tokens_take_the_place_of_embedding_rows_whatever_the_ids():
     params, tokens = toys.params(model), toys.tokens(model, 1, 12)
     images = jnp.asarray([[0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0]])
     places = masks.whole_rows(jnp.asarray(tokens))._replace(images=images)
-    soft = jnp.asarray(toys.noise("soft", (1, 2, 3, model.width)))
+    soft = jnp.asarray(toys.noise("soft", (1, 2, 3, model.embed_dim)))
     expected = logits(model, params, tokens, places, soft_tokens=soft)
     beyond = np.where(images > 0, model.vocab_size + 7, tokens)  # as Hugging Face numbers the placeholder
     np.testing.assert_array_equal(logits(model, params, beyond, places, soft_tokens=soft), expected)

@@ -15,16 +15,16 @@ from gemma3_jax.train import settings as train_settings
 from tests import toys
 from tests.checkpoint import test_hf
 
-TOY = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1, width=32, vocab_size=128)
+TOY = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1, embed_dim=32, vocab_size=128)
 STAGE = settings.Stage(
-    num_steps=10, row_length=64, rows_per_step=8, optimizer=train_settings.AdamW(peak_rate=1e-3, warmup_steps=1)
+    num_steps=10, seq_len=64, batch_size=8, optimizer=train_settings.AdamW(peak_lr=1e-3, warmup_steps=1)
 )
 
 
 def recipe(mesh=None, *, remat="full", **fields) -> settings.Train:
     return settings.Train(
         model=TOY,
-        walk=("only",),
+        stage_order=("only",),
         stages={"only": dataclasses.replace(STAGE, **fields)},
         mesh=settings.Mesh(**(mesh or {"data": 4, "seq": 2})),
         execution=execution.Execution(dtype="bfloat16", remat=remat),
@@ -52,7 +52,9 @@ def made(topology):
 def test_bytes_of_what_is_given_are_those_of_the_arrays(topology, made):
     leg = compiling.make_leg(recipe(), "only", topology, None)
     with jax.set_mesh(leg.mesh):
-        params = jax.jit(lambda: jax.tree.map(jax.numpy.zeros_like, leg.param_shapes), out_shardings=leg.param_places)()
+        params = jax.jit(
+            lambda: jax.tree.map(jax.numpy.zeros_like, leg.param_shapes), out_shardings=leg.param_shardings
+        )()
     state = leg.begin(params)
     on_first = [shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards[:1]]
     kinds = made.hbm_bytes_by_kind
@@ -144,7 +146,7 @@ def test_a_mesh_of_fewer_chips_than_slices_is_told_too(topology):
 def test_rows_that_do_not_split_are_told_how_many_would(topology):
     message = r"only: 6 rows in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
     with pytest.raises(ValueError, match=message):
-        plan.make(recipe(rows_per_step=6), "only", topology)
+        plan.make(recipe(batch_size=6), "only", topology)
 
 
 def test_a_teacher_of_other_ids_is_refused(topology):
@@ -183,18 +185,18 @@ def test_the_teacher_is_the_one_that_the_config_names(tmp_path):
 
 
 def test_changes_come_cheapest_first_and_each_on_top_of_the_ones_before():
-    changes = list(plan.changes(recipe(rows_per_step=16, row_length=2048, remat="none"), "only", sizes(4, 1)))
+    changes = list(plan.changes(recipe(batch_size=16, seq_len=2048, remat="none"), "only", sizes(4, 1)))
     flags, last = [change.flags[-1] for change in changes], changes[-1]
     prefix = "--config.stages.only"
     assert flags[:4] == [
         "--config.execution.remat=full",
-        f"{prefix}.num_microbatches=2",
-        f"{prefix}.num_microbatches=4",
-        f"{prefix}.mesh.data=2 {prefix}.mesh.seq=2 {prefix}.rows_per_step=8",
+        f"{prefix}.grad_accum_steps=2",
+        f"{prefix}.grad_accum_steps=4",
+        f"{prefix}.mesh.data=2 {prefix}.mesh.seq=2 {prefix}.batch_size=8",
     ]
     assert len(last.flags) == len(flags) and last.given.execution.remat == "full"
     assert last.given.stages["only"].mesh == settings.Mesh(data=1, seq=4)
-    assert last.given.stages["only"].row_length == 1024
+    assert last.given.stages["only"].seq_len == 1024
 
 
 def test_the_first_change_that_fits_is_the_answer(made):
@@ -204,7 +206,7 @@ def test_the_first_change_that_fits_is_the_answer(made):
         tried.append(change)
         return dataclasses.replace(made, fits=len(tried) == 2)
 
-    given = recipe(rows_per_step=32)
+    given = recipe(batch_size=32)
     found = plan.search(given, "only", sizes(4, 2), attempt)
     assert found.fits and found.notes[-1] == "with " + " ".join(tried[1].flags) and len(tried) == 2
     assert plan.search(given, "only", sizes(4, 2), lambda _: dataclasses.replace(made, fits=False)) is None
@@ -214,8 +216,8 @@ def test_the_first_change_that_fits_is_the_answer(made):
 
 CONFIG = """
 def get_config():
-    return {"model": %r, "mesh": {"data": 4, "seq": 2}, "walk": ("only",),
-            "stages": {"only": {"row_length": 64, "rows_per_step": 8, "num_steps": 10}}}
+    return {"model": %r, "mesh": {"data": 4, "seq": 2}, "stage_order": ("only",),
+            "stages": {"only": {"seq_len": 64, "batch_size": 8, "num_steps": 10}}}
 """
 
 
@@ -253,9 +255,9 @@ def test_what_does_not_fit_is_told_what_to_try(verb, made, monkeypatch):
     monkeypatch.setattr(plan, "make", lambda *_, **__: dataclasses.replace(made, fits=False))
     status, out, _ = verb("--topology=v5e:2x4")
     prefix = "--config.stages.only"
-    assert status == 0 and "GiB: does not fit" in out and f"try {prefix}.num_microbatches=2" in out
+    assert status == 0 and "GiB: does not fit" in out and f"try {prefix}.grad_accum_steps=2" in out
     _, out, err = verb("--topology=v5e:2x4", "--search")
-    assert "no change that was tried makes it fit; take more chips" in out and f"{prefix}.num_microbatches=2" in err
+    assert "no change that was tried makes it fit; take more chips" in out and f"{prefix}.grad_accum_steps=2" in err
 
 
 def test_a_stage_that_there_is_not_is_one_line(verb):

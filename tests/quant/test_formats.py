@@ -87,13 +87,13 @@ def test_q4_0_by_hand():
 
 
 @pytest.mark.parametrize("format", formats.MATRICES)
-@pytest.mark.parametrize("head_width", [8, 64])
-def test_a_contraction_is_rounded_as_the_rows_of_a_file(format, head_width):
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_a_contraction_is_rounded_as_the_rows_of_a_file(format, head_dim):
     rng = np.random.default_rng(0)
-    query = rng.standard_normal((64, 4, head_width)).astype(np.float32)
+    query = rng.standard_normal((64, 4, head_dim)).astype(np.float32)
     rows = formats.rounded(format, query.reshape(64, -1).T, (1,))
     np.testing.assert_array_equal(formats.rounded(format, query, (0,)), rows.T.reshape(query.shape))
-    output = rng.standard_normal((4, head_width, 24)).astype(np.float32)
+    output = rng.standard_normal((4, head_dim, 24)).astype(np.float32)
     rows = formats.rounded(format, output.reshape(-1, 24).T, (-1,))
     np.testing.assert_array_equal(formats.rounded(format, output, (0, 1)), rows.T.reshape(output.shape))
 

@@ -20,7 +20,7 @@ from tests.quant.matrices import bits
 from tests.test_sharding import PUBLISHED_MESHES, abstract_mesh, num_shards
 
 # Whole blocks in every contraction. N * H, which `output` sums over, is one block over all heads.
-MODEL = dataclasses.replace(toys.TOY, width=64, mlp_width=96, num_layers=2)
+MODEL = dataclasses.replace(toys.TOY, embed_dim=64, mlp_dim=96, num_layers=2)
 
 # One matrix of each kind of contraction, stacked once, twice and not at all; two blocks in each head of `wide`.
 DIMS = {

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 MODEL = {
-    "num_layers": 6, "width": 128, "mlp_width": 512, "num_heads": 4, "num_key_heads": 1, "head_width": 32,
-    "window": 64, "query_scale": 0.18, "rope_scale": 8.0, "vocab_size": 2048,
+    "num_layers": 6, "embed_dim": 128, "mlp_dim": 512, "num_heads": 4, "num_kv_heads": 1, "head_dim": 32,
+    "sliding_window": 64, "query_scale": 0.18, "rope_scale": 8.0, "vocab_size": 2048,
 }  # fmt: skip
 LENGTHS = {"pretrain": 512, "long_context": 4_096, "qat": 512}
 NEAR, FAR = (128, 256, 512), (1_024, 2_048, 4_096)
@@ -32,7 +32,7 @@ def rows(num_steps: int, *, distilled: bool = True, better: float = 0.0) -> list
             row |= {"time": 1.79e9 + global_step, "tokens_per_second": 2_000 * (1 + wave), "data_wait_share": abs(wave)}
             row |= {"mfu": 0.41 + wave / 4}
             if distilled:
-                row |= {"cross_entropy": loss - 0.2, "kept_mass": 0.83 + wave / 8, "agreement": 1 - 2 / (2 + step)}
+                row |= {"cross_entropy": loss - 0.2, "captured_mass": 0.83 + wave / 8, "agreement": 1 - 2 / (2 + step)}
             found.append(row)
     return found
 
@@ -68,13 +68,13 @@ def evaluations(of: Sequence[Mapping]) -> list[dict]:
 
 
 def config(**changed) -> dict:
-    stages = {name: {"row_length": length, "num_steps": 50} for name, length in LENGTHS.items()}
+    stages = {name: {"seq_len": length, "num_steps": 50} for name, length in LENGTHS.items()}
     stages["qat"]["quant"] = {"format": "q4_0", "embedding": "float16"}
     return {
         "model": MODEL,
         "data": "runs/demo/data",
         "execution": {"dtype": "bfloat16"},
-        "walk": list(LENGTHS),
+        "stage_order": list(LENGTHS),
         "stages": stages,
     } | changed
 

@@ -47,7 +47,7 @@ def test_runs_of_one_model_share_their_lines(runs, tmp_path):
     other = run_directories.write(tmp_path / "other")
     both = page.read(runs[0].run.path, [other])
     assert len(curves.cache_of_runs(both).keys) == 2
-    model = run_directories.MODEL | {"window": 16}
+    model = run_directories.MODEL | {"sliding_window": 16}
     (other / "config.json").write_text(str(run_directories.config(model=model)).replace("'", '"'))
     both = page.read(runs[0].run.path, [other])
     assert [key.label.partition(":")[0] for key in curves.cache_of_runs(both).keys] == [

@@ -45,7 +45,7 @@ def hostile(tmp_path_factory):
     """A page, drawings and all, of two runs, one of which says things that would break out of any place."""
     directory = run_directories.write(tmp_path_factory.mktemp("a") / "run")
     other = run_directories.write(directory.parent / "<b>other")
-    stages = run_directories.config()["stages"] | {HOSTILE: {"row_length": 7}}
+    stages = run_directories.config()["stages"] | {HOSTILE: {"seq_len": 7}}
     config = run_directories.config(stages=stages, data="https://example.com/a.css", teacher=HOSTILE)
     (directory / "config.json").write_text(json.dumps(config))
     start = run_directories.start(command=["train", HOSTILE], commit=HOSTILE, versions={HOSTILE: HOSTILE})

@@ -12,29 +12,29 @@ from tests import toys
 
 
 def rates(num_steps, **fields):
-    made = optimizer.make(settings.AdamW(peak_rate=1.0, **fields), num_steps)
+    made = optimizer.make(settings.AdamW(peak_lr=1.0, **fields), num_steps)
     return [float(made.learning_rate(step)) for step in range(num_steps + 1)]
 
 
 def test_warm_up_reaches_the_peak_with_its_last_step():
-    assert rates(num_steps=8, warmup_steps=4, decay="linear", final_share=0.0)[:6] == pytest.approx(
+    assert rates(num_steps=8, warmup_steps=4, decay="linear", final_lr_fraction=0.0)[:6] == pytest.approx(
         [0.25, 0.5, 0.75, 1.0, 1.0, 0.75]
     )
 
 
 def test_cosine_ends_at_its_final_share():
-    found = rates(num_steps=10, warmup_steps=0, final_share=0.1)
+    found = rates(num_steps=10, warmup_steps=0, final_lr_fraction=0.1)
     assert found == pytest.approx([0.1 + 0.9 * (1 + np.cos(np.pi * step / 10)) / 2 for step in range(11)])
 
 
 def test_constant_falls_in_its_last_steps():
-    found = rates(num_steps=10, warmup_steps=2, decay="constant", decay_steps=4, final_share=0.2)
+    found = rates(num_steps=10, warmup_steps=2, decay="constant", decay_steps=4, final_lr_fraction=0.2)
     assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
-    assert rates(num_steps=4, decay="constant", final_share=1.0) == [1.0] * 5
+    assert rates(num_steps=4, decay="constant", final_lr_fraction=1.0) == [1.0] * 5
 
 
 def test_an_update_is_adamw_after_a_clip():
-    adamw = settings.AdamW(peak_rate=0.1, decay="constant", final_share=1.0, max_gradient_norm=1.0, weight_decay=0.5)
+    adamw = settings.AdamW(peak_lr=0.1, decay="constant", final_lr_fraction=1.0, clip_norm=1.0, weight_decay=0.5)
     params = {"mlp": {"up": jnp.array([1.0, -2.0])}, "final_norm/": {"scale": jnp.array([3.0])}}
     gradients = {"mlp": {"up": jnp.array([3.0, 0.0])}, "final_norm/": {"scale": jnp.array([4.0])}}
     made = optimizer.make(adamw, 10).transform
@@ -54,7 +54,7 @@ def test_norms_and_the_embedding_do_not_decay():
 
 
 def test_the_first_moment_may_be_bfloat16_and_the_second_never():
-    adamw = settings.AdamW(peak_rate=0.1, first_moment_dtype="bfloat16")
+    adamw = settings.AdamW(peak_lr=0.1, first_moment_dtype="bfloat16")
     state = optimizer.make(adamw, 10).transform.init({"w": jnp.ones(3)})
     [adam] = [part for part in state if isinstance(part, optax.ScaleByAdamState)]
     assert adam.mu["w"].dtype == jnp.bfloat16 and adam.nu["w"].dtype == jnp.float32

@@ -41,10 +41,10 @@ def params():
     return toys.params(MODEL)
 
 
-@pytest.mark.parametrize("num_microbatches", [2, 8])
-def test_microbatches_give_the_gradient_of_the_big_batch_whatever_their_targets(rows, params, num_microbatches):
+@pytest.mark.parametrize("grad_accum_steps", [2, 8])
+def test_microbatches_give_the_gradient_of_the_big_batch_whatever_their_targets(rows, params, grad_accum_steps):
     whole = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, 1))(params, rows)
-    parts = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, num_microbatches))(params, rows)
+    parts = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, grad_accum_steps))(params, rows)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # other sums of float32, of size 10
     assert int(whole[1]) == int(rows["mask"].sum())
@@ -56,7 +56,7 @@ def test_the_mean_is_over_targets_not_over_rows(rows, params):
     total, count, _ = loss(params, rows)
     halves = [jax.tree.map(lambda x, part=part: step.split(x, 2)[part], rows) for part in range(2)]
     means = [float(summed / number) for summed, number, _ in (loss(params, half) for half in halves)]
-    made = jax.jit(step.make(gemma_loss, sgd(0.1), num_microbatches=2))
+    made = jax.jit(step.make(gemma_loss, sgd(0.1), grad_accum_steps=2))
     _, reported = made(step.init(params, sgd(0.1)), rows)
     assert float(reported["loss"]) == pytest.approx(float(total / count), rel=1e-5)
     assert abs(np.mean(means) - float(total / count)) > 1e-3
@@ -102,7 +102,7 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def adam():
-    return optimizer.make(settings.AdamW(peak_rate=0.01, decay="constant", final_share=1.0), 1_000)
+    return optimizer.make(settings.AdamW(peak_lr=0.01, decay="constant", final_lr_fraction=1.0), 1_000)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
@@ -126,8 +126,8 @@ def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
 
 
 def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
-    watch = settings.Watch(num_deviations=4.0, num_steps_before=20)
-    made = jax.jit(step.make(square_loss, adam, watch=watch))
+    spike_guard = settings.SpikeGuard(num_deviations=4.0, num_steps_before=20)
+    made = jax.jit(step.make(square_loss, adam, spike_guard=spike_guard))
     draw = np.random.default_rng(0)
     early, [reported] = take(made, step.init({"w": jnp.zeros(1)}, adam), 1_000.0)
     assert not bool(reported["skipped"])  # nothing to tell it by yet
@@ -135,13 +135,15 @@ def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
     assert not any(bool(reported["skipped"]) for reported in seen)
     after, [reported] = take(made, state, 1_000.0)
     assert bool(reported["skipped"]) and same(after.params, state.params)
-    unwatched = jax.jit(step.make(square_loss, adam, watch=dataclasses.replace(watch, num_deviations=float("inf"))))
+    unwatched = jax.jit(
+        step.make(square_loss, adam, spike_guard=dataclasses.replace(spike_guard, num_deviations=float("inf")))
+    )
     _, [reported] = take(unwatched, state, 1_000.0)
     assert not bool(reported["skipped"])
 
 
 def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
-    made = jax.jit(step.make(square_loss, sgd(0.0), watch=settings.Watch(memory=1 - 1e-9)))
+    made = jax.jit(step.make(square_loss, sgd(0.0), spike_guard=settings.SpikeGuard(memory=1 - 1e-9)))
     values = np.random.default_rng(0).normal(5, 1, 30)
     state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.0)), *values)
     losses = 0.5 * values**2
@@ -150,7 +152,7 @@ def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
 
 
 def test_the_average_follows_the_parameters(adam):
-    made = jax.jit(step.make(square_loss, sgd(0.5), average_decay=0.75))
+    made = jax.jit(step.make(square_loss, sgd(0.5), ema_decay=0.75))
     state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5), average=True), 4.0, 4.0)
     # w: 0, 2, 3; average: 0, 0.5, 0.75 * 0.5 + 0.25 * 3
     assert float(state.params["w"][0]) == 3.0 and float(state.average["w"][0]) == pytest.approx(1.125)
