@@ -1,4 +1,4 @@
-"""A file that is only appended to, whole entries at a time, by who may be killed, on a disk that may be full."""
+"""A file that is only appended to, one whole entry at a time; the writer may be killed, and the disk may fill up."""
 
 import io
 import os
@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Callable
 
 
-class Appending:
-    """Where the disk refuses, entries wait in memory for the next attempt, and `warn` is told once."""
+class AppendOnlyFile:
+    """Appends entries. While the disk refuses them they wait in memory for the next attempt, after one warning."""
 
     def __init__(self, path: pathlib.Path, warn: Callable[[str], None], *, end: bytes = b""):
-        """`end`: what every entry ends with; half an entry of a process that was killed is closed with it."""
+        """`end` is what every entry ends with; it also closes half an entry that a killed process left."""
         self._path, self._warn, self._end = path, warn, end
         self._waiting: list[bytes] = []
         self._is_refused = False
@@ -20,12 +20,12 @@ class Appending:
         self.flush()
 
     def flush(self, *, durable: bool = False) -> None:
-        """Writes what waits; `durable`: and has it reach the disk, so that a crash of the machine leaves it there."""
+        """Writes the entries that wait. With `durable` they are on the disk afterwards, and survive a machine crash."""
         if not self._waiting and not (durable and self._path.exists()):
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened anew, as the file may have been moved away; without a buffer, which would be written on closing.
+            # Opened anew, because the file may have been moved; unbuffered, because a buffer is written on closing.
             with self._path.open("ab+", buffering=0) as file:
                 self._append(file, durable)
         except OSError as error:

@@ -8,13 +8,13 @@ import shutil
 
 import pytest
 
-from gemma3_jax.train import journal
+from gemma3_jax.durable import jsonl
 from tests import disks
 
 
 @pytest.fixture
 def file(tmp_path, said):
-    return journal.Journal(tmp_path / "run" / "rows.jsonl", said.append)
+    return jsonl.Journal(tmp_path / "run" / "rows.jsonl", said.append)
 
 
 def lines_of(path: pathlib.Path) -> list[bytes]:
@@ -25,7 +25,7 @@ def test_what_was_written_is_read_in_order_by_another_process_too(file, tmp_path
     entries = [{"step": 1, "loss": 2.5}, {"step": 2, "name": "half a line\nand more"}, {}]
     for entry in entries:
         file.write(entry)
-    again = journal.Journal(tmp_path / "run" / "rows.jsonl", said.append)
+    again = jsonl.Journal(tmp_path / "run" / "rows.jsonl", said.append)
     assert file.read() == again.read() == entries and not said
     again.write({"step": 4})
     assert file.read() == [*entries, {"step": 4}]
@@ -142,7 +142,7 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("lengths", [[6_000], [60_000], [3_000] * 9], ids=["a line", "a long line", "many lines"])
 def test_what_a_full_disk_refused_is_written_once_there_is_room(small_disk, said, lengths):
     path = small_disk / "rows.jsonl"
-    file = journal.Journal(path, said.append)
+    file = jsonl.Journal(path, said.append)
     file.write({"step": 0})
     before, filler = path.read_bytes(), disks.fill(small_disk)
     entries = [{"step": step, "text": "x" * length} for step, length in enumerate(lengths, start=1)]
@@ -157,7 +157,7 @@ def test_what_a_full_disk_refused_is_written_once_there_is_room(small_disk, said
 
 def test_a_full_disk_leaves_no_half_line(small_disk, said):
     path = small_disk / "rows.jsonl"
-    file = journal.Journal(path, said.append)
+    file = jsonl.Journal(path, said.append)
     file.write({"step": 0})
     disks.fill(small_disk)
     for step in range(1, 9):
@@ -166,9 +166,9 @@ def test_a_full_disk_leaves_no_half_line(small_disk, said):
     assert steps == list(range(len(steps)))  # a line is there whole or not at all, none twice
 
 
-def test_a_full_disk_is_told_of_once_and_again_after_it_had_room(small_disk, said):
+def test_a_full_disk_is_reported_once_and_again_after_it_had_room(small_disk, said):
     path = small_disk / "rows.jsonl"
-    file = journal.Journal(path, said.append)
+    file = jsonl.Journal(path, said.append)
     for _ in range(2):
         filler = disks.fill(small_disk)
         for step in range(3):
@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_of_once_and_again_after_it_had_room(small_disk, sai
 
 
 def test_a_line_that_may_not_have_reached_the_disk_is_there_once(file, tmp_path, said, monkeypatch):
-    """It was written, but the sync that was asked for failed."""
+    """It was written, but the sync after it failed."""
 
     def refuse(descriptor):
         raise OSError(errno.EIO, "Input/output error")
@@ -195,7 +195,7 @@ def test_a_line_that_may_not_have_reached_the_disk_is_there_once(file, tmp_path,
     assert file.read() == [{"step": 1}, {"step": 2}] and len(said) == 1
 
 
-def test_a_sync_that_fails_is_told_of(file, said, monkeypatch):
+def test_a_sync_that_fails_is_reported(file, said, monkeypatch):
     def refuse(descriptor):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -224,9 +224,9 @@ def test_a_directory_that_vanished_is_made_again(file, tmp_path, said):
     assert file.read() == [{"step": 2}] and not said
 
 
-def test_a_place_that_cannot_be_is_told_of_and_does_not_end_the_run(tmp_path, said):
+def test_a_path_that_cannot_be_is_reported_and_does_not_end_the_run(tmp_path, said):
     (tmp_path / "run").write_text("a file where the directory should be")
-    file = journal.Journal(tmp_path / "run" / "rows.jsonl", said.append)
+    file = jsonl.Journal(tmp_path / "run" / "rows.jsonl", said.append)
     file.write({"step": 1})
     file.write({"step": 2})
     [line] = said

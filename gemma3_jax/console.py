@@ -1,0 +1,34 @@
+"""How a long task reports to whoever runs it: lines of text, rows of metrics, progress bars."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+
+# (label, total, unit=...) -> a context manager whose value has update(amount), as a tqdm bar has
+Bar = Callable[..., contextlib.AbstractContextManager]
+
+
+def ignore(*_, **__) -> None:
+    """Reports nothing."""
+
+
+class _SilentProgress:
+    update = staticmethod(ignore)
+    set_postfix_str = staticmethod(ignore)
+
+
+def silent_bar(*_, **__) -> contextlib.AbstractContextManager:
+    """Returns a progress bar that shows nothing."""
+    return contextlib.nullcontext(_SilentProgress())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Console:
+    """Where a task reports."""
+
+    say: Callable[..., None] = ignore  # lines of text
+    show: Callable[[str, int, Mapping], None] = ignore  # (stage, its number of steps, a row of metrics)
+    bar: Bar = silent_bar
+
+
+SILENT = Console()  # of every process but the first

@@ -1,0 +1,47 @@
+"""A lock keeps a second process out for as long as the first one lives."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gemma3_jax.durable import lock
+
+
+def test_a_second_holder_is_refused_until_the_first_is_done(tmp_path):
+    for _ in range(2):
+        with lock.exclusive(tmp_path / "lock", busy="wait"):
+            with pytest.raises(ValueError, match="^wait$"), lock.exclusive(tmp_path / "lock", busy="wait"):
+                pass
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = (
+        "import pathlib, sys\nfrom gemma3_jax.durable import lock\n"
+        f"with lock.exclusive(pathlib.Path({str(tmp_path / 'lock')!r}), busy='wait'):\n"
+        "    print('locked', flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    with pytest.raises(ValueError, match="wait"), lock.exclusive(tmp_path / "lock", busy="wait"):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    with lock.exclusive(tmp_path / "lock", busy="wait"):
+        pass
+
+
+def test_a_file_system_without_locks_is_an_error_or_a_warning(tmp_path, monkeypatch, said):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="not supported"), lock.exclusive(tmp_path / "lock", busy="wait"):
+        pass
+    with lock.exclusive(tmp_path / "lock", busy="wait", warn=said.append):
+        [line] = said
+    assert line.startswith(f"warning: {tmp_path}/lock cannot be locked, so nothing keeps a second process out: ")
