@@ -1,16 +1,16 @@
-"""Dims, mesh axes, and the one table between them.
+"""Dims, mesh axes, and the one table that maps dims to axes.
 
 A *dim* belongs to an array, an *axis* to the mesh. Every dim of this package is one of these letters, in shape
-annotations, in einsum strings and in sharding annotations alike:
+annotations, einsum strings and sharding annotations:
 
     B batch             N query heads       A samples per prompt    P patches
     T query tokens      K key heads         M teacher samples       Q soft tokens
-    S key tokens        G = N / K           I images                W vision width
-    D width             H head width        L layers                R blocks
-    F MLP width         V vocabulary                                Z items in a block
+    S key tokens        G = N / K           I images                W vision dim
+    D embedding dim     H head dim          L layers                R blocks
+    F MLP dim           V vocabulary                                Z items in a block
 
-The mesh axes are those of the report's Table 2, and one more: `replica` (whole copies of the parameters, across pods),
-`data` (ZeRO-3), `seq` (context), and `model` (tensor parallel; 1 unless asked for).
+The mesh axes are those of the report's Table 2 and one more: `replica` (whole copies of the parameters, across pods),
+`data` (ZeRO-3), `seq` (context parallel) and `model` (tensor parallel; 1 by default).
 """
 
 import itertools
@@ -23,9 +23,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("replica", "data", "seq", "model")
-AnyMesh = Mesh | AbstractMesh  # of devices, or of shapes alone: enough to trace
+AnyMesh = Mesh | AbstractMesh  # an abstract mesh, without devices, is enough to trace
 
-# Where activations, and parameters in use, are split. A dim that is not listed is whole on every device.
+# The axes that split activations, and parameters in use. A dim that is not listed is whole on every device.
 ACTIVATION_AXES = {
     "B": ("replica", "data"),
     "T": ("seq",),
@@ -34,8 +34,8 @@ ACTIVATION_AXES = {
     "F": ("model",),
     "V": ("model",),
 }
-# Where parameters at rest (and their gradients and moments) are split: `model` on its own dim as above, and the ZeRO-3
-# axes wherever the shape allows.
+# The axes that split parameters at rest, their gradients and optimizer state: `model` on its dim as above, and the
+# ZeRO-3 axes wherever the shape allows.
 ZERO_AXES = ("data", "seq")
 SUBLANES, LANES = 8, 128  # a TPU pads the last two dims of a shard to multiples of these
 BIG_ELEMENTS = 1 << 20  # a parameter of this size that is not split over every ZeRO-3 shard is worth a warning
@@ -44,27 +44,27 @@ BIG_ELEMENTS = 1 << 20  # a parameter of this size that is not split over every 
 def make_mesh(
     *, replica: int = 1, data: int = 1, seq: int = 1, model: int = 1, devices: Sequence | None = None
 ) -> Mesh:
-    """A mesh of the first replica*data*seq*model devices (None: of those that JAX has), with Auto axis types.
+    """A mesh of the first replica*data*seq*model devices (None: of jax.devices()), with Auto axis types.
 
-    Raises: ValueError if there are fewer devices than that, or if an axis is smaller than 1.
+    Raises: ValueError if there are too few devices, or if an axis is smaller than 1.
     """
     sizes = {"replica": replica, "data": data, "seq": seq, "model": model}
-    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    text = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     if min(sizes.values()) < 1:
-        raise ValueError(f"mesh is {asked}; every axis must be >= 1")
+        raise ValueError(f"mesh is {text}; every axis must be >= 1")
     num_devices, devices = math.prod(sizes.values()), jax.devices() if devices is None else devices
     if num_devices > len(devices):
         raise ValueError(
-            f"mesh is {asked} = {num_devices} devices, but there are {len(devices)}; "
+            f"mesh is {text} = {num_devices} devices, but there are {len(devices)}; "
             "make the axes multiply to at most that"
         )
     # Axis type Explicit, the default of jax.make_mesh, refuses Flax annotations.
-    grid = arrange(devices[:num_devices], tuple(sizes.values()))
+    grid = device_grid(devices[:num_devices], tuple(sizes.values()))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def arrange(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """The devices as a grid of this shape, neighbours in an axis near each other; slices of a pod along `replica`.
+def device_grid(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """The devices in a grid of this shape, neighbours along an axis near each other; slices of a pod along `replica`.
 
     Raises: ValueError if `replica` is not a multiple of the number of slices.
     """
@@ -84,9 +84,9 @@ def arrange(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def check_mesh(mesh: AnyMesh) -> None:
-    """Refuses a mesh that this package's annotations cannot drive.
+    """Checks that the mesh has the axes AXES, all of type Auto.
 
-    Raises: ValueError if an axis has another name, or is not of type Auto.
+    Raises: ValueError if it does not.
     """
     if tuple(mesh.axis_names) != AXES:
         raise ValueError(f"mesh axes are {tuple(mesh.axis_names)}; they must be {AXES} (sharding.make_mesh)")
@@ -97,14 +97,14 @@ def check_mesh(mesh: AnyMesh) -> None:
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Where rows of tokens [B, T] rest."""
+    """The sharding of every array [B, T, ...] of a batch."""
     return NamedSharding(mesh, PartitionSpec(*(ACTIVATION_AXES[dim] for dim in "BT")))
 
 
 def check_batch(mesh: AnyMesh, num_rows: int, seq_len: int) -> None:
-    """Refuses rows that do not split evenly.
+    """Checks that rows and tokens split evenly over the mesh.
 
-    Raises: ValueError that says which number to change.
+    Raises: ValueError with the number to change.
     """
     for dim, count, what in (("B", num_rows, "rows in a step"), ("T", seq_len, "tokens in a row")):
         axes = ACTIVATION_AXES[dim]
@@ -117,7 +117,7 @@ def check_batch(mesh: AnyMesh, num_rows: int, seq_len: int) -> None:
 
 
 def rows_on(devices: Sequence, mesh: Mesh, num_rows: int) -> list[int]:
-    """Which rows of a batch these devices hold some of, in order: what their host has to read."""
+    """The indices of the rows of a batch that these devices hold a part of, in order: what their host has to read."""
     held: set[int] = set()
     indices = batch_sharding(mesh).devices_indices_map((num_rows, mesh.shape["seq"]))
     for device in devices:
@@ -126,17 +126,17 @@ def rows_on(devices: Sequence, mesh: Mesh, num_rows: int) -> list[int]:
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:
-    """`x`, laid out over the current mesh as ACTIVATION_AXES says; `x` itself where no mesh is set.
+    """`x` with the sharding of ACTIVATION_AXES over the current mesh; `x` itself where no mesh is set.
 
-    `dims` names every dim of `x` by its letter, as an einsum does: "BTD". An axis that does not divide a dim is left
-    out of it (one key head on a `model` axis of 2, say): correct, and whole on that axis.
+    `dims` names every dim of `x` by its letter, as an einsum does: "BTD". An axis that does not divide a dim (one key
+    head on a `model` axis of 2, say) does not split it: the dim is whole along that axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, activation_spec(dims, x.shape, mesh.shape))
 
 
 def activation_spec(dims: str, shape: Sequence[int], axis_sizes: Mapping[str, int]) -> PartitionSpec:
-    """What `constrain` lays an array of these dims and this shape out as: a tuple of axes for each dim."""
+    """The spec that `constrain` uses for an array of these dims and this shape: a tuple of axes for each dim."""
     spec = []
     for letter, size in zip(dims, shape, strict=True):
         axes = []
@@ -149,16 +149,16 @@ def activation_spec(dims: str, shape: Sequence[int], axis_sizes: Mapping[str, in
 
 
 def axes_by_dim(spec: PartitionSpec, num_dims: int) -> list[tuple[str, ...]]:
-    """The axes that split each dim, coarsest first: a PartitionSpec writes one by its name, and none as None."""
+    """The axes that split each dim, coarsest first, from a PartitionSpec that may hold names, tuples and None."""
     axes = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
     return axes + [()] * (num_dims - len(axes))
 
 
-def sum_scattered(x: jax.Array, axis: str, dim: int) -> jax.Array:
-    """In a shard_map: the sum of `x` over the devices along `axis`, of which each has its part of `dim`, in order.
+def reduce_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """In a shard_map: the sum of `x` over the devices along `axis`, each of which keeps its part of `dim`, in order.
 
-    Where the axis is the whole mesh, in two steps, of groups that cut each other: the TPU compiler (libtpu 0.0.42)
-    scatters a sum over part of a topology as it goes, and of one over all of it makes the whole on every device first.
+    Where the axis is the whole mesh, it takes two steps over groups that intersect: the TPU compiler (libtpu 0.0.42)
+    turns a reduce-scatter over all of a topology into an all-reduce and a slice, but not one over part of it.
     """
     size = jax.lax.axis_size(axis)
     steps = [None]
@@ -172,19 +172,18 @@ def sum_scattered(x: jax.Array, axis: str, dim: int) -> jax.Array:
 
 
 def platform() -> str:
-    """Of the devices that what is traced now will run on: "cpu", "gpu", "tpu".
+    """The platform that the current trace will run on: "cpu", "gpu" or "tpu".
 
-    A mesh knows its devices' platform even where they are a topology to compile for, and not here.
+    It comes from the mesh, whose devices may be a topology to compile for, not present here.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def constrain_at_rest(x: jax.Array, dims: str, *, shard_multiples: Mapping[str, int] | None = None) -> jax.Array:
-    """`x`, a parameter or its gradient, laid out over the current mesh as parameters rest on it.
+    """`x`, a parameter or its gradient, with the sharding of parameters at rest on the current mesh.
 
-    With `shard_multiples`, as parameter_spec has them: the same layout where that one is legal, the best legal one
-    where it is not.
+    `shard_multiples` is as in parameter_spec.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -200,44 +199,45 @@ def parameter_spec(
     *,
     shard_multiples: Mapping[str, int] | None = None,
 ) -> PartitionSpec:
-    """The best legal layout of one parameter at rest.
+    """The best legal spec of one parameter at rest.
 
-    Best is, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding to the
-    tiles of a TPU; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as the scan walks
-    them, and vectors (norm scales) stay whole, as gathering them would cost more than they weigh. Every choice of a dim
-    (or none) for each axis is weighed: at most 4**3 of them. A dim in `shard_multiples` is split only into shards of a
-    multiple of so many elements: {"D": 32} keeps blocks of 32 whole.
+    Best means, in this order: most shards; `model` on the dim that tensor parallelism splits; least padding to the
+    tiles of a TPU; fewest dims split; earliest dims split. Stacked layers ("L") are never split, as they are scanned,
+    and vectors (norm scales) stay whole, as gathering them would cost more than they weigh. All choices of a dim or
+    none for each axis are compared: at most 4**3. Shards of a dim in `shard_multiples` hold a multiple of its number of
+    elements: {"D": 32} keeps blocks of 32 whole.
     """
-    whole = [(shard_multiples or {}).get(letter, 1) for letter in dims]
+    multiples = [(shard_multiples or {}).get(letter, 1) for letter in dims]
     if sum(letter != "L" for letter in dims) < 2:
         return PartitionSpec()
     axes = [axis for axis in (*ZERO_AXES, "model") if axis_sizes[axis] > 1]
     choices = [None, *(i for i, letter in enumerate(dims) if letter != "L")]
     best_cost, best = None, None
-    for places in itertools.product(choices, repeat=len(axes)):
+    for split_dims in itertools.product(choices, repeat=len(axes)):
         split = [1] * len(shape)
-        for axis, place in zip(axes, places, strict=True):
-            if place is not None:
-                split[place] *= axis_sizes[axis]
-        if any(parts > 1 and size % (parts * unit) for size, parts, unit in zip(shape, split, whole, strict=True)):
+        for axis, dim in zip(axes, split_dims, strict=True):
+            if dim is not None:
+                split[dim] *= axis_sizes[axis]
+        sizes = zip(shape, split, multiples, strict=True)
+        if any(parts > 1 and size % (parts * multiple) for size, parts, multiple in sizes):
             continue
-        at_home = all(
-            place is not None and axis in ACTIVATION_AXES.get(dims[place], ())
-            for axis, place in zip(axes, places, strict=True)
+        model_fits = all(
+            dim is not None and axis in ACTIVATION_AXES.get(dims[dim], ())
+            for axis, dim in zip(axes, split_dims, strict=True)
             if axis == "model"
         )
         *rest, sublanes, lanes = (size // parts for size, parts in zip(shape, split, strict=True))
         padded_elements = math.prod(rest) * -(-sublanes // SUBLANES) * -(-lanes // LANES)
-        used = sorted({place for place in places if place is not None})
-        cost = (-math.prod(split), not at_home, padded_elements, len(used), used)
+        used = sorted({dim for dim in split_dims if dim is not None})
+        cost = (-math.prod(split), not model_fits, padded_elements, len(used), used)
         if best_cost is None or cost < best_cost:
-            best_cost, best = cost, places
-    spec = [tuple(a for a, place in zip(axes, best, strict=True) if place == i) or None for i in range(len(dims))]
+            best_cost, best = cost, split_dims
+    spec = [tuple(a for a, dim in zip(axes, best, strict=True) if dim == i) or None for i in range(len(dims))]
     return PartitionSpec(*spec)
 
 
 def parameter_shardings(dims: Mapping, shapes: Mapping, mesh: AnyMesh) -> dict:
-    """A NamedSharding for every parameter. `dims` and `shapes` are nested dicts of the same keys."""
+    """A NamedSharding for every parameter. `dims` and `shapes` are nested dicts with the same keys."""
     check_mesh(mesh)
     sizes = dict(mesh.shape)
     return {
@@ -251,19 +251,19 @@ def parameter_shardings(dims: Mapping, shapes: Mapping, mesh: AnyMesh) -> dict:
 
 
 def describe(shapes: Mapping, shardings: Mapping) -> str:
-    """A table of what was chosen for every parameter, and a warning for each big one that is not fully split."""
+    """A table of the layout of every parameter, with a warning for each big one that is not split fully."""
     rows, warnings = [], []
     bytes_total = bytes_per_device = 0
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    for (path, leaf), place in zip(leaves, jax.tree.leaves(shardings), strict=True):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         name = "/".join(key.key for key in path)
-        split = axes_by_dim(place.spec, len(leaf.shape))
-        num_shards = math.prod(place.mesh.shape[axis] for axes in split for axis in axes)
-        wanted = math.prod(size for axis, size in place.mesh.shape.items() if axis != "replica")
-        num_bytes = math.prod(place.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        split = axes_by_dim(sharding.spec, len(leaf.shape))
+        num_shards = math.prod(sharding.mesh.shape[axis] for axes in split for axis in axes)
+        wanted = math.prod(size for axis, size in sharding.mesh.shape.items() if axis != "replica")
+        num_bytes = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         bytes_per_device += num_bytes
         bytes_total += num_bytes * num_shards
-        layout = " ".join("+".join(axes) or "-" for axes in split) if place.spec else "whole"
+        layout = " ".join("+".join(axes) or "-" for axes in split) if sharding.spec else "whole"
         rows.append(f"{name:<52} {leaf.shape!s:<26} {layout:<24} {num_shards} of {wanted}")
         if num_shards < wanted and leaf.size >= BIG_ELEMENTS:
             warnings.append(

@@ -1,4 +1,4 @@
-"""Legal layouts for real sizes on the published meshes, and the same numbers however the arrays are split."""
+"""Legal layouts for real sizes on the published meshes, and the same results however the arrays are split."""
 
 import dataclasses
 import functools
@@ -48,19 +48,19 @@ def test_every_matrix_splits_over_all_zero_shards_on_the_published_mesh(size):
             assert num_shards(spec, sizes) == sizes["data"] * sizes["seq"], (shape.shape, spec)
 
 
-def test_the_27b_table_splits_its_vocabulary_over_seq_and_its_width_over_data():
+def test_the_27b_table_splits_its_vocabulary_over_seq_and_its_embed_dim_over_data():
     spec = sharding.parameter_spec(("V", "D"), (262_144, 5376), PUBLISHED_MESHES["27b"])
     assert spec == PartitionSpec(
         "seq", "data"
     )  # 262,144 is no multiple of 192, and 5376 / 192 would waste 100 of 128 lanes
 
 
-def test_1b_width_takes_part_of_the_axes_and_heads_the_rest():
+def test_the_embed_dim_of_1b_takes_part_of_the_axes_and_heads_the_rest():
     spec = sharding.parameter_spec(("L", "D", "N", "H"), (26, 1152, 4, 256), PUBLISHED_MESHES["1b"])
     assert spec[0] is None and num_shards(spec, PUBLISHED_MESHES["1b"]) == 256  # 1152 is no multiple of 256
 
 
-def test_1b_width_is_laid_anew_for_blocks():
+def test_the_embed_dim_of_1b_is_split_differently_for_blocks():
     dims, shape, sizes = ("L", "D", "N", "H"), (26, 1152, 4, 256), PUBLISHED_MESHES["1b"]
     at_rest = NamedSharding(abstract_mesh(sizes), sharding.parameter_spec(dims, shape, sizes))
     assert at_rest.shard_shape(shape)[1] == 72  # two blocks and a quarter
@@ -81,7 +81,7 @@ def test_tensor_parallel_dims_take_the_model_axis_and_one_key_head_falls_back_to
     assert one_head[1] is None and num_shards(one_head, sizes) == 8
 
 
-def test_vectors_and_indivisible_shapes_stay_whole_and_big_ones_say_so():
+def test_vectors_and_indivisible_shapes_stay_whole_and_big_ones_warn():
     sizes = {"replica": 1, "data": 2, "seq": 2, "model": 2}
     mesh = sharding.make_mesh(**sizes)
     shapes = {"norm": jax.ShapeDtypeStruct((8,), jnp.float32), "odd": jax.ShapeDtypeStruct((1025, 1027), jnp.float32)}
@@ -93,9 +93,9 @@ def test_vectors_and_indivisible_shapes_stay_whole_and_big_ones_say_so():
 
 def loss(model, params, tokens, segments, positions, attention):
     """Mean next-token loss inside documents."""
-    bound, places = parameters.bind(model, params), masks.Places(segments, positions)
+    bound, layout = parameters.bind(model, params), masks.TokenLayout(segments, positions)
     execute = execution.Execution(attention=attention, remat="full")
-    logits = bound.logits(bound(tokens, places, execute=execute))
+    logits = bound.logits(bound(tokens, layout, execute=execute))
     logprobs = jax.nn.log_softmax(logits)
     targets = jnp.roll(tokens, -1, axis=1)
     picked = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
@@ -126,8 +126,8 @@ def test_sharded_loss_and_gradients_equal_those_of_one_device(name, axes, attent
     mesh = sharding.make_mesh(**axes)
     shardings = parameters.shardings(model, mesh)
     spread = jax.device_put(params, shardings)
-    row_place = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
-    inputs = jax.device_put((tokens, segments, positions), row_place)
+    batch_sharding = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
+    inputs = jax.device_put((tokens, segments, positions), batch_sharding)
     with jax.set_mesh(mesh):
         value, grads = step(spread, *inputs, attention)
     np.testing.assert_allclose(value, expected[0], rtol=1e-5)
@@ -137,10 +137,10 @@ def test_sharded_loss_and_gradients_equal_those_of_one_device(name, axes, attent
 
 def collectives(model, mesh, execute, num_rows, num_tokens):
     """(kind, dtype, shape) of each collective in one gradient's partitioned program, before the CPU rewrites it."""
-    place = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
-    tokens = jax.ShapeDtypeStruct((num_rows, num_tokens), jnp.int32, sharding=place)
+    batch_sharding = NamedSharding(mesh, PartitionSpec(("replica", "data"), "seq"))
+    tokens = jax.ShapeDtypeStruct((num_rows, num_tokens), jnp.int32, sharding=batch_sharding)
     shapes = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         parameters.shapes(model),
         parameters.shardings(model, mesh),
     )
@@ -152,28 +152,28 @@ def collectives(model, mesh, execute, num_rows, num_tokens):
         options = {"xla_dump_to": dump, "xla_dump_hlo_pass_re": "spmd.*"}
         jax.jit(jax.grad(hidden)).lower(shapes, tokens).compile(compiler_options=options)
         (text,) = (path.read_text() for path in pathlib.Path(dump).glob("*after_spmd-partitioning*"))
-    found = re.findall(
+    ops = re.findall(
         r"= (\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(", text
     )
-    return [(kind, dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape, kind in found]
+    return [(kind, dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape, kind in ops]
 
 
 def test_zero3_gathers_weights_in_bfloat16_and_sums_their_gradients_in_float32():
     model, mesh = toys.TOY, sharding.make_mesh(data=2, seq=2, model=2)
     execute = execution.Execution(dtype="bfloat16", remat="full")
-    found = collectives(model, mesh, execute, 4, 64)
+    ops = collectives(model, mesh, execute, 4, 64)
     weights = {(24, 20), (20, 24), (24, 2, 8), (2, 8, 24), (24, 1, 8), (48, 24)}  # halved by `model` where it has a dim
-    gathers = [dtype for kind, dtype, shape in found if kind == "all-gather" and shape in weights]
-    sums = [dtype for kind, dtype, shape in found if kind == "reduce-scatter"]
+    gathers = [dtype for kind, dtype, shape in ops if kind == "all-gather" and shape in weights]
+    sums = [dtype for kind, dtype, shape in ops if kind == "reduce-scatter"]
     assert len(gathers) > 10 and set(gathers) == {"bf16"}
     assert len(sums) > 10 and set(sums) == {"f32"}
-    assert [shape for kind, _, shape in found if kind == "all-reduce" and shape in weights] == []
+    assert [shape for kind, _, shape in ops if kind == "all-reduce" and shape in weights] == []
 
 
 def test_replicas_exchange_shards_of_gradients_alone():
     model, mesh = toys.TOY, sharding.make_mesh(replica=2, data=2, seq=2)
-    found = collectives(model, mesh, execution.Execution(remat="full"), 4, 64)
-    summed = {shape for kind, _, shape in found if kind == "all-reduce"}
+    ops = collectives(model, mesh, execution.Execution(remat="full"), 4, 64)
+    summed = {shape for kind, _, shape in ops if kind == "all-reduce"}
     weights = {(24, 40), (40, 24), (24, 4, 8), (24, 2, 8)}
     assert {(shape[0] // 4, *shape[1:]) for shape in weights} <= summed and not weights & summed
 
@@ -181,11 +181,11 @@ def test_replicas_exchange_shards_of_gradients_alone():
 def test_local_layers_fetch_a_halo_and_gather_no_row():
     model = dataclasses.replace(toys.TOY, num_layers=3, sliding_window=100)
     execute = execution.Execution(attention="banded", remat="full")
-    found = collectives(model, sharding.make_mesh(seq=4), execute, 2, 1024)
+    ops = collectives(model, sharding.make_mesh(seq=4), execute, 2, 1024)
     keys = model.num_kv_heads, model.head_dim
-    others = [shape for kind, _, shape in found if kind != "collective-permute"]
+    others = [shape for kind, _, shape in ops if kind != "collective-permute"]
     assert others and not [shape for shape in others if 1024 in shape and shape[-2:] == keys]
-    assert ("collective-permute", "f32", (2, 1, 128, 2, 8)) in found  # one block of keys, or of values
+    assert ("collective-permute", "f32", (2, 1, 128, 2, 8)) in ops  # one block of keys, or of values
 
 
 def test_gradients_rest_where_their_parameters_do():
@@ -207,7 +207,7 @@ def test_activations_split_over_the_axes_that_divide_them(num_rows, expected):
 
 
 class FakeChip:
-    """What mesh_utils asks of a TPU chip."""
+    """The attributes of a TPU chip that mesh_utils reads."""
 
     platform, device_kind, core_on_chip = "tpu", "TPU v5p", 0
 
@@ -216,27 +216,27 @@ class FakeChip:
 
 
 def torus(x, y, z, num_slices=1):
-    places = itertools.product(range(num_slices), range(z), range(y), range(x))
-    return [FakeChip(number, (x, y, z), part) for number, (part, z, y, x) in enumerate(places)]
+    coords = itertools.product(range(num_slices), range(z), range(y), range(x))
+    return [FakeChip(number, (x, y, z), part) for number, (part, z, y, x) in enumerate(coords)]
 
 
 @pytest.mark.parametrize("topology, shape", [((16, 16, 24), (32, 24, 8, 1)), ((4, 4, 4), (1, 8, 8, 1))])
 def test_published_meshes_fit_on_their_torus(topology, shape):
-    grid = sharding.arrange(torus(*topology), shape)
+    grid = sharding.device_grid(torus(*topology), shape)
     assert grid.shape == shape and len({chip.id for chip in grid.flat}) == math.prod(shape)
 
 
 def test_slices_lie_along_replica():
-    grid = sharding.arrange(torus(4, 4, 4, num_slices=2), (4, 8, 4, 1))
+    grid = sharding.device_grid(torus(4, 4, 4, num_slices=2), (4, 8, 4, 1))
     assert [{chip.slice_index for chip in part.flat} for part in grid] == [{0}, {0}, {1}, {1}]
 
 
 def test_replica_must_hold_whole_slices():
     with pytest.raises(ValueError, match=r"mesh has replica 3 over 2 slices; make replica a multiple"):
-        sharding.arrange(torus(4, 4, 6, num_slices=2), (3, 8, 8, 1))
+        sharding.device_grid(torus(4, 4, 6, num_slices=2), (3, 8, 8, 1))
 
 
-def test_mesh_too_large_says_what_was_asked_and_what_there_is():
+def test_a_mesh_too_large_is_refused_with_its_size_and_the_number_of_devices():
     with pytest.raises(ValueError, match=r"replica 1 x data 5 x seq 1 x model 2 = 10 devices, but there are 8"):
         sharding.make_mesh(data=5, model=2)
 

@@ -1,4 +1,4 @@
-"""Toy models that between them switch on every trap of the architecture, and weights that any program can make."""
+"""Toy models that together cover every trap of the architecture, and weights that any program can generate."""
 
 import dataclasses
 import itertools
@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma3_jax.checkpoint import names
+from gemma3_jax.checkpoint import names, tensor_source
 from gemma3_jax.model import config, parameters
 
-# What another order of float32 sums changes in a toy's hidden states and logits, of size 3: some 30 roundings.
+# The effect of another order of float32 sums on a toy's hidden states and logits, of size 3: some 30 roundings.
 ROUNDING = 2e-5
 
-# 8 layers: one turn of the pattern and two layers left over; W < T; GQA 2; N*H != D; a query scale of its own.
+# 8 layers: one period of the pattern and two layers left over; W < T; GQA 2; N*H != D; a query scale of its own.
 TOY = config.Config(
     num_layers=8,
     embed_dim=24,
@@ -28,7 +28,7 @@ TOY = config.Config(
     vocab_size=96,
 )
 
-# (name, changes to TOY): the traps of issue and report, one by one and together.
+# Changes to TOY by name, one trap each and some together. The names are keys of golden/hf_logits.npz.
 VARIANTS = {
     "toy": {},
     "head_width_scale": {"query_scale": 8**-0.5},
@@ -61,7 +61,7 @@ def variant(name: str) -> config.Config:
 
 
 def noise(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Numbers in (-1, 1) from the splitmix64 hash of (name, seed, index): the same on any machine and version."""
+    """Values in (-1, 1) from the splitmix64 hash of (name, seed, index): the same on any machine and version."""
     index = np.arange(int(np.prod(shape)), dtype=np.uint64) + (
         np.uint64(zlib.crc32(name.encode()) + (seed << 33)) << 20
     )
@@ -78,29 +78,34 @@ def hf_weights(model: config.Config, seed: int = 0) -> dict[str, np.ndarray]:
     sizes, weights = names.dim_sizes(model, padded=True), {}
     for slot in names.slots(model):
         name = names.hf_name(slot)
-        shape = names.shape_of(slot.row.hf_layout, sizes)
+        shape = names.shape_of(slot.spec.hf_layout, sizes)
         spread = 0.5 if len(shape) == 1 else (3 / shape[-1]) ** 0.5
         weights[name] = noise(name, shape, seed) * np.float32(spread)
     return weights
 
 
 def zero_weights(model: config.Config) -> dict[str, np.ndarray]:
-    """The same tensors, all zero: for models too large to fill with noise."""
+    """The tensors of hf_weights, all zero: for models too large to fill with noise."""
     sizes = names.dim_sizes(model, padded=True)
     return {
-        names.hf_name(slot): np.zeros(names.shape_of(slot.row.hf_layout, sizes), np.float32)
+        names.hf_name(slot): np.zeros(names.shape_of(slot.spec.hf_layout, sizes), np.float32)
         for slot in names.slots(model)
     }
 
 
 def params(model: config.Config, seed: int = 0) -> dict:
-    """The same weights as our parameter tree."""
+    """The weights of hf_weights as our parameter tree."""
     weights, sizes = hf_weights(model, seed), names.dim_sizes(model)
     tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameters.shapes(model))
     for slot, x in zip(names.slots(model), weights.values(), strict=True):
-        x = x[: model.vocab_size] if "V" in slot.row.layout else x
-        names.get(tree, slot.path)[slot.index] = names.relayout(x, slot.row.hf_layout, slot.row.layout, sizes)
+        x = x[: model.vocab_size] if "V" in slot.spec.layout else x
+        names.get(tree, slot.path)[slot.index] = names.relayout(x, slot.spec.hf_layout, slot.spec.layout, sizes)
     return jax.tree.map(jnp.asarray, tree)
+
+
+def source(model: config.Config, seed: int = 0) -> tensor_source.TensorSource:
+    """The same weights, as a checkpoint that is read one tensor at a time."""
+    return tensor_source.from_params(model, params(model, seed))
 
 
 def tokens(model: config.Config, num_rows: int, num_tokens: int, seed: int = 0) -> np.ndarray:
@@ -110,7 +115,7 @@ def tokens(model: config.Config, num_rows: int, num_tokens: int, seed: int = 0) 
 
 
 def packed(lengths: list[int], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segments and positions of one row that holds documents of these lengths, then padding."""
+    """Segments and positions of one row with documents of these lengths, then padding."""
     segments, positions = np.zeros((2, 1, num_tokens), np.int32)
     ends = list(itertools.accumulate(lengths))
     for number, (end, length) in enumerate(zip(ends, lengths, strict=True), start=1):

@@ -14,10 +14,10 @@ from gemma3_jax.model import banded, config, dense, fsdp, layers, masks, rope, s
 
 
 def choose_path(attention: str, num_tokens: int, sliding_window: int | None, *, both_ways: bool, platform: str) -> str:
-    """'dense', 'banded' or 'splash': what `attention` names, or for 'auto' what is cheapest on the platform.
+    """Returns 'dense', 'banded' or 'splash': the one that `attention` names, or for 'auto' the cheapest.
 
-    That is splash on TPUs, but for rows that would not fill its smallest block; elsewhere banded where it scores at
-    most half the keys. A global layer has no bands: there 'banded' is dense.
+    On TPUs that is splash, unless a row would not fill its smallest block; elsewhere banded, if it scores at most half
+    of the keys. On a global layer, which has no bands, 'banded' means dense.
     Raises: ValueError for 'splash' on a platform that cannot run it.
     """
     if attention == "splash":
@@ -38,27 +38,27 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
-    places: masks.Places,
+    layout: masks.TokenLayout,
     sliding_window: int | None,
     attention: str,
 ) -> Float[Array, "B T N H"]:
-    """Softmax-weighted values by the path that fits; exactly 0 at padding, whichever path it was."""
-    both_ways, platform = places.images is not None, sharding.platform()
+    """Softmax-weighted values by the path that `choose_path` returns; exactly 0 at padding on every path."""
+    both_ways, platform = layout.images is not None, sharding.platform()
     path = choose_path(attention, query.shape[1], sliding_window, both_ways=both_ways, platform=platform)
     compute = {"dense": dense.attend, "banded": banded.attend, "splash": splash.attend}[path]
-    out = compute(query, key, value, places, sliding_window)
-    out = jnp.where((places.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
+    out = compute(query, key, value, layout, sliding_window)
+    out = jnp.where((layout.segments == 0)[..., None, None], jnp.zeros((), out.dtype), out)
     out = sharding.constrain(out, "BTNH")
-    # Splash names what its kernel gives, before it is laid out anew: named here as well, it would be kept twice.
-    return out if path == "splash" else checkpoint_name(out, splash.KEPT_NAME)
+    # The splash kernel names its output itself, before the output is laid out anew: a second name would save it twice.
+    return out if path == "splash" else checkpoint_name(out, splash.CHECKPOINT_NAME)
 
 
-# (query, key, value, window) -> what the queries read, and what is kept of the keys and values: None in training.
-Read = Callable[[jax.Array, jax.Array, jax.Array, int | None], tuple[jax.Array, Any]]
+# (query, key, value, sliding_window) -> attended values, and the new keys and values to cache: None in training.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, int | None], tuple[jax.Array, Any]]
 
 
 class Attention(nnx.Module):
-    """Self-attention of one layer; `window` is None on a global layer."""
+    """Self-attention of one layer; `sliding_window` is None on a global layer."""
 
     def __init__(self, model: config.Config, sliding_window: int | None, rngs: nnx.Rngs):
         D, N, K, H = model.embed_dim, model.num_heads, model.num_kv_heads, model.head_dim
@@ -72,9 +72,9 @@ class Attention(nnx.Module):
         self.key_norm = layers.RMSNorm("H", H, model.norm_epsilon, rngs)
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], read: Read
+        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """What the layer adds, and what `read` keeps."""
+        """Returns what the layer adds to the residual stream, and the new keys and values from `attend`."""
         query = fsdp.project("BTD,DNH->BTNH", x, self.query[...])
         key = fsdp.project("BTD,DKH->BTKH", x, self.key[...])
         value = checkpoint_name(fsdp.project("BTD,DKH->BTKH", x, self.value[...]), "value")
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
         query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
         key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
         query = checkpoint_name(query.astype(x.dtype), "query")
-        # Laid out once more after the cast, so that a gather of keys moves the narrow dtype.
+        # Constrained again after the cast, so that an all-gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
-        attended, kept = read(query, key, value, self.sliding_window)
-        return fsdp.project("BTNH,NHD->BTD", attended, self.output[...]), kept
+        attended, new_kv = attend(query, key, value, self.sliding_window)
+        return fsdp.project("BTNH,NHD->BTD", attended, self.output[...]), new_kv

@@ -1,4 +1,4 @@
-"""One row per Gemma 3 size: every number that makes one model differ from another."""
+"""The shape of each Gemma 3 size: every number in which one model differs from another."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The shape of a text transformer. Nothing below compares a model's name: what differs is a column here.
+    """The shape of a text transformer. No code compares a model's name: what differs is a field here.
 
     Source: Gemma 3 report, Table 1 and section 2; google-deepmind/gemma gm/nn/_gemma.py.
     """
@@ -18,12 +18,12 @@ class Config:
     num_heads: int  # N
     num_kv_heads: int  # K
     head_dim: int  # H
-    sliding_window: int  # tokens a local layer sees, the query's own included
+    sliding_window: int  # keys that a query of a local layer reads, its own included
     query_scale: float  # multiplies the query before the dot product
     rope_scale: float  # global layers only: angles are divided by it
     vocab_size: int = 262_144  # V
-    vocab_padding: int = 0  # rows that a Hugging Face table has beyond V: never looked up, never predicted
-    num_local_per_global: int = 5  # the pattern is that many local layers, then one global; truncated at the end
+    vocab_padding: int = 0  # rows of a Hugging Face table beyond V: never looked up, never predicted
+    num_local_per_global: int = 5  # the pattern: that many local layers, then a global one; cut at the last layer
     rope_base_local: float = 1e4
     rope_base_global: float = 1e6
     norm_epsilon: float = 1e-6
@@ -42,34 +42,34 @@ class Config:
                 "the first must be a multiple of the second"
             )
         if self.head_dim % 2:
-            raise ValueError(f"model.head_dim is {self.head_dim}; it must be even, as RoPE turns halves")
+            raise ValueError(f"model.head_dim is {self.head_dim}; it must be even, as RoPE rotates halves")
 
     @property
     def period(self) -> int:
-        """Layers in one turn of the pattern."""
+        """Layers in one period of the pattern."""
         return self.num_local_per_global + 1
 
     @property
     def num_periods(self) -> int:
-        """Whole turns of the pattern."""
+        """Complete periods of the pattern."""
         return self.num_layers // self.period
 
     @property
     def num_remaining(self) -> int:
-        """Local layers after the last whole turn."""
+        """Local layers after the last complete period."""
         return self.num_layers % self.period
 
     def is_global(self, layer: int) -> bool:
-        """Whether layer number `layer`, from 0, sees the whole document."""
+        """Whether layer `layer`, counted from 0, attends to the whole document."""
         return layer % self.period == self.num_local_per_global
 
 
-def _gemma3(**columns) -> Config:
-    columns.setdefault("query_scale", columns["head_dim"] ** -0.5)
-    return Config(**columns)
+def _gemma3(**fields) -> Config:
+    fields.setdefault("query_scale", fields["head_dim"] ** -0.5)
+    return Config(**fields)
 
 
-# 27B scales queries by (width / num_heads) ** -0.5, all others by head_dim ** -0.5.
+# 27B scales queries by (embed_dim / num_heads) ** -0.5, all others by head_dim ** -0.5.
 SIZES = types.MappingProxyType(
     {
         "270m": _gemma3(

@@ -1,4 +1,4 @@
-"""Attention with the whole score matrix written out: the reference that every other path must equal."""
+"""Dense attention, with the whole score matrix: the reference that every other path must equal."""
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +14,24 @@ def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    places: masks.Places,
+    layout: masks.TokenLayout,
     sliding_window: int | None,
     *,
-    key_places: masks.Places | None = None,
+    key_layout: masks.TokenLayout | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax-weighted values; `query` comes scaled, query head n reads key head n // (N / K).
+    """Softmax-weighted values, in O(T * S) time and memory; query head n reads key head n // (N / K).
 
-    `key_places`: of keys that are not of the queries' own tokens. Costs O(T * S) time and memory.
-    Where the row is split over `seq`, every device gathers all keys and values.
+    `query` is already scaled. `key_layout` is that of keys which do not belong to the queries' own tokens. Where `seq`
+    splits the row, every device gathers all keys and values.
     """
     key, value = (sharding.constrain(x, "BSKH") for x in (key, value))
     q_BTKGH = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
-    q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)  # else XLA's CPU backend transposes the scores, S / H times as many numbers
+    q_BKGTH = jnp.moveaxis(q_BTKGH, 1, 3)  # else XLA's CPU backend transposes the scores, S / H times as large
     scores = matmul.einsum("BKGTH,BSKH->BKGTS", q_BKGTH, key, jnp.float32)
-    probs = masked_softmax(scores, masks.visible(places, key_places or places, sliding_window)[:, None, None])
+    probs = masked_softmax(scores, masks.visible(layout, key_layout or layout, sliding_window)[:, None, None])
     return matmul.einsum("BKGTS,BSKH->BTKGH", probs.astype(value.dtype), value).reshape(query.shape)
 
 
 def masked_softmax(scores: Float[Array, "*dims T S"], mask: Bool[Array, "*#dims T S"]) -> Float[Array, "*dims T S"]:
-    """Softmax over the keys that `mask` allows, in float32."""
+    """Softmax in float32 over the keys that `mask` allows."""
     return jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1)

@@ -1,15 +1,15 @@
-"""Floating-point operations of training, by formula: what MFU is a share of."""
+"""Model FLOPs of training, by formula: the numerator of MFU."""
 
 from gemma3_jax.model import config
 
 
 def per_token(model: config.Config, seq_len: int) -> float:
-    """Operations of a forward and a backward pass for a token, averaged over a row that is one document.
+    """FLOPs of a forward and a backward pass for one token, averaged over a row that is one document.
 
-    Two for each multiply-add of a matrix forward, four backward; nothing for what is computed twice to save memory, for
-    norms, or for the look-up of embeddings. The tied head is counted. A query reads (S + 1) / 2 keys on average on a
-    global layer, and W - W (W - 1) / 2S on a local one.
-    Source: the usual 6 N D with attention added; the survey's table of these sizes (recipe, section G).
+    A multiply-add of a matrix counts 2 forward and 4 backward. The tied head is counted; rematerialization, norms and
+    the embedding lookup are not. A query reads (S + 1) / 2 keys on average on a global layer, and W - W (W - 1) / 2S on
+    a local one.
+    Source: the usual 6 N D with attention added.
     """
     per_layer = model.embed_dim * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
     per_layer += 3 * model.embed_dim * model.mlp_dim

@@ -1,4 +1,4 @@
-"""Weights: how they are made and annotated, gathered to be used, and how their gradients are summed (ZeRO-3)."""
+"""Weights under ZeRO-3: created and annotated, gathered where they are used, their gradients reduce-scattered."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from gemma3_jax.model import matmul
 
 
 def annotated(value) -> nnx.Param:
-    """A parameter whose dims annotate and no more: sharding.parameter_shardings decides for all of them at once."""
+    """A parameter annotated with its dims, not yet sharded: sharding.parameter_shardings decides for all at once."""
     return nnx.Param(value, eager_sharding=False)
 
 
@@ -36,9 +36,9 @@ def project(
 ) -> Float[Array, "..."]:
     """einsum(spec, x, weight) in `dtype`, or that of `x`, laid out over the mesh as the letters of `spec` say.
 
-    This is ZeRO-3, once for all layers. The weight is cast to the dtype of `x`, then gathered, and only for the moment:
-    the backward pass gathers it again. Its gradient is summed in float32, over tokens and over devices, and scattered
-    to where the weight rests: thousands of devices would lose it in bfloat16.
+    The ZeRO-3 of all layers is here. The weight is cast to the dtype of `x`, then all-gathered, and freed after use;
+    the backward pass gathers it again. Its gradient is summed in float32 over tokens and devices, as bfloat16 would
+    lose sums over thousands of devices, and reduce-scattered to where the weight rests.
     """
     return _project(spec, jnp.dtype(dtype or x.dtype), x, weight)
 
@@ -46,7 +46,7 @@ def project(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _project(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Array) -> jax.Array:
     _, weight_dims, out_dims = re.split(",|->", spec)
-    out = matmul.einsum(spec, x, gathered(weight, weight_dims, x.dtype), dtype)
+    out = matmul.einsum(spec, x, gather(weight, weight_dims, x.dtype), dtype)
     return sharding.constrain(out, out_dims)
 
 
@@ -57,44 +57,44 @@ def _project_forward(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Arra
 def _project_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_dims, weight_dims, out_dims = re.split(",|->", spec)
     x, weight = saved
-    grad = grad.astype(x.dtype)  # float32 logits, too: both products run at the speed of the activations' dtype
-    grad_x = matmul.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gathered(weight, weight_dims, x.dtype))
-    grad_weight = scattered(spec, x, grad, weight.shape).astype(weight.dtype)
+    grad = grad.astype(x.dtype)  # of float32 logits too: both products run at the speed of the activations' dtype
+    grad_x = matmul.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad, gather(weight, weight_dims, x.dtype))
+    grad_weight = weight_gradient(spec, x, grad, weight.shape).astype(weight.dtype)
     return sharding.constrain(grad_x, x_dims), grad_weight
 
 
 _project.defvjp(_project_forward, _project_backward)
 
 
-def gathered(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
-    """The weight in `dtype`, gathered from the shards it rests in: cast first, so that fewer bytes travel.
+def gather(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
+    """The weight in `dtype`, all-gathered from the shards it rests in; cast first, so that fewer bytes travel.
 
-    One dim after the other, the last one first: what is gathered over an earlier dim comes in the order in which it is
-    needed, and while a later dim is put in order there is only a part of it. Both at once are copied once more, whole.
+    Dims are gathered one at a time, the last one first: a gather over an earlier dim returns its parts in order, and
+    while a later dim is put in order only a part of it is there. Gathering both at once copies the whole weight again.
     """
     weight = sharding.constrain_at_rest(weight.astype(dtype), dims)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return weight
-    layout, used = _layouts(dims, weight.shape, mesh)
+    axes, axes_in_use = _axes_by_dim(dims, weight.shape, mesh)
     for dim in reversed(range(weight.ndim)):
-        if layout[dim] != used[dim]:
-            layout[dim] = used[dim]
-            weight = jax.lax.with_sharding_constraint(weight, PartitionSpec(*layout))
+        if axes[dim] != axes_in_use[dim]:
+            axes[dim] = axes_in_use[dim]
+            weight = jax.lax.with_sharding_constraint(weight, PartitionSpec(*axes))
     return weight
 
 
-def _layouts(dims: str, shape: tuple[int, ...], mesh) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    """The axes that split each dim of a weight where it rests, and where it is used."""
-    rest = sharding.parameter_spec(tuple(dims), shape, mesh.shape)
-    used = sharding.activation_spec(dims, shape, mesh.shape)
-    return sharding.axes_by_dim(rest, len(dims)), sharding.axes_by_dim(used, len(dims))
+def _axes_by_dim(dims: str, shape: tuple[int, ...], mesh) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """The mesh axes that split each dim of a weight: at rest, and in use."""
+    at_rest = sharding.parameter_spec(tuple(dims), shape, mesh.shape)
+    in_use = sharding.activation_spec(dims, shape, mesh.shape)
+    return sharding.axes_by_dim(at_rest, len(dims)), sharding.axes_by_dim(in_use, len(dims))
 
 
-def scattered(spec: str, x: Float[Array, "..."], grad: Float[Array, "..."], shape: tuple[int, ...]) -> Array:
-    """The gradient of a projection's weight, summed in float32 and scattered to where the weight rests.
+def weight_gradient(spec: str, x: Float[Array, "..."], grad: Float[Array, "..."], shape: tuple[int, ...]) -> Array:
+    """The gradient of a projection's weight, summed in float32 and reduce-scattered to where the weight rests.
 
-    Said by hand: of a gradient that rests split by two dims, XLA makes the whole sum on every device and takes a part.
+    In a shard_map, as XLA sums a gradient that rests split by two dims whole on every device, and then takes a part.
     """
     x_dims, dims, out_dims = re.split(",|->", spec)
     mesh = jax.sharding.get_abstract_mesh()
@@ -102,20 +102,23 @@ def scattered(spec: str, x: Float[Array, "..."], grad: Float[Array, "..."], shap
         return matmul.einsum(f"{x_dims},{out_dims}->{dims}", x, grad, jnp.float32)
     x_spec = sharding.activation_spec(x_dims, x.shape, mesh.shape)
     grad_spec = sharding.activation_spec(out_dims, grad.shape, mesh.shape)
-    rest, used = _layouts(dims, shape, mesh)
-    of_x = zip(x_dims, sharding.axes_by_dim(x_spec, x.ndim), strict=True)
-    terms = {axis for letter, axes in of_x if letter not in dims for axis in axes if mesh.shape[axis] > 1}
-    split = {}  # of the axes whose devices have one term of the sum each: the dim that they split at rest
-    for dim, (size, at_rest, here) in enumerate(zip(shape, rest, used, strict=True)):
-        if size % math.prod(mesh.shape[axis] for axis in {*at_rest, *here}) == 0:
-            split |= {axis: dim for axis in at_rest if axis in terms}
+    axes_at_rest, axes_in_use = _axes_by_dim(dims, shape, mesh)
+    x_axes = zip(x_dims, sharding.axes_by_dim(x_spec, x.ndim), strict=True)
+    # Axes whose devices hold one term of the sum each, and the dim that each of them splits at rest.
+    summed_axes = {axis for letter, axes in x_axes if letter not in dims for axis in axes if mesh.shape[axis] > 1}
+    scatter_dims = {}
+    for dim, (size, at_rest, in_use) in enumerate(zip(shape, axes_at_rest, axes_in_use, strict=True)):
+        if size % math.prod(mesh.shape[axis] for axis in {*at_rest, *in_use}) == 0:
+            scatter_dims |= {axis: dim for axis in at_rest if axis in summed_axes}
 
-    def own(x: jax.Array, grad: jax.Array) -> jax.Array:
+    def local_gradient(x: jax.Array, grad: jax.Array) -> jax.Array:
         part = matmul.einsum(f"{x_dims},{out_dims}->{dims}", x, grad, jnp.float32)
-        for axis, dim in split.items():
-            part = sharding.sum_scattered(part, axis, dim)
-        return jax.lax.psum(part, tuple(sorted(terms - set(split))))
+        for axis, dim in scatter_dims.items():
+            part = sharding.reduce_scatter(part, axis, dim)
+        return jax.lax.psum(part, tuple(sorted(summed_axes - set(scatter_dims))))
 
-    out = [(*axes, *(axis for axis in split if split[axis] == dim)) for dim, axes in enumerate(used)]
-    run = jax.shard_map(own, in_specs=(x_spec, grad_spec), out_specs=PartitionSpec(*out), check_vma=False)
+    out = [
+        (*axes, *(axis for axis in scatter_dims if scatter_dims[axis] == dim)) for dim, axes in enumerate(axes_in_use)
+    ]
+    run = jax.shard_map(local_gradient, in_specs=(x_spec, grad_spec), out_specs=PartitionSpec(*out), check_vma=False)
     return sharding.constrain_at_rest(run(x, grad), dims)

@@ -14,10 +14,11 @@ from gemma3_jax.model import fsdp, sharded_embedding
 class RMSNorm(nnx.Module):
     """x / rms(x) * (1 + scale), in float32 whatever the dtype of x; scale starts at 0."""
 
-    def __init__(self, dim: str, embed_dim: int, epsilon: float, rngs: nnx.Rngs):
+    def __init__(self, dim: str, size: int, epsilon: float, rngs: nnx.Rngs):
+        """`dim` is the letter of the normalized dim, `size` its size."""
         self.epsilon = epsilon
         init = nnx.with_partitioning(nnx.initializers.zeros_init(), (dim,))
-        self.scale = fsdp.annotated(init(rngs.params(), (embed_dim,), jnp.float32))
+        self.scale = fsdp.annotated(init(rngs.params(), (size,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
         x_f32 = x.astype(jnp.float32)  # bf16 keeps 8 bits: a mean of thousands of squares drifts
@@ -27,14 +28,14 @@ class RMSNorm(nnx.Module):
 
 
 class Embedder(nnx.Module):
-    """The vocabulary table, used at both ends: looked up going in, multiplied with coming out."""
+    """The embedding table, which both ends share: looked up for inputs, multiplied with for logits."""
 
     def __init__(self, vocab_size: int, embed_dim: int, rngs: nnx.Rngs):
         self.table = fsdp.parameter(rngs, "V D", (vocab_size, embed_dim), fan_in="D")
 
     def encode(self, tokens: Int[Array, "B T"], dtype: DTypeLike) -> Float[Array, "B T D"]:
         """Table rows times sqrt(D), the factor rounded to `dtype` first (33.94 becomes 34 in bfloat16)."""
-        rows = sharded_embedding.look_up(jnp.dtype(dtype), self.table[...], tokens)
+        rows = sharded_embedding.lookup(jnp.dtype(dtype), self.table[...], tokens)
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), dtype)
 
     def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
@@ -42,10 +43,10 @@ class Embedder(nnx.Module):
         return fsdp.project("BTD,VD->BTV", x, self.table[...], jnp.float32)
 
 
-def place_soft_tokens(
+def insert_soft_tokens(
     x: Float[Array, "B T D"], soft_tokens: Float[Array, "B I Q D"], images: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """`x` with its n-th image place (images > 0) of every row overwritten by the row's n-th soft token, unscaled.
+    """`x` with the n-th image token (images > 0) of every row replaced by the row's n-th soft token, unscaled.
 
     Source: Gemma 3 report, section 2.1; google-deepmind/gemma gm/nn/_transformer.py.
     """

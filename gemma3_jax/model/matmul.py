@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 def einsum(
     spec: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: DTypeLike | None = None
 ) -> Float[Array, "..."]:
-    """einsum(spec, x, y) in `dtype`, or that of `x`; the gradients are such products too, each in its operand's dtype.
+    """einsum(spec, x, y) in `dtype`, or that of `x`; its gradients are such products too, each in its operand's dtype.
 
     `spec` may sum only over letters that both operands have.
     """
@@ -29,8 +29,8 @@ def _einsum(spec: str, dtype: jnp.dtype, x: jax.Array, y: jax.Array) -> jax.Arra
 
     if dtype == jnp.float32:
         return rounded_within(x, y)
-    # Asked for bfloat16, XLA's CPU backend widens both operands and multiplies in float32: 190 GFLOP/s on two cores
-    # with avx512_bf16, and 400 asked for float32. Elsewhere that would widen the sums over devices as well.
+    # For a bfloat16 result XLA's CPU backend widens both operands and multiplies in float32: 190 GFLOP/s on two cores
+    # with avx512_bf16, against 400 for a float32 result. Elsewhere that would widen sums over devices as well.
     return jax.lax.platform_dependent(x, y, cpu=rounded_after, default=rounded_within)
 
 
@@ -41,7 +41,7 @@ def _einsum_forward(spec: str, dtype: jnp.dtype, x: jax.Array, y: jax.Array) -> 
 def _einsum_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_dims, y_dims, out_dims = re.split(",|->", spec)
     x, y = saved
-    # Of float32 scores and logits too: both products run at the speed of the operands' dtype.
+    # Gradients of float32 scores and logits too: both products run at the speed of the operands' dtype.
     grad = grad.astype(x.dtype)
     grad_x = _einsum(f"{out_dims},{y_dims}->{x_dims}", x.dtype, grad, y)
     grad_y = _einsum(f"{x_dims},{out_dims}->{y_dims}", y.dtype, x, grad)

@@ -1,4 +1,4 @@
-"""Gemma 3, the text transformer: section 2 of the report, in code."""
+"""The Gemma 3 text transformer (section 2 of the report)."""
 
 import functools
 from collections.abc import Callable
@@ -25,17 +25,17 @@ class Block(nnx.Module):
         self.post_mlp_norm = norm()
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], read: attention.Read
+        self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], attend: attention.Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """The stream after the layer, and what `read` keeps of its keys and values."""
-        attended, kept = self.attention(self.pre_attention_norm(x), angles, read)
+        """Returns the residual stream after the layer, and the new keys and values from `attend`."""
+        attended, new_kv = self.attention(self.pre_attention_norm(x), angles, attend)
         x += self.post_attention_norm(attended)
         x += self.post_mlp_norm(self.mlp(self.pre_mlp_norm(x)))
-        return x, kept
+        return x, new_kv
 
 
 class Period(nnx.Module):
-    """One turn of the pattern: the local layers, stacked, then the global one."""
+    """One period of the layer pattern: the local layers, stacked, then the global one."""
 
     def __init__(self, model: config.Config, rngs: nnx.Rngs):
         self.local_layers = _local_stack(model, model.num_local_per_global, rngs)
@@ -43,12 +43,11 @@ class Period(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Packed rows of tokens in, final hidden states out; `logits` turns those into scores over the vocabulary.
+    """Packed rows of tokens in, final hidden states out; `logits` maps those to scores over the vocabulary.
 
-    `extend` is the same for rows that go on from a cache, as text does that is being written.
-
-    The layers stand as a scan over periods, in each a scan over local layers and one global layer, and a scan over the
-    local layers left at the end: three layer bodies in the program, whatever the depth.
+    `extend` does the same for rows that continue from a cache, as in generation. Layers are scanned: a scan over
+    periods, inside it a scan over local layers and one global layer, and a scan over the local layers left at the end.
+    The program has three layer bodies, whatever the depth.
     """
 
     def __init__(self, model: config.Config, rngs: nnx.Rngs):
@@ -61,84 +60,93 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         tokens: Int[Array, "B T"],
-        places: masks.Places,
+        layout: masks.TokenLayout,
         soft_tokens: Float[Array, "B I Q D"] | None = None,
         *,
         execute: execution.Execution = execution.REFERENCE,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm. Image places take `soft_tokens` in order; their ids are not looked up."""
+        """Hidden states after the final norm. `soft_tokens` replace the image tokens in order, whatever their ids."""
         if soft_tokens is not None:
-            assert places.images is not None, "soft tokens need places.images to say where they go"
-            tokens = jnp.where(places.images > 0, 0, tokens)  # the placeholder's id may lie outside the table
+            assert layout.images is not None, "soft tokens need layout.images: the tokens that they replace"
+            tokens = jnp.where(layout.images > 0, 0, tokens)  # the placeholder's id may lie outside the table
         x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
         if soft_tokens is not None:
-            x = layers.place_soft_tokens(x, soft_tokens, places.images)
+            x = layers.insert_soft_tokens(x, soft_tokens, layout.images)
 
-        def read(query, key, value, sliding_window, past):
-            return attention.attend(query, key, value, places, sliding_window, execute.attention), None
+        def attend(query, key, value, sliding_window, layer_cache):
+            return attention.attend(query, key, value, layout, sliding_window, execute.attention), None
 
-        hidden, _ = self._through_layers(x, places.positions, read, kv_cache.NOTHING, execute.remat)
+        hidden, _ = self._scan_layers(x, layout.positions, attend, kv_cache.NO_LAYERS, execute.remat)
         return hidden
 
     def extend(
-        self, tokens: Int[Array, "B T"], cached: kv_cache.Cache, *, execute: execution.Execution = execution.REFERENCE
+        self, tokens: Int[Array, "B T"], cache: kv_cache.Cache, *, execute: execution.Execution = execution.REFERENCE
     ) -> tuple[Float[Array, "B T D"], kv_cache.Cache]:
-        """Hidden states of tokens that come after those in the cache, and the cache with them in it.
+        """Hidden states of the tokens that follow those in the cache, and the cache extended by them.
 
-        Attention is dense: T times as many scores a head as the cache has slots.
+        Attention is dense: each head scores T times the slots of the cache.
         """
         x = self.embedder.encode(tokens, execution.DTYPES[execute.dtype])
-        places = kv_cache.places_of_next(cached, tokens.shape[1])
+        layout = kv_cache.next_layout(cache, tokens.shape[1])
 
-        def read(query, key, value, sliding_window, past):
-            return kv_cache.attend(query, key, value, places, sliding_window, cached=cached, past=past)
+        def attend(query, key, value, sliding_window, layer_cache):
+            return kv_cache.attend(query, key, value, layout, sliding_window, cache=cache, layer_cache=layer_cache)
 
-        hidden, new = self._through_layers(x, places.positions, read, cached.layers, "none")
-        return hidden, kv_cache.appended(cached, new, tokens.shape[1])
+        hidden, new = self._scan_layers(x, layout.positions, attend, cache.layers, "none")
+        return hidden, kv_cache.append(cache, new, tokens.shape[1])
 
-    def _through_layers(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], read: Callable, past: kv_cache.Layers, remat: str
+    def _scan_layers(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        attend: Callable,
+        cache: kv_cache.Layers,
+        remat: str,
     ) -> tuple[Float[Array, "B T D"], kv_cache.Layers]:
-        """Hidden states after the final norm, and what `read(query, key, value, window, past of the layer)` kept."""
+        """Hidden states after the final norm, and each layer's new keys and values.
+
+        `attend(query, key, value, sliding_window, layer_cache)` returns attended values, and what to cache.
+        """
         angles = functools.partial(rope.angles, positions, self.model.head_dim)
         local_angles = angles(base=self.model.rope_base_local, scale=1.0)
         global_angles = angles(base=self.model.rope_base_global, scale=self.model.rope_scale)
 
-        def layer(x, block, angles, past):
-            return block(x, angles, functools.partial(read, past=past))
+        def layer(x, block, angles, layer_cache):
+            return block(x, angles, functools.partial(attend, layer_cache=layer_cache))
 
-        of_local, of_global = _keeping(layer, execution.REMAT_POLICIES[remat])
+        run_local, run_global = _remat(layer, execution.REMAT_POLICIES[remat])
 
-        def local_layer(x, of_layer):
-            block, past = of_layer
-            return of_local(x, block, local_angles, past)
+        def local_layer(x, inputs):
+            block, layer_cache = inputs
+            return run_local(x, block, local_angles, layer_cache)
 
-        def period(x, of_period):
-            layers_of, past_local, past_global = of_period
+        def period(x, inputs):
+            blocks, local_cache, global_cache = inputs
             new_local = None
-            if layers_of.local_layers is not None:
-                x, new_local = jax.lax.scan(local_layer, x, (layers_of.local_layers, past_local))
-            x, new_global = of_global(x, layers_of.global_layer, global_angles, past_global)
+            if blocks.local_layers is not None:
+                x, new_local = jax.lax.scan(local_layer, x, (blocks.local_layers, local_cache))
+            x, new_global = run_global(x, blocks.global_layer, global_angles, global_cache)
             return x, (new_local, new_global)
 
         new_local = new_global = new_remaining = None
         if self.periods is not None:
-            x, (new_local, new_global) = jax.lax.scan(period, x, (self.periods, past.local_layers, past.global_layers))
+            inputs = self.periods, cache.local_layers, cache.global_layers
+            x, (new_local, new_global) = jax.lax.scan(period, x, inputs)
         if self.remaining_layers is not None:
-            x, new_remaining = jax.lax.scan(local_layer, x, (self.remaining_layers, past.remaining_layers))
+            x, new_remaining = jax.lax.scan(local_layer, x, (self.remaining_layers, cache.remaining_layers))
         return self.final_norm(x), kv_cache.Layers(new_local, new_global, new_remaining)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Float32 scores over the vocabulary: no bias, no soft cap. Ask for few tokens at a time: V is 262,144."""
+        """Float32 scores over the vocabulary, without bias or soft cap. V is 262,144: pass few tokens at a time."""
         return self.embedder.decode(hidden)
 
 
-def _keeping(layer, kept: tuple[tuple[str, ...], ...] | None) -> tuple:
-    """The layer, once for local and once for global ones, computed again in the backward pass but for what is kept."""
-    if kept is None:
+def _remat(layer, saved_names: tuple[tuple[str, ...], ...] | None) -> tuple:
+    """The layer for local and for global layers, rematerialized except for the values with `saved_names`."""
+    if saved_names is None:
         return layer, layer
-    policies = (jax.checkpoint_policies.save_only_these_names(*names) for names in kept)
-    # Inside a scan nothing can merge the two computations, so the barrier against it would only cost.
+    policies = (jax.checkpoint_policies.save_only_these_names(*names) for names in saved_names)
+    # Inside a scan nothing can merge the two computations, so the barrier against that would only cost.
     return tuple(jax.checkpoint(layer, policy=policy, prevent_cse=False) for policy in policies)
 
 

@@ -1,4 +1,4 @@
-"""Dense is the reference: its value by hand, and every other path equal to it."""
+"""Dense attention by hand, and every other path against dense."""
 
 import itertools
 
@@ -10,11 +10,11 @@ import pytest
 from gemma3_jax.model import attention, banded, dense, masks
 from tests import toys
 
-NUM_HEADS, HEAD_WIDTH = 4, 8
+NUM_HEADS, HEAD_DIM = 4, 8
 
 
 def inputs(num_tokens, num_kv_heads, num_rows=2):
-    shape = lambda heads: (num_rows, num_tokens, heads, HEAD_WIDTH)  # noqa: E731
+    shape = lambda heads: (num_rows, num_tokens, heads, HEAD_DIM)  # noqa: E731
     query, key, value = (
         jnp.asarray(toys.noise(name, shape(heads)) * 2)
         for name, heads in (("query", NUM_HEADS), ("key", num_kv_heads), ("value", num_kv_heads))
@@ -22,13 +22,13 @@ def inputs(num_tokens, num_kv_heads, num_rows=2):
     return query, key, value
 
 
-def packed_places(lengths, num_tokens, images=False):
+def packed_layout(lengths, num_tokens, images=False):
     segments, positions = (jnp.tile(x, (2, 1)) for x in toys.packed(lengths, num_tokens))
     if not images:
-        return masks.Places(segments, positions)
+        return masks.TokenLayout(segments, positions)
     index = jnp.arange(num_tokens)
     image = jnp.where((index % 10 > 3)[None] & (segments > 0), 1 + index[None] // 10, 0)  # across blocks of 128
-    return masks.Places(segments, positions, image.astype(jnp.int32))
+    return masks.TokenLayout(segments, positions, image.astype(jnp.int32))
 
 
 def test_dense_by_hand():
@@ -41,25 +41,26 @@ def test_dense_by_hand():
 
 def test_query_heads_share_key_heads_in_order():
     query, key, value = inputs(6, num_kv_heads=2)
-    places = masks.whole_rows(jnp.zeros((2, 6), jnp.int32))
-    repeated = dense.attend(query, jnp.repeat(key, 2, axis=2), jnp.repeat(value, 2, axis=2), places, None)
-    np.testing.assert_allclose(dense.attend(query, key, value, places, None), repeated, atol=1e-6)
+    layout = masks.whole_rows(jnp.zeros((2, 6), jnp.int32))
+    repeated = dense.attend(query, jnp.repeat(key, 2, axis=2), jnp.repeat(value, 2, axis=2), layout, None)
+    np.testing.assert_allclose(dense.attend(query, key, value, layout, None), repeated, atol=1e-6)
 
 
 # Row lengths below, at and beyond the block; windows of one token, odd, larger than a block, larger than the row.
 @pytest.mark.parametrize(
-    "num_tokens, window", [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128), (1100, 700)]
+    "num_tokens, sliding_window",
+    [(40, 1), (40, 7), (7, 7), (7, 50), (300, 5), (300, 129), (513, 200), (256, 128), (1100, 700)],
 )
 @pytest.mark.parametrize("num_kv_heads, images", [(1, False), (2, True), (4, False)])
 def test_banded_equals_dense_forward_and_backward(num_tokens, sliding_window, num_kv_heads, images):
-    places = packed_places([num_tokens // 3, num_tokens // 2], num_tokens, images)
-    weight = jnp.asarray(toys.noise("weight", (2, num_tokens, NUM_HEADS, HEAD_WIDTH)))
+    layout = packed_layout([num_tokens // 3, num_tokens // 2], num_tokens, images)
+    weight = jnp.asarray(toys.noise("weight", (2, num_tokens, NUM_HEADS, HEAD_DIM)))
 
     def loss(arrays, path):
-        return jnp.sum(attention.attend(*arrays, places, sliding_window, path) * weight)
+        return jnp.sum(attention.attend(*arrays, layout, sliding_window, path) * weight)
 
     arrays = inputs(num_tokens, num_kv_heads)
-    outs = [attention.attend(*arrays, places, sliding_window, path) for path in ("dense", "banded")]
+    outs = [attention.attend(*arrays, layout, sliding_window, path) for path in ("dense", "banded")]
     np.testing.assert_allclose(*outs, atol=1e-5)  # float32 sums of up to 700 products of size 2, in another order
     grads = [jax.jit(jax.grad(loss), static_argnums=1)(arrays, path) for path in ("dense", "banded")]
     for of_dense, of_banded in zip(*grads, strict=True):
@@ -69,19 +70,19 @@ def test_banded_equals_dense_forward_and_backward(num_tokens, sliding_window, nu
 
 @pytest.mark.parametrize("path", ["dense", "banded"])
 def test_padding_attends_to_zero_and_sends_no_gradient(path):
-    places = packed_places([10, 5], 40)
+    layout = packed_layout([10, 5], 40)
     arrays = inputs(40, 2)
-    out = attention.attend(*arrays, places, 4, path)
+    out = attention.attend(*arrays, layout, 4, path)
     assert not np.isnan(out).any() and (out[:, 15:] == 0).all() and (out[:, :15] != 0).all()
-    for grad in jax.grad(lambda arrays: jnp.sum(attention.attend(*arrays, places, 4, path)))(arrays):
+    for grad in jax.grad(lambda arrays: jnp.sum(attention.attend(*arrays, layout, 4, path)))(arrays):
         assert not np.isnan(grad).any() and (grad[:, 15:] == 0).all()
 
 
 def test_banded_scores_grow_with_the_window_not_with_the_row():
     def largest(num_tokens):
         arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs(num_tokens, 1, num_rows=1)]
-        places = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))
-        jaxpr = jax.make_jaxpr(lambda *a: banded.attend(*a, places, 128))(*arrays)
+        layout = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))
+        jaxpr = jax.make_jaxpr(lambda *a: banded.attend(*a, layout, 128))(*arrays)
         return max(var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars)
 
     assert largest(4096) == 8 * largest(512) == NUM_HEADS * 4096 * banded.keys_per_query(128, 4096, both_ways=False)

@@ -46,7 +46,7 @@ def test_only_27b_scales_queries_by_width_over_heads():
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"sliding_window": 0}, r"model\.window is 0; it must be a whole number >= 1"),
+        ({"sliding_window": 0}, r"model\.sliding_window is 0; it must be a whole number >= 1"),
         ({"vocab_padding": -1}, r"model\.vocab_padding is -1; it must be a whole number >= 0"),
         ({"rope_scale": 0.0}, r"model\.rope_scale is 0\.0; it must be a finite number > 0"),
         ({"query_scale": float("nan")}, r"model\.query_scale is nan; it must be a finite number > 0"),

@@ -1,4 +1,4 @@
-"""Operations per token against published sizes, and against a count of pairs and of the compiler."""
+"""FLOPs per token against published sizes, a count of pairs, and the compiler's count."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ import pytest
 from gemma3_jax.model import config, flops, masks, parameters
 from tests import toys
 
-TABLE = {  # recipe, section G: operations per token at 8K, 32K and 128K
+TABLE = {  # published FLOPs per token at 8K, 32K and 128K
     "1b": (6.33e9, 6.94e9, 9.36e9),
     "4b": (2.45e10, 2.60e10, 3.21e10),
     "12b": (7.41e10, 7.90e10, 9.84e10),
@@ -19,17 +19,17 @@ TABLE = {  # recipe, section G: operations per token at 8K, 32K and 128K
 
 
 @pytest.mark.parametrize("size", TABLE)
-def test_the_published_sizes_take_what_the_table_says(size):
-    found = [flops.per_token(config.SIZES[size], 1 << power) for power in (13, 15, 17)]
-    assert found == pytest.approx(TABLE[size], rel=2e-3)  # the table has three digits
+def test_the_published_sizes_take_the_flops_of_the_table(size):
+    per_token = [flops.per_token(config.SIZES[size], 1 << power) for power in (13, 15, 17)]
+    assert per_token == pytest.approx(TABLE[size], rel=2e-3)  # the table has three digits
 
 
 @pytest.mark.parametrize("seq_len", [3, 5, 40])
 def test_attention_is_counted_pair_by_pair(seq_len):
     model = toys.TOY
-    places = masks.whole_rows(jnp.zeros((1, seq_len), jnp.int32))
+    layout = masks.whole_rows(jnp.zeros((1, seq_len), jnp.int32))
     pairs = {
-        sliding_window: int(np.sum(masks.visible(places, places, sliding_window))) / seq_len
+        sliding_window: int(np.sum(masks.visible(layout, layout, sliding_window))) / seq_len
         for sliding_window in (model.sliding_window, None)
     }
     num_global = sum(map(model.is_global, range(model.num_layers)))

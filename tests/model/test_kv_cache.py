@@ -1,4 +1,4 @@
-"""A cache gives what a whole row gives, in the bytes that the report's formula says."""
+"""A cache row equals a whole row, in the bytes of the report's formula."""
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,30 @@ PADDING = (0, 6)  # of the two rows
 
 
 def extended(model, params, tokens, parts, num_slots=32):
-    """Logits of every token, read in parts of these sizes, and the cache at the end."""
-    cached = kv_cache.empty(kv_cache.shapes(model, len(tokens), num_slots, jnp.float32), jnp.asarray(PADDING))
+    """Logits of every token, read in parts of these sizes, and the last cache."""
+    cache = kv_cache.empty(kv_cache.shapes(model, len(tokens), num_slots, jnp.float32), jnp.asarray(PADDING))
 
     @jax.jit
-    def extend(params, tokens, cached):
+    def extend(params, tokens, cache):
         bound = parameters.bind(model, params)
-        hidden, cached = bound.extend(tokens, cached)
-        return bound.logits(hidden), cached
+        hidden, cache = bound.extend(tokens, cache)
+        return bound.logits(hidden), cache
 
-    found, start = [], 0
+    parts_logits, start = [], 0
     for size in parts:
-        logits, cached = extend(params, tokens[:, start : start + size], cached)
-        found.append(logits)
+        logits, cache = extend(params, tokens[:, start : start + size], cache)
+        parts_logits.append(logits)
         start += size
     assert start == tokens.shape[1]
-    return np.concatenate(found, axis=1), cached
+    return np.concatenate(parts_logits, axis=1), cache
 
 
 def whole(model, params, tokens):
     """Logits of every token without a cache."""
     positions = jnp.arange(NUM_TOKENS)[None] - jnp.asarray(PADDING)[:, None]
-    places = masks.Places((positions >= 0).astype(jnp.int32), positions)
+    layout = masks.TokenLayout((positions >= 0).astype(jnp.int32), positions)
     bound = parameters.bind(model, params)
-    return np.asarray(jax.jit(lambda tokens: bound.logits(bound(tokens, places)))(tokens))
+    return np.asarray(jax.jit(lambda tokens: bound.logits(bound(tokens, layout)))(tokens))
 
 
 @pytest.mark.parametrize("name", ["toy", "window_1", "every_layer_global", "one_layer", "window_beyond_row"])
@@ -45,10 +45,10 @@ def test_cached_is_uncached_at_every_token_with_windows_wrapped_and_rows_padded(
     """Chunks longer than the window (5, and 1) and single tokens, from an empty ring and from full ones."""
     model = toys.variant(name)
     params, tokens = toys.params(model), jnp.asarray(toys.tokens(model, 2, NUM_TOKENS))
-    found, _ = extended(model, params, tokens, (9, *[1] * 7, 9, 1, 1, 1, 1))
+    logits, _ = extended(model, params, tokens, (9, *[1] * 7, 9, 1, 1, 1, 1))
     expected = whole(model, params, tokens)
     for row, padding in enumerate(PADDING):
-        np.testing.assert_allclose(found[row, padding:], expected[row, padding:], atol=toys.ROUNDING, rtol=0)
+        np.testing.assert_allclose(logits[row, padding:], expected[row, padding:], atol=toys.ROUNDING, rtol=0)
 
 
 def test_a_local_layer_keeps_a_window_and_no_more():
@@ -86,9 +86,9 @@ def test_over_a_mesh_rows_and_heads_are_split_and_logits_are_the_same():
     alone = whole(model, params, tokens)
     mesh = sharding.make_mesh(data=2, model=2)
     params = jax.device_put(params, parameters.shardings(model, mesh))
-    places = kv_cache.shardings(kv_cache.shapes(model, 2, 32, jnp.float32), mesh)
-    split = sharding.axes_by_dim(places.global_layers.keys.spec, 5)
+    shardings = kv_cache.shardings(kv_cache.shapes(model, 2, 32, jnp.float32), mesh)
+    split = sharding.axes_by_dim(shardings.global_layers.keys.spec, 5)
     assert split == [(), ("replica", "data"), (), ("model",), ()]
     with jax.set_mesh(mesh):
-        found, _ = extended(model, params, tokens, (28, 1))
-    np.testing.assert_allclose(found[:, 6:], alone[:, 6:], atol=toys.ROUNDING, rtol=0)
+        logits, _ = extended(model, params, tokens, (28, 1))
+    np.testing.assert_allclose(logits[:, 6:], alone[:, 6:], atol=toys.ROUNDING, rtol=0)

@@ -45,11 +45,11 @@ def test_the_mlp_is_gated_by_the_tanh_gelu():
     np.testing.assert_allclose(mlp(jnp.full((1, 1, 1), x)), np.full((1, 1, 1), gelu * 3 * x * 5), rtol=1e-6)
 
 
-def test_soft_tokens_overwrite_their_places_in_order_and_nothing_else():
+def test_soft_tokens_replace_image_tokens_in_order_and_nothing_else():
     x = jnp.zeros((1, 6, 2))
     soft = jnp.arange(1.0, 9.0).reshape(1, 2, 2, 2)
-    placed = layers.place_soft_tokens(x, soft, jnp.asarray([[0, 1, 1, 0, 2, 2]]))
-    assert placed[0].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0], [5, 6], [7, 8]]
+    out = layers.insert_soft_tokens(x, soft, jnp.asarray([[0, 1, 1, 0, 2, 2]]))
+    assert out[0].tolist() == [[0, 0], [1, 2], [3, 4], [0, 0], [5, 6], [7, 8]]
 
 
 def test_fresh_parameters_keep_activations_near_unit_variance():
@@ -59,6 +59,6 @@ def test_fresh_parameters_keep_activations_near_unit_variance():
 
 
 @pytest.mark.parametrize("field", ["dtype", "remat", "attention"])
-def test_an_unknown_way_to_execute_is_refused_with_those_there_are(field):
+def test_an_unknown_choice_is_refused_with_the_allowed_ones(field):
     with pytest.raises(ValueError, match=rf"{field} is 'fast'; it must be one of \w+, "):
         execution.Execution(**{field: "fast"})

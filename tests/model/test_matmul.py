@@ -1,4 +1,4 @@
-"""Products of activations against float32 ones, and what each platform is asked for."""
+"""Products of activations against float32, and the result dtype on each platform."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ def test_bfloat16_product_and_its_gradients_are_float32_ones_rounded_once():
     *operands_bf16, out_grad = operands(jnp.bfloat16)
     out, pullback = jax.vjp(jax.jit(lambda x, y: matmul.einsum(SPEC, x, y)), *operands_bf16)
     wide, wide_pullback = jax.vjp(lambda x, y: jnp.einsum(SPEC, x, y), *(x.astype(jnp.float32) for x in operands_bf16))
-    found, expected = (out, *pullback(out_grad)), (wide, *wide_pullback(out_grad.astype(jnp.float32)))
-    for narrow, exact in zip(found, expected, strict=True):
+    narrow_results, expected = (out, *pullback(out_grad)), (wide, *wide_pullback(out_grad.astype(jnp.float32)))
+    for narrow, exact in zip(narrow_results, expected, strict=True):
         assert narrow.dtype == jnp.bfloat16
-        # Half a unit in the last of 8 bits, and as sums in another order may fall on the other side, a little more.
+        # Half a unit in the last of 8 bits, and a little more, as sums in another order may round the other way.
         np.testing.assert_allclose(narrow.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
@@ -32,10 +32,10 @@ def test_float32_product_of_bfloat16_is_not_rounded():
     np.testing.assert_allclose(matmul.einsum(SPEC, x, y, jnp.float32), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("platform, asked", [("cpu", "f32"), ("tpu", "bf16"), ("cuda", "bf16")])
-def test_only_a_cpu_is_asked_for_float32(platform, asked):
+@pytest.mark.parametrize("platform, dtype", [("cpu", "f32"), ("tpu", "bf16"), ("cuda", "bf16")])
+def test_only_a_cpu_multiplies_into_float32(platform, dtype):
     x, y, _ = operands(jnp.bfloat16)
     traced = jax.jit(lambda x, y: matmul.einsum(SPEC, x, y)).trace(x, y)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     (dot,) = (line for line in text.splitlines() if "dot_general" in line)
-    assert dot.endswith(f"(tensor<2x3x64xbf16>, tensor<64x8xbf16>) -> tensor<2x3x8x{asked}>")
+    assert dot.endswith(f"(tensor<2x3x64xbf16>, tensor<64x8xbf16>) -> tensor<2x3x8x{dtype}>")

@@ -10,7 +10,7 @@ def test_angles_by_hand():
     np.testing.assert_allclose(angles, [[[0.0, 0.0], [3.0, 0.3]]], rtol=1e-6)
 
 
-def test_scale_8_lays_position_8m_where_m_was():
+def test_scale_8_gives_position_8m_the_angles_of_m():
     far = rope.angles(jnp.asarray([[8 * 1000]]), 16, base=1e6, scale=8.0)
     np.testing.assert_allclose(far, rope.angles(jnp.asarray([[1000]]), 16, base=1e6, scale=1.0), rtol=1e-6)
 

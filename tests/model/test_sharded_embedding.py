@@ -1,4 +1,4 @@
-"""The look-up equals indexing a whole table, forward and backward, however table and tokens are split."""
+"""The lookup equals indexing a whole table, forward and backward, however table and tokens are split."""
 
 import re
 
@@ -19,12 +19,12 @@ MESHES = [
     {"seq": 4, "model": 2},
     {"replica": 8},
 ]
-# Of 8 shards: by columns, by rows, by both, by neither.
+# Split into 8 shards by columns, by rows, by both, by neither.
 SHAPES = [(24, 1024), (64, 6), (24, 12), (25, 7)]
 
 
 def weighted(table, tokens, weights):
-    return jnp.sum(sharded_embedding.look_up(jnp.dtype("float32"), table, tokens) * weights)
+    return jnp.sum(sharded_embedding.lookup(jnp.dtype("float32"), table, tokens) * weights)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -36,7 +36,7 @@ def test_on_a_mesh_it_is_indexing(axes, shape):
     at_rest = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), shape, mesh.shape))
     with jax.set_mesh(mesh):
         spread = jax.device_put(table, at_rest), jax.device_put(tokens, sharding.batch_sharding(mesh))
-        rows = jax.jit(sharded_embedding.look_up, static_argnums=0)(jnp.dtype("float32"), *spread)
+        rows = jax.jit(sharded_embedding.lookup, static_argnums=0)(jnp.dtype("float32"), *spread)
         grad = jax.jit(jax.grad(weighted), out_shardings=at_rest)(*spread, weights)
     np.testing.assert_array_equal(rows, table[tokens])
     expected = np.zeros(shape, np.float64)
@@ -48,7 +48,7 @@ def test_rows_that_do_not_split_are_looked_up_whole():
     mesh, table = sharding.make_mesh(data=4, seq=2), jnp.asarray(toys.noise("table", (24, 16)))
     tokens = jnp.arange(9).reshape(3, 3)
     with jax.set_mesh(mesh):
-        rows = jax.jit(sharded_embedding.look_up, static_argnums=0)(jnp.dtype("float32"), table, tokens)
+        rows = jax.jit(sharded_embedding.lookup, static_argnums=0)(jnp.dtype("float32"), table, tokens)
         grad = jax.jit(jax.grad(weighted))(table, tokens, jnp.ones((3, 3, 16)))
     np.testing.assert_array_equal(rows, table[tokens])
     np.testing.assert_array_equal(grad[:, 0], (np.arange(24) < 9).astype(np.float32))
@@ -58,17 +58,17 @@ def test_rows_that_do_not_split_are_looked_up_whole():
 def test_the_gradient_of_a_frequent_token_is_a_float32_sum_in_bfloat16_too(axes):
     tokens, table = jnp.zeros((8, 512), jnp.int32), jnp.ones((8, 16))
 
-    def summed(table):
-        return jnp.sum(sharded_embedding.look_up(jnp.dtype("bfloat16"), table, tokens).astype(jnp.float32))
+    def total(table):
+        return jnp.sum(sharded_embedding.lookup(jnp.dtype("bfloat16"), table, tokens).astype(jnp.float32))
 
     with jax.set_mesh(sharding.make_mesh(**(axes or {}))):
-        grad = jax.jit(jax.grad(summed))(table)
+        grad = jax.jit(jax.grad(total))(table)
     np.testing.assert_array_equal(grad[:2], [[4096.0] * 16, [0.0] * 16])  # in bfloat16 it stops at 256
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_no_device_holds_the_table_or_its_gradient(shape):
-    shape = 8 * shape[0], 8 * shape[1]  # larger than what is looked up
+    shape = 8 * shape[0], 8 * shape[1]  # larger than the looked-up rows
     mesh = sharding.make_mesh(data=4, seq=2)
     at_rest = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), shape, mesh.shape))
     table = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=at_rest)

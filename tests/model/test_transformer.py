@@ -14,9 +14,9 @@ NUM_TOKENS = 24
 
 
 @functools.partial(jax.jit, static_argnames=("model", "execute"))
-def logits(model, params, tokens, places=None, soft_tokens=None, execute=execution.REFERENCE):
+def logits(model, params, tokens, layout=None, soft_tokens=None, execute=execution.REFERENCE):
     bound = parameters.bind(model, params)
-    return bound.logits(bound(tokens, places or masks.whole_rows(tokens), soft_tokens, execute=execute))
+    return bound.logits(bound(tokens, layout or masks.whole_rows(tokens), soft_tokens, execute=execute))
 
 
 @pytest.mark.parametrize("name", toys.VARIANTS)
@@ -29,26 +29,26 @@ def test_scanned_layers_equal_layers_called_one_by_one(name):
 
 def both_ways(model, params, tokens):
     """Hidden states as the transformer computes them, and as a Python loop over its layers does."""
-    bound, places = parameters.bind(model, params), masks.whole_rows(tokens)
+    bound, layout = parameters.bind(model, params), masks.whole_rows(tokens)
     x = bound.embedder.encode(tokens, jnp.float32)
 
-    def read(query, key, value, sliding_window):
-        return dense.attend(query, key, value, places, sliding_window), None
+    def attend(query, key, value, sliding_window):
+        return dense.attend(query, key, value, layout, sliding_window), None
 
     for layer in range(model.num_layers):
-        period, place = divmod(layer, model.period)
+        period, index_in_period = divmod(layer, model.period)
         if period == model.num_periods:
-            stack, index = bound.remaining_layers, (place,)
+            stack, index = bound.remaining_layers, (index_in_period,)
         elif model.is_global(layer):
             stack, index = bound.periods.global_layer, (period,)
         else:
-            stack, index = bound.periods.local_layers, (period, place)
+            stack, index = bound.periods.local_layers, (period, index_in_period)
         base, scale = (
             (model.rope_base_global, model.rope_scale) if model.is_global(layer) else (model.rope_base_local, 1.0)
         )
-        angles = rope.angles(places.positions, model.head_dim, base=base, scale=scale)
-        x = jax.tree.map(lambda leaf, index=index: leaf[index], stack)(x, angles, read)[0]
-    return bound(tokens, places), bound.final_norm(x)
+        angles = rope.angles(layout.positions, model.head_dim, base=base, scale=scale)
+        x = jax.tree.map(lambda leaf, index=index: leaf[index], stack)(x, angles, attend)[0]
+    return bound(tokens, layout), bound.final_norm(x)
 
 
 @pytest.mark.parametrize("path", ["dense", "banded"])
@@ -56,8 +56,8 @@ def test_packed_documents_equal_each_document_alone(path):
     model = toys.TOY
     params, execute = toys.params(model), execution.Execution(attention=path)
     tokens, lengths = toys.tokens(model, 1, 64), [9, 1, 30, 17]
-    places = masks.Places(*(jnp.asarray(x) for x in toys.packed(lengths, 64)))
-    row = logits(model, params, tokens, places, execute=execute)
+    layout = masks.TokenLayout(*(jnp.asarray(x) for x in toys.packed(lengths, 64)))
+    row = logits(model, params, tokens, layout, execute=execute)
     start = 0
     for length in lengths:
         alone = logits(model, params, tokens[:, start : start + length], execute=execute)
@@ -72,7 +72,7 @@ def test_gradient_comes_from_no_later_token_and_from_as_far_back_as_windows_reac
     """L local layers of window W see L * (W - 1) tokens back; a global layer sees everything; none looks ahead."""
     model = dataclasses.replace(toys.TOY, num_layers=num_layers)
     params, at = toys.params(model), 18
-    tokens = jnp.arange(NUM_TOKENS)[None]  # all distinct: a row of the table stands for a place in the row
+    tokens = jnp.arange(NUM_TOKENS)[None]  # all distinct: a row of the table stands for a position
 
     def hidden_at(table):
         bound = parameters.bind(model, params | {"embedder": {"table": table}})
@@ -97,7 +97,7 @@ def test_remat_changes_neither_loss_nor_gradients(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
 
 
-def test_remat_keeps_less_the_more_it_computes_again():
+def test_remat_saves_less_the_more_it_recomputes():
     model = dataclasses.replace(toys.TOY, num_layers=12, mlp_dim=512)
     shapes, tokens = parameters.shapes(model), jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
@@ -110,7 +110,7 @@ def test_remat_keeps_less_the_more_it_computes_again():
 
     sizes = [saved_bytes(remat) for remat in ("full", "keep_global", "keep_attention", "none")]
     assert sizes == sorted(sizes) and len(set(sizes)) == 4 and sizes[2] < sizes[3] / 2
-    # Of two global layers what attention gives, before the projection out of its heads.
+    # The attention output of two global layers, before its projection.
     assert sizes[1] - sizes[0] == 2 * 2 * 64 * model.num_heads * model.head_dim
 
 
@@ -124,16 +124,16 @@ def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
     assert 1e-4 < error < 0.05  # 8 bits, through 8 layers
 
 
-def test_soft_tokens_take_the_place_of_embedding_rows_whatever_the_ids():
+def test_soft_tokens_replace_embedding_rows_whatever_the_ids():
     model = toys.TOY
     params, tokens = toys.params(model), toys.tokens(model, 1, 12)
     images = jnp.asarray([[0, 0, 1, 1, 1, 0, 0, 2, 2, 2, 0, 0]])
-    places = masks.whole_rows(jnp.asarray(tokens))._replace(images=images)
+    layout = masks.whole_rows(jnp.asarray(tokens))._replace(images=images)
     soft = jnp.asarray(toys.noise("soft", (1, 2, 3, model.embed_dim)))
-    expected = logits(model, params, tokens, places, soft_tokens=soft)
+    expected = logits(model, params, tokens, layout, soft_tokens=soft)
     beyond = np.where(images > 0, model.vocab_size + 7, tokens)  # as Hugging Face numbers the placeholder
-    np.testing.assert_array_equal(logits(model, params, beyond, places, soft_tokens=soft), expected)
-    changed = logits(model, params, tokens, places, soft_tokens=soft.at[0, 0, 2].add(1.0))
+    np.testing.assert_array_equal(logits(model, params, beyond, layout, soft_tokens=soft), expected)
+    changed = logits(model, params, tokens, layout, soft_tokens=soft.at[0, 0, 2].add(1.0))
     differs = np.abs(changed - expected).max(axis=-1)[0] > 0
     assert differs.tolist() == [False, False] + [True] * 10  # the image's own tokens look ahead to its last one
 
@@ -141,10 +141,10 @@ def test_soft_tokens_take_the_place_of_embedding_rows_whatever_the_ids():
 def test_paths_agree_through_the_whole_model_with_images():
     model = toys.TOY
     params, tokens = toys.params(model), toys.tokens(model, 1, 32)
-    places = masks.Places(*(jnp.asarray(x) for x in toys.packed([13, 12], 32)))
-    places = places._replace(images=jnp.where((places.positions > 2) & (places.positions < 9), 1, 0))
+    layout = masks.TokenLayout(*(jnp.asarray(x) for x in toys.packed([13, 12], 32)))
+    layout = layout._replace(images=jnp.where((layout.positions > 2) & (layout.positions < 9), 1, 0))
     outs = [
-        logits(model, params, tokens, places, execute=execution.Execution(attention=path))
+        logits(model, params, tokens, layout, execute=execution.Execution(attention=path))
         for path in ("dense", "banded")
     ]
     np.testing.assert_allclose(*outs, atol=toys.ROUNDING)
