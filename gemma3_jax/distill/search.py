@@ -1,108 +1,93 @@
-"""Searches of a vocabulary that sort none of it and add up none of it one by one: by blocks, and blocks of blocks."""
+"""Searches of a vocabulary by blocks, and blocks of blocks: no sort of all of V, and no cumulative sum over it."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from gemma3_jax.losses import vocab_parallel
-
-# Sums of 64 in float32, of 64 of those, ...: within some 3e-7 of exact ones over 262,144 numbers; one long sum, 6e-5.
-BLOCK = 64
+from gemma3_jax.losses import blocks, vocab_parallel
 
 
-def in_blocks(values: Float[Array, "B T V"], size: int, fill: float) -> Float[Array, "B T R Z"]:
-    """`values` in blocks of `size` neighbours, the last one filled up."""
-    missing = -values.shape[-1] % size
-    if missing:
-        values = jnp.pad(values, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
-    return values.reshape(*values.shape[:2], -1, size)
-
-
-def take_blocks(blocks: Shaped[Array, "B T R Z"], places: Int[Array, "B T M"]) -> Shaped[Array, "B T M Z"]:
-    return jnp.take_along_axis(blocks, places[..., None], axis=2)
-
-
-def total(values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
-    """Over V, by blocks."""
-    return jnp.sum(jnp.sum(in_blocks(values, BLOCK, 0.0), axis=-1), axis=-1)
+def take_blocks(values: Shaped[Array, "B T R Z"], indices: Int[Array, "B T M"]) -> Shaped[Array, "B T M Z"]:
+    return jnp.take_along_axis(values, indices[..., None], axis=2)
 
 
 def largest(values: Float[Array, "B T V"], count: int) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
-    """The `count` largest, falling, and their places; of equals the first come first. As jax.lax.top_k, exactly.
+    """The `count` largest values, falling, and their indices; exactly as jax.lax.top_k, ties in order of index.
 
-    None of them lies outside the `count` blocks with the largest maxima: each of those has one that comes before.
+    All of them lie in the `count` blocks with the largest maxima: each of those holds a value that comes before any
+    value elsewhere.
     """
-    if values.shape[-1] <= 2 * count * BLOCK:
+    if values.shape[-1] <= 2 * count * blocks.SIZE:
         return _top_k(values, count)
-    blocks = in_blocks(values, BLOCK, -jnp.inf)
-    _, chosen = largest(jnp.max(blocks, axis=-1), count)
-    chosen = jnp.sort(chosen, axis=-1)  # so that equals stay in the order of their places
-    candidates = take_blocks(blocks, chosen).reshape(*values.shape[:2], -1)
+    split = blocks.split(values, blocks.SIZE, -jnp.inf)
+    _, chosen = largest(jnp.max(split, axis=-1), count)
+    chosen = jnp.sort(chosen, axis=-1)  # so that ties stay in order of index
+    candidates = take_blocks(split, chosen).reshape(*values.shape[:2], -1)
     best, within = _top_k(candidates, count)
-    return best, jnp.take_along_axis(chosen, within // BLOCK, axis=-1) * BLOCK + within % BLOCK
+    return best, jnp.take_along_axis(chosen, within // blocks.SIZE, axis=-1) * blocks.SIZE + within % blocks.SIZE
 
 
 def _top_k(values: Float[Array, "B T V"], count: int) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
-    # Behind barriers: XLA knows it as a sort and a slice, and merging that with a slice of ours leaves the whole sort.
-    # One each: of one around the pair XLA dies ("cannot be downcasted to HloGetTupleElementInstruction").
-    best, places = map(jax.lax.optimization_barrier, jax.lax.top_k(values, count))
-    return best, places
+    # Behind barriers: XLA sees top_k as a sort and a slice, and merging that with a later slice leaves the whole sort.
+    # One barrier each: with one around the pair XLA fails ("cannot be downcasted to HloGetTupleElementInstruction").
+    best, indices = map(jax.lax.optimization_barrier, jax.lax.top_k(values, count))
+    return best, indices
 
 
-def largest_of_all(
+def largest_over_shards(
     values: Float[Array, "B T V"], count: int, shard: vocab_parallel.Shard
 ) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
-    """`largest` over all shards, the same on each: values and ids."""
-    best, places = largest(values, min(count, shard.size))
-    return merge(best, places + shard.first(), count, shard)
+    """The `count` largest values over all shards and their ids, the same on each shard."""
+    best, indices = largest(values, min(count, shard.size))
+    return merge(best, indices + shard.first_id(), count, shard)
 
 
 def merge(
     values: Float[Array, "B T _"], ids: Int[Array, "B T _"], count: int, shard: vocab_parallel.Shard
 ) -> tuple[Float[Array, "B T M"], Int[Array, "B T M"]]:
-    """The `count` largest of what every shard puts forward, falling; of equals those of the first shard come first."""
+    """The `count` largest of the candidates of all shards, falling; ties in order of shard."""
     if not shard.axes:
         return values[..., :count], ids[..., :count]
-    values, ids = (joined(x, shard) for x in (values, ids))
-    best, places = _top_k(values, count)
-    return best, jnp.take_along_axis(ids, places, axis=-1)
+    values, ids = (concatenate_shards(x, shard) for x in (values, ids))
+    best, indices = _top_k(values, count)
+    return best, jnp.take_along_axis(ids, indices, axis=-1)
 
 
-def joined(x: Shaped[Array, "B T V"], shard: vocab_parallel.Shard) -> Shaped[Array, "B T M"]:
-    """What all shards hold, one after the other."""
-    return jnp.moveaxis(shard.of_all(x), 0, 2).reshape(*x.shape[:2], -1)
+def concatenate_shards(x: Shaped[Array, "B T V"], shard: vocab_parallel.Shard) -> Shaped[Array, "B T M"]:
+    """The values of all shards, one after the other."""
+    return jnp.moveaxis(shard.all_gather(x), 0, 2).reshape(*x.shape[:2], -1)
 
 
-def at(
-    masses: Float[Array, "B T V"], parts: Float[Array, "B T M"], shard: vocab_parallel.Shard
+def at_quantiles(
+    masses: Float[Array, "B T V"], quantiles: Float[Array, "B T M"], shard: vocab_parallel.Shard
 ) -> tuple[Int[Array, "B T M"], Float[Array, "B T"]]:
-    """The ids at these parts (from 0 to 1) of the mass of all shards, and that mass.
+    """The ids at these quantiles (0 to 1) of the cumulative mass over all shards, and the total mass.
 
-    An id is hit in proportion to its mass, and never if that is 0; where there is no mass at all, ids mean nothing.
-    Parts are read to 2**-24, so ids far below that share it with their neighbours.
+    An id is hit in proportion to its mass, and never if that is 0; ids mean nothing where the total is 0. Quantiles
+    resolve 2**-24 of the total, so ids far below that share it with their neighbours.
     """
-    levels = [in_blocks(masses, BLOCK, 0.0)]
+    levels = [blocks.split(masses, blocks.SIZE, 0.0)]
     while levels[-1].shape[2] > 1:
-        levels.append(in_blocks(jnp.sum(levels[-1], axis=-1), BLOCK, 0.0))
-    of_shards = jnp.moveaxis(shard.of_all(jnp.sum(levels[-1], axis=(2, 3))), 0, -1)
-    mass = jnp.sum(of_shards, axis=-1)
-    owner, points = _step(jnp.cumsum(of_shards, axis=-1)[:, :, None], parts * mass[..., None])
-    place = jnp.zeros_like(owner)
+        levels.append(blocks.split(jnp.sum(levels[-1], axis=-1), blocks.SIZE, 0.0))
+    shard_masses = jnp.moveaxis(shard.all_gather(jnp.sum(levels[-1], axis=(2, 3))), 0, -1)
+    mass = jnp.sum(shard_masses, axis=-1)
+    owner, points = _descend(jnp.cumsum(shard_masses, axis=-1)[:, :, None], quantiles * mass[..., None])
+    index = jnp.zeros_like(owner)
     for level in reversed(levels):
         ends = jnp.cumsum(level, axis=-1)
-        inside, points = _step(ends if ends.shape[2] == 1 else take_blocks(ends, place), points)
-        place = place * BLOCK + inside
-    place = jnp.minimum(place, shard.size - 1)
-    return shard.sum(jnp.where(owner == shard.number(), shard.first() + place, 0)), mass
+        inside, points = _descend(ends if ends.shape[2] == 1 else take_blocks(ends, index), points)
+        index = index * blocks.SIZE + inside
+    index = jnp.minimum(index, shard.size - 1)
+    return shard.sum(jnp.where(owner == shard.index(), shard.first_id() + index, 0)), mass
 
 
-def _step(
+def _descend(
     ends: Float[Array, "B T #M Z"], points: Float[Array, "B T M"]
 ) -> tuple[Int[Array, "B T M"], Float[Array, "B T M"]]:
-    """Which of Z neighbours, that end where `ends` says, a point falls on, and how far into it.
+    """Which of Z neighbours, whose cumulative masses are `ends`, each point falls on, and how far into it.
 
-    What has no mass ends where its neighbour does, and is passed over. Rounding may leave a point behind the end: it
-    falls on the last that has mass.
+    A neighbour without mass ends where the one before it does, and is passed over. A point that rounding leaves beyond
+    the end falls on the last neighbour with mass.
     """
     passed = ends <= jnp.minimum(points, jnp.nextafter(ends[..., -1], -jnp.inf))[..., None]
     inside = jnp.sum(passed, axis=-1, dtype=jnp.int32)

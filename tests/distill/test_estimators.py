@@ -1,4 +1,4 @@
-"""Which estimators tell a teacher's probabilities without bias, and that shards, blocks and ties change nothing."""
+"""Which estimators are unbiased, and that shards, blocks and ties change nothing."""
 
 import dataclasses
 import functools
@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
 from gemma3_jax.distill import estimators, noise, search, settings
-from gemma3_jax.losses import vocab_parallel
+from gemma3_jax.losses import blocks, vocab_parallel
+from gemma3_jax.losses import softmax as sharded_softmax
 
 V = 24
 NUM_KEYS = 20_000
@@ -22,9 +23,9 @@ EVERY = pytest.mark.parametrize("name", settings.ESTIMATORS)
 
 @pytest.fixture
 def small_blocks(request, monkeypatch):
-    """Walks the ways of a large vocabulary with a small one: three levels of blocks, a race between blocks."""
+    """Makes a small vocabulary take the code paths of a large one: three levels of blocks, a race between blocks."""
     if request.param:
-        monkeypatch.setattr(search, "BLOCK", 4)
+        monkeypatch.setattr(blocks, "SIZE", 4)
         monkeypatch.setattr(estimators, "RACED_BY_BLOCK", 1)
 
 
@@ -50,7 +51,7 @@ def draw(
 
     def sample(rows):
         keys = noise.token_keys(7, jnp.full(rows.shape[:2], 3), jnp.arange(rows.shape[1])[None])
-        teacher = estimators.softmax(rows, temperature, vocab_parallel.Shard(rows.shape[2]))
+        teacher = sharded_softmax.of_logits(rows, temperature, vocab_parallel.Shard(rows.shape[2]))
         return estimators.estimate(teacher, keys, samples)
 
     ids, weights, is_new = jax.jit(sample)(rows)
@@ -84,8 +85,8 @@ def test_the_mean_weight_of_an_id_is_its_probability(name, num_samples, small_bl
 
 
 @pytest.mark.parametrize("name", ("top_k", "sampled"))
-def test_the_biased_ones_give_the_likely_ids_what_the_others_have(name):
-    """The test above, failed: by hundreds of standard errors, and by how much of the mass."""
+def test_biased_estimators_give_probable_ids_the_mass_of_the_others(name):
+    """They fail the test above: by hundreds of standard errors, and by much of the mass."""
     scores = logits()
     p, dense = softmax(scores), spread(*draw(scores, name, 8, NUM_KEYS))
     assert standard_errors_off(dense, p).max() > 100
@@ -93,7 +94,7 @@ def test_the_biased_ones_give_the_likely_ids_what_the_others_have(name):
 
 
 def test_weights_made_to_add_up_are_biased_by_little():
-    """Enough keys show it; it is a small part of the bias of the report's wording, and goes with more samples."""
+    """Many keys show it; it is a small part of the bias of `sampled`, and shrinks with more samples."""
     p = np.array([0.5, *[0.025] * 20])
     scores = np.log(p).astype(np.float32)
     few, more = (spread(*draw(scores, "gumbel_ht_normalized", size, NUM_KEYS), 21) for size in (2, 8))
@@ -129,8 +130,8 @@ def test_weights_add_up_to_one_and_the_impossible_has_none(name, num_samples, sm
 
 @pytest.mark.parametrize("small_blocks", (True,), indirect=True)
 @EVERY
-def test_a_single_possible_id_gets_all_weight_and_padding_is_never_named(name, small_blocks):
-    """23 ids do not fill blocks of 4; `draw` looks that none is named beyond them."""
+def test_a_single_possible_id_gets_all_weight_and_padding_is_never_drawn(name, small_blocks):
+    """23 ids do not fill blocks of 4; `draw` checks that no id beyond them is drawn."""
     scores = np.full(23, -1e9, np.float32)
     scores[-1] = 2
     ids, weights = draw(scores, name, 5, num_keys=50)
@@ -145,14 +146,14 @@ def test_top_k_by_hand():
 
 
 def test_stratified_by_hand():
-    """The first half of the slots has the likely ids; of five samples three are drawn from the rest."""
+    """The first half of the slots holds the most probable ids; three of five samples are drawn from the rest."""
     ids, weights = draw(np.log(np.float32([0.1, 0.35, 0.05, 0.3, 0.11, 0.09])), "stratified", 5, num_keys=9)
     np.testing.assert_array_equal(ids[:, :2], np.tile([1, 3], (9, 1)))
     assert np.isin(ids[:, 2:], [0, 2, 4, 5]).all()
     np.testing.assert_allclose(weights, np.tile([0.35, 0.3, *[0.35 / 3] * 3], (9, 1)), rtol=1e-5)
 
 
-def test_systematic_draws_name_an_id_in_proportion_to_within_one():
+def test_systematic_draws_an_id_in_proportion_to_within_one():
     p = np.array([0.5, 0.25, 0.15, 0.06, 0.04])
     ids, weights = draw(np.log(p).astype(np.float32), "systematic", 4, num_keys=200)
     counts = spread(ids, np.ones_like(weights), 5)
@@ -161,32 +162,32 @@ def test_systematic_draws_name_an_id_in_proportion_to_within_one():
 
 
 def test_the_points_of_a_cumulative_sum_by_hand():
-    """Ends of runs belong to the next id; ids without mass are stepped over, at the end too."""
+    """Ends of runs belong to the next id; ids without mass are skipped, at the end too."""
     masses = jnp.asarray([0, 1, 0, 2, 1, 0, 0], jnp.float32)[None, None]
     parts = jnp.asarray([0, 0.24, 0.25, 0.74, 0.75, 0.99, 1], jnp.float32)[None, None]
-    ids, mass = search.at(masses, parts, vocab_parallel.Shard(7))
+    ids, mass = search.at_quantiles(masses, parts, vocab_parallel.Shard(7))
     np.testing.assert_array_equal(ids[0, 0], [1, 1, 3, 3, 4, 4, 4])
     assert mass[0, 0] == 4
-    assert search.at(0 * masses, parts, vocab_parallel.Shard(7))[0].max() < 7
+    assert search.at_quantiles(0 * masses, parts, vocab_parallel.Shard(7))[0].max() < 7
 
 
 def test_horvitz_thompson_weights_by_hand():
-    """Of what the race says: p over the chance of coming before the first id that is not named."""
+    """p over the chance to arrive before the first id that is not drawn."""
     scores = logits()
-    teacher = estimators.softmax(jnp.asarray(scores)[None, None], 1.0, vocab_parallel.Shard(V))
+    teacher = sharded_softmax.of_logits(jnp.asarray(scores)[None, None], 1.0, vocab_parallel.Shard(V))
     keys = noise.token_keys(7, jnp.full((1, 1), 3), jnp.zeros((1, 1), jnp.int32))
     times, order = (np.asarray(x)[0, 0] for x in jax.jit(lambda: estimators.race(teacher, keys, 5))())
     assert (np.diff(times) > 0).all() and len(set(order)) == 5
     ids, weights = draw(scores, "gumbel_ht", 4)
     np.testing.assert_array_equal(ids[0], order[:4])
     p = softmax(scores)[order[:4]]
-    q = 1 - np.exp(-p * times[4] * float(teacher.total[0, 0]))
+    q = 1 - np.exp(-p * times[4] * float(teacher.total_mass[0, 0]))
     np.testing.assert_allclose(weights[0], p / q, rtol=1e-5)
 
 
 @WHOLE_OR_BLOCKS
 def test_the_race_is_won_in_proportion(small_blocks):
-    """The first two by Plackett and Luce, all pairs: a race between blocks is one between ids."""
+    """All pairs of the first two, by Plackett and Luce: a race between blocks is a race between ids."""
     p = np.array([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01])
     ids, _ = draw(np.log(p).astype(np.float32), "sampled", 2, NUM_KEYS)
     pairs = np.zeros((8, 8))
@@ -205,17 +206,17 @@ def test_the_first_samples_of_many_are_those_of_few(name):
 
 @WHOLE_OR_BLOCKS
 @pytest.mark.parametrize("count", (1, 2, 3, 9))
-def test_the_largest_of_equals_are_the_first(count, small_blocks):
+def test_ties_of_the_largest_are_in_order_of_index(count, small_blocks):
     values = np.random.default_rng(0).integers(0, 6, size=(40, 50, 41)).astype(np.float32)
     values[0] = -np.inf
-    best, places = search.largest(jnp.asarray(values), count)
+    best, indices = search.largest(jnp.asarray(values), count)
     wanted = np.argsort(-values, axis=-1, kind="stable")[..., :count]
-    np.testing.assert_array_equal(places, wanted)
+    np.testing.assert_array_equal(indices, wanted)
     np.testing.assert_array_equal(best, np.take_along_axis(values, wanted, axis=-1))
 
 
 @WHOLE_OR_BLOCKS
-def test_the_likely_half_and_the_rest_share_equals_by_id(small_blocks):
+def test_the_probable_half_and_the_rest_split_ties_by_id(small_blocks):
     ids, weights = draw(np.zeros(16, np.float32), "stratified", 8, num_keys=200)
     np.testing.assert_array_equal(ids[:, :4], np.tile(np.arange(4), (200, 1)))
     assert ids[:, 4:].min() == 4 and ids[:, 4:].max() == 15
@@ -233,26 +234,26 @@ SPLIT_4 = {"seq": 2, "model": 2}
 SPLIT_4_TWICE = {"data": 2, "seq": 2, "model": 2}
 
 
-def sample(rows, places, *, samples, shard):
-    keys = noise.token_keys(0, jnp.zeros_like(places), places)
-    return estimators.estimate(estimators.softmax(rows, 1.0, shard), keys, samples)
+def sample(rows, positions, *, samples, shard):
+    keys = noise.token_keys(0, jnp.zeros_like(positions), positions)
+    return estimators.estimate(sharded_softmax.of_logits(rows, 1.0, shard), keys, samples)
 
 
 def check_split_is_whole(name: str, num_samples: int, sizes: dict[str, int]) -> None:
     """Shards of 8 ids, with ties across them."""
     rows = np.round(np.random.default_rng(1).normal(size=(2, 30, 32)) * 4).astype(np.float32) / 4
-    places = np.arange(60).reshape(2, 30)
+    positions = np.arange(60).reshape(2, 30)
     samples = settings.Samples(estimator=name, num_samples=num_samples)
-    alone = jax.jit(functools.partial(sample, samples=samples, shard=vocab_parallel.Shard(32)))(rows, places)
+    alone = jax.jit(functools.partial(sample, samples=samples, shard=vocab_parallel.Shard(32)))(rows, positions)
     with jax.set_mesh(sharding.make_mesh(**sizes)):
         shard, batch = vocab_parallel.shard_of(32), sharding.ACTIVATION_AXES["B"]
         assert shard.size == 8
-        split = vocab_parallel.mapped(
+        split = vocab_parallel.shard_map(
             functools.partial(sample, samples=samples, shard=shard),
             (PartitionSpec(batch, None, shard.axes), PartitionSpec(batch)),
             PartitionSpec(batch),
         )
-        together = jax.jit(split)(rows, places)
+        together = jax.jit(split)(rows, positions)
     np.testing.assert_array_equal(together.ids, alone.ids)
     np.testing.assert_allclose(together.weights, alone.weights, rtol=1e-5)
 
@@ -273,7 +274,7 @@ def test_a_race_between_blocks_is_the_same_on_every_mesh(small_blocks):
 
 
 def heavy_tailed() -> tuple[np.ndarray, np.ndarray]:
-    """As many ids as Gemma has, and their ranks: half of the mass on one, a fifth beyond the first 4,096."""
+    """As many ids as Gemma has, and their ranks: half of the mass on one id, a fifth beyond the first 4,096."""
     ranks = np.random.default_rng(0).permutation(1 << 18) + 1
     p = ranks**-1.05
     p /= 2 * p.sum()
@@ -287,7 +288,7 @@ def test_cumulative_sums_over_all_of_gemmas_ids_are_exact_to_a_millionth():
     ends = np.cumsum(masses, dtype=np.float64)
     wanted = np.random.default_rng(1).integers(1, 1 << 18, size=2048)
     parts = np.concatenate([ends[wanted] / ends[-1], np.linspace(0, 1, 2049)]).astype(np.float32)
-    at = functools.partial(search.at, shard=vocab_parallel.Shard(1 << 18))
+    at = functools.partial(search.at_quantiles, shard=vocab_parallel.Shard(1 << 18))
     ids, mass = jax.jit(at)(jnp.asarray(masses)[None, None], jnp.asarray(parts)[None, None])
     ids, starts = np.asarray(ids)[0, 0], np.concatenate([[0], ends])
     assert float(mass[0, 0]) == pytest.approx(ends[-1], rel=1e-6)
@@ -306,11 +307,11 @@ def test_the_tail_of_gemmas_vocabulary_gets_its_mass(name):
 
 @pytest.mark.parametrize("name", ("stratified", "gumbel_ht"))
 def test_gemmas_vocabulary_is_never_sorted_nor_all_of_it_hashed(name):
-    """What is sorted, or has random bits, in the compiled program: some candidates, no array of V."""
+    """The program sorts, and draws random bits for, some candidates; for no array of V."""
     samples = settings.Samples(estimator=name)
     shard = vocab_parallel.Shard(1 << 18)
-    rows, places = jax.ShapeDtypeStruct((1, 2, 1 << 18), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    text = jax.jit(functools.partial(sample, samples=samples, shard=shard)).lower(rows, places).as_text()
+    rows, positions = jax.ShapeDtypeStruct((1, 2, 1 << 18), jnp.float32), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    text = jax.jit(functools.partial(sample, samples=samples, shard=shard)).lower(rows, positions).as_text()
     sizes = [int(size) for size in re.findall(r"chlo\.top_k\(.*?tensor<1x2x(\d+)xf32>", text)]
     assert sizes and max(sizes) < 20_000, sizes
     assert "262144xui32" not in text

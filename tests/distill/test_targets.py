@@ -1,4 +1,4 @@
-"""What is said of a teacher besides the ids and weights, against float64; and that a restart draws the same again."""
+"""The fields of drawn targets beside ids and weights, against float64; and that a restart draws the same again."""
 
 import jax
 import jax.numpy as jnp
@@ -8,24 +8,24 @@ from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
 from gemma3_jax.distill import settings, targets
-from gemma3_jax.losses import vocab_parallel
+from gemma3_jax.losses import soft_targets, vocab_parallel
 
 B, T, V = 2, 12, 32
 
 
 @pytest.fixture(scope="module")
 def rows() -> tuple[np.ndarray, ...]:
-    """Logits with ties, one of them impossible, for tokens of two rows; labels; numbers of the rows; places."""
+    """Logits with ties, one id impossible, for tokens of two rows; labels; row ids; positions."""
     random = np.random.default_rng(0)
     logits = np.round(random.normal(size=(B, T, V)) * 6).astype(np.float32) / 2
     logits[:, :, 7] = -np.inf
     labels = random.integers(8, V, size=(B, T)).astype(np.int32)
-    numbers = np.broadcast_to(np.int32([[40], [3]]), (B, T))
-    return logits, labels, numbers, np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
+    row_ids = np.broadcast_to(np.int32([[40], [3]]), (B, T))
+    return logits, labels, row_ids, np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
 
 
-def draw(rows, *, seed: int = 0, **asked) -> targets.Targets:
-    samples = settings.Samples(**asked)
+def draw(rows, *, seed: int = 0, **options) -> soft_targets.SparseTargets:
+    samples = settings.Samples(**options)
     shard = vocab_parallel.Shard(V)
     return jax.jit(lambda *rows: targets.draw(shard, *rows, samples=samples, seed=seed))(*map(jnp.asarray, rows))
 
@@ -35,24 +35,24 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def assert_same(one: targets.Targets, other: targets.Targets, rtol: float = 0) -> None:
+def assert_same(one: soft_targets.SparseTargets, other: soft_targets.SparseTargets, rtol: float = 0) -> None:
     for name, x, y in zip(one._fields, one, other, strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol, err_msg=name)
 
 
 @pytest.mark.parametrize(("name", "temperature"), (("sampled_counts", 1.0), ("gumbel_ht", 2.0), ("stratified", 0.5)))
-def test_what_is_said_beside_the_samples(rows, name, temperature):
+def test_the_fields_beside_the_samples(rows, name, temperature):
     logits, labels, _, _ = rows
     drawn = draw(rows, estimator=name, num_samples=6, temperature=temperature)
     p = np.exp(log_softmax(logits / temperature))
     entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=-1)
     np.testing.assert_allclose(drawn.entropy, entropy, rtol=1e-5)
-    of_labels = np.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(drawn.label_log_prob, of_labels, rtol=1e-5)
+    label_nats = np.take_along_axis(log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(drawn.label_log_prob, label_nats, rtol=1e-5)
     np.testing.assert_array_equal(drawn.best_id, np.argmax(logits, axis=-1))  # numpy's is the first one, too
-    named = np.zeros((B, T, V), bool)
-    np.put_along_axis(named, np.asarray(drawn.ids), True, axis=-1)
-    np.testing.assert_allclose(drawn.captured_mass, (p * named).sum(axis=-1), rtol=1e-5)
+    drawn_ids = np.zeros((B, T, V), bool)
+    np.put_along_axis(drawn_ids, np.asarray(drawn.ids), True, axis=-1)
+    np.testing.assert_allclose(drawn.captured_mass, (p * drawn_ids).sum(axis=-1), rtol=1e-5)
 
 
 def test_a_restart_draws_the_same_for_the_same_token_whatever_is_drawn_beside_it(rows):
@@ -61,17 +61,17 @@ def test_a_restart_draws_the_same_for_the_same_token_whatever_is_drawn_beside_it
     assert_same(jax.tree.map(lambda x: x[::-1, 4:], whole), swapped, rtol=1e-6)
 
 
-@pytest.mark.parametrize("changed", ("seed", "numbers", "positions"))
-def test_another_seed_row_or_place_draws_others(rows, changed):
-    logits, labels, numbers, positions = rows
-    other = (logits, labels, numbers + 1 * (changed == "numbers"), positions + 100 * (changed == "positions"))
+@pytest.mark.parametrize("changed", ("seed", "row_ids", "positions"))
+def test_another_seed_row_or_position_draws_others(rows, changed):
+    logits, labels, row_ids, positions = rows
+    other = (logits, labels, row_ids + 1 * (changed == "row_ids"), positions + 100 * (changed == "positions"))
     one = draw(rows, estimator="sampled", num_samples=5)
     two = draw(other, estimator="sampled", num_samples=5, seed=int(changed == "seed"))
     assert (np.asarray(one.ids) != np.asarray(two.ids)).any(axis=-1).mean() > 0.5
     np.testing.assert_array_equal(one.entropy, two.entropy)
 
 
-def test_parts_of_a_row_are_drawn_as_the_whole(rows, monkeypatch):
+def test_parts_of_a_row_are_drawn_as_the_whole_row(rows, monkeypatch):
     whole = draw(rows, num_samples=5)
     monkeypatch.setattr(targets, "LOGITS_PER_PART", B * 5 * V)  # 4 of the 12 tokens: the most that divide them
     assert_same(whole, draw(rows, num_samples=5), rtol=1e-6)
@@ -83,16 +83,16 @@ def test_bfloat16_logits_are_read_as_float32(rows):
     assert_same(draw(rows, num_samples=5), draw((logits.astype(jnp.bfloat16), *others), num_samples=5))
 
 
-def test_whole_distributions_keep_all_their_mass(rows):
+def test_all_ids_capture_all_the_mass(rows):
     drawn = draw(rows, num_samples=V)
     np.testing.assert_allclose(drawn.captured_mass, 1, rtol=1e-6)
 
 
-def test_a_split_vocabulary_says_the_same(rows):
+def test_a_split_vocabulary_draws_the_same(rows):
     samples = settings.Samples(num_samples=7, temperature=2.0)
     with jax.set_mesh(sharding.make_mesh(data=2, seq=2, model=2)):
         shard, batch = vocab_parallel.shard_of(V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
-        split = vocab_parallel.mapped(
+        split = vocab_parallel.shard_map(
             lambda *rows: targets.draw(shard, *rows, samples=samples, seed=0),
             (PartitionSpec(*batch, None, shard.axes), batch, batch, batch),
             batch,

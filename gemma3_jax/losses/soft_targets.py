@@ -1,0 +1,26 @@
+"""Soft targets of a batch: the teacher's distribution over each next token, sampled or complete."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+
+class SparseTargets(NamedTuple):
+    """Weights on few ids for each token. An id may appear more than once; its weights add up."""
+
+    ids: Int[Array, "B T M"]
+    weights: Float[Array, "B T M"]
+    captured_mass: Float[Array, "B T"]  # the teacher's probability of all listed ids, each counted once
+    entropy: Float[Array, "B T"]  # nats, of the teacher's whole distribution
+    label_log_prob: Float[Array, "B T"]  # nats: the teacher's log-probability of the label, at temperature 1
+    best_id: Int[Array, "B T"]  # the teacher's most probable id
+
+
+class DenseTargets(NamedTuple):
+    """The teacher's probabilities of all ids, as the two factors of its logits: no array of [B, T, V] is stored."""
+
+    hidden: Float[Array, "B T _"]
+    table: Float[Array, "V _"]
+
+
+SoftTargets = SparseTargets | DenseTargets
