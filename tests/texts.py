@@ -4,8 +4,8 @@ import functools
 import json
 import pathlib
 
-from gemma3_jax.data import dataset, settings, shards
-from gemma3_jax.data.prepare import builtin, pipeline
+from gemma3_jax.data import dataset, shards
+from gemma3_jax.data.prepare import builtin, pipeline, settings
 from gemma3_jax.tokenizer import training, vocabulary
 
 TOKENIZER_SIZE = 800
@@ -42,17 +42,17 @@ def write(path: pathlib.Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
-def config(directory: pathlib.Path, sources, **changes) -> settings.Prepare:
-    """Settings with the toy tokenizer and without what a test does not ask for."""
+def config(directory: pathlib.Path, sources, **changes) -> settings.PrepareConfig:
+    """A config with the toy tokenizer, and everything off that a test does not set."""
     model = directory / "toy.model"
     model.write_bytes(tokenizer_model())
     plain = {
-        "tokenizer": settings.Tokenizer(path=str(model)),
-        "personal_data": settings.PersonalData(action=""),
-        "duplicates": settings.Duplicates(exact=False, near=False),
+        "tokenizer": settings.TokenizerConfig(path=str(model)),
+        "personal_data": settings.PersonalDataConfig(action=""),
+        "duplicates": settings.DuplicatesConfig(exact=False, near=False),
         "seq_lens": (64,),
     }
-    return settings.Prepare(sources=sources, **(plain | changes))
+    return settings.PrepareConfig(sources=sources, **(plain | changes))
 
 
 def run(settings_, output: pathlib.Path, num_processes: int = 0) -> tuple[dict, dict]:
@@ -72,8 +72,10 @@ def toy_dataset(directory: pathlib.Path, **changes) -> dataset.Dataset:
         for number, text in enumerate(library())
     ]
     sources = {
-        "text": settings.Source(paths=(write_lines(directory / "text.jsonl", rows[:40]),), language_field="language"),
-        "code": settings.Source(
+        "text": settings.SourceConfig(
+            paths=(write_lines(directory / "text.jsonl", rows[:40]),), language_field="language"
+        ),
+        "code": settings.SourceConfig(
             paths=(write_lines(directory / "code.jsonl", rows[40:]),), language_field="language", bucket="code"
         ),
     }

@@ -1,7 +1,7 @@
-"""A prepared data set: a directory with a manifest, written last, so that there is one if and only if it is whole.
+"""A prepared data set: a directory whose manifest is written last, so that it is there only if the data is complete.
 
-manifest.json                 what is here, and of what it was made; its digest is the data's name
-report.json                   what was left out, why, and examples
+manifest.json                 contents and origin; its digest identifies the data
+report.json                   what was dropped, why, and examples
 tokenizer.model
 rows-00512/BUCKET/LANGUAGE/00000-of-00004.array_record
 documents/BUCKET/LANGUAGE/00000-of-00004.array_record
@@ -12,6 +12,7 @@ import hashlib
 import json
 import pathlib
 
+from gemma3_jax import renamed
 from gemma3_jax.data import settings
 from gemma3_jax.tokenizer import vocabulary
 
@@ -21,7 +22,7 @@ WORK = ".work"  # what an unfinished data set has instead of a manifest
 
 
 def canonical(value: object) -> str:
-    """JSON of one form, to be digested."""
+    """Returns JSON in one canonical form, to be digested."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -30,7 +31,7 @@ def digest(value: object) -> str:
 
 
 def part_path(kind: str, part: str, shard: int, num_shards: int) -> str:
-    """Where a shard stands in the data set: kind "rows-00512" or "documents", part "bucket/language"."""
+    """Returns the path of a shard in the data set: kind "rows-00512" or "documents", part "bucket/language"."""
     return f"{kind}/{part}/{shard:05d}-of-{num_shards:05d}.array_record"
 
 
@@ -47,11 +48,11 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Of the contents: the same for a copy, wherever it lies."""
+        """Digest of the contents: a copy has the same one."""
         return self.manifest["digest"]
 
     def tokenizer(self) -> vocabulary.Tokenizer:
-        """Raises: ValueError if the file is not the one the records were made with."""
+        """Returns the tokenizer. Raises: ValueError if it is not the one that the records were made with."""
         tokenizer = vocabulary.load(self.path / TOKENIZER)
         vocabulary.check_same(
             tokenizer.digest,
@@ -62,7 +63,7 @@ class Dataset:
         return tokenizer
 
     def mixture(self) -> dict[str, settings.Bucket]:
-        """The mixture it was prepared with."""
+        """Returns the mixture that the data set was prepared with."""
         return {
             name: settings.Bucket(**{**bucket, "languages": tuple(bucket["languages"])})
             for name, bucket in self.manifest["mixture"].items()
@@ -70,21 +71,28 @@ class Dataset:
 
 
 def open_dataset(path: pathlib.Path) -> Dataset:
-    """The data set in a directory.
+    """Opens the data set in a directory.
 
-    Raises: ValueError if there is none, or it is not finished, or of a format this version does not read.
+    Raises: ValueError if there is none, if it is not finished, or if this version does not read its format.
     """
     if not (path / MANIFEST).is_file():
         if (path / WORK).is_dir():
-            raise ValueError(f"{path} is not finished; run the same prepare command again, and it goes on")
+            raise ValueError(f"{path} is not finished; run the same prepare command again to resume it")
         raise ValueError(f"{path} is not a prepared data set: it has no {MANIFEST}; make one with prepare")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        found = manifest["format"]
-        if found == FORMAT:
+        manifest = _current(json.loads((path / MANIFEST).read_text()))
+        file_format = manifest["format"]
+        if file_format == FORMAT:
             _ = [manifest[name] for name in ("digest", "tokenizer", "seq_lens", "parts", "mixture")]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged ({error}); copy or prepare the data again") from error
-    if found != FORMAT:
-        raise ValueError(f"{path / MANIFEST} is of format {found}; this version reads {FORMAT}: prepare the data again")
+    if file_format != FORMAT:
+        raise ValueError(
+            f"{path / MANIFEST} has format {file_format}; this version reads {FORMAT}: prepare the data again"
+        )
     return Dataset(path, manifest)
+
+
+def _current(manifest: dict) -> dict:
+    """A manifest under today's names. Only its top level is mapped: below it are names that users have chosen."""
+    return {renamed.FIELDS.get(name, name): value for name, value in manifest.items()}

@@ -1,4 +1,4 @@
-"""How often each language of each bucket is drawn: UniMax inside of a bucket, weights between buckets.
+"""How often each language of each bucket is drawn: UniMax inside a bucket, weights between buckets.
 
 Source: Chung et al. 2023, "UniMax" (arXiv 2304.09151); Gemma 3 report, section 2.2 ("inspired by").
 """
@@ -9,10 +9,10 @@ from gemma3_jax.data import settings
 
 
 def unimax(characters: Mapping[str, int], budget: float, max_epochs: float) -> dict[str, float]:
-    """Characters to draw of each language: the same of all, but of none more than `max_epochs` times what it has.
+    """Returns the characters to draw of each language: equally many, but at most `max_epochs` times what it has.
 
-    The budget is spent evenly from the smallest language on; what a capped one leaves goes to the larger ones. The
-    sum is min(budget, max_epochs * all characters).
+    The budget is spent evenly, smallest language first; what a capped language leaves goes to the larger ones. The sum
+    is min(budget, max_epochs * all characters).
     Raises: ValueError if a language has no characters.
     """
     if empty := [language for language, count in characters.items() if count <= 0]:
@@ -29,10 +29,10 @@ def unimax(characters: Mapping[str, int], budget: float, max_epochs: float) -> d
 def weights(
     characters: Mapping[str, int], num_rows: Mapping[str, int], buckets: Mapping[str, settings.Bucket]
 ) -> dict[str, float]:
-    """The share of rows to draw from each part "bucket/language"; they sum to 1.
+    """Returns the fraction of rows to draw from each part "bucket/language"; they sum to 1.
 
     UniMax counts characters, the stream counts rows: a part drawn for so many epochs of its characters is drawn for
-    as many of its rows. Without buckets every part is drawn by its rows, each once an epoch.
+    as many of its rows. Without buckets every part is drawn in proportion to its rows.
     Raises: ValueError if a bucket or language is not among the parts, or a part has no rows.
     """
     present = sorted(num_rows)
@@ -41,7 +41,7 @@ def weights(
         languages = {"": present}
     else:
         languages = {name: _parts_of(name, bucket, present) for name, bucket in buckets.items()}
-    shares: dict[str, float] = {}
+    fractions: dict[str, float] = {}
     total_weight = sum(bucket.weight for bucket in buckets.values())
     for name, bucket in buckets.items():
         parts = {part: characters[part] for part in languages[name]}
@@ -51,8 +51,8 @@ def weights(
         drawn = unimax(parts, budget, bucket.max_epochs)
         rows = {part: num_rows[part] * drawn[part] / characters[part] for part in parts}
         for part, count in rows.items():
-            shares[part] = bucket.weight / total_weight * count / sum(rows.values())
-    return dict(sorted(shares.items()))  # the interleaving goes by their order
+            fractions[part] = bucket.weight / total_weight * count / sum(rows.values())
+    return dict(sorted(fractions.items()))  # their order decides the interleaving
 
 
 def _parts_of(name: str, bucket: settings.Bucket, present: list[str]) -> list[str]:
@@ -62,6 +62,8 @@ def _parts_of(name: str, bucket: settings.Bucket, present: list[str]) -> list[st
         raise ValueError(f"config.mixture names bucket {name}; the data has: {', '.join(buckets)}")
     for language in bucket.languages:
         if f"{name}/{language}" not in known:
-            has = ", ".join(part.split("/")[1] for part in known)
-            raise ValueError(f"config.mixture.{name}.languages names {language}; the data of this bucket has: {has}")
+            languages = ", ".join(part.split("/")[1] for part in known)
+            raise ValueError(
+                f"config.mixture.{name}.languages names {language}; this bucket of the data has: {languages}"
+            )
     return [f"{name}/{language}" for language in bucket.languages] or known

@@ -1,4 +1,4 @@
-"""Records of many shards, with few of them open at a time."""
+"""Random access to the records of many shards, with few of them open at a time."""
 
 import collections
 import pathlib
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from gemma3_jax.data import shards
 
-MAX_OPEN_SHARDS = 256  # of a kind in a process: systems allow about a thousand files
+MAX_OPEN_SHARDS = 256  # of each kind in a process: systems allow about a thousand open files
 
 
 class OpenShards:
-    """Random access to the records of shards. Sent to other processes, where each opens its own."""
+    """The records of shards. It can be pickled: every process opens the shards again."""
 
     def __init__(self, path: pathlib.Path, files: Sequence[tuple[str, int]]):
-        """`files`: the path of each shard below `path`, and how many records it has."""
+        """`files` has the path of each shard below `path`, and its number of records."""
         self._path, self._files = path, list(files)
         self._open_nothing()
 
@@ -30,7 +30,7 @@ class OpenShards:
         self._open_nothing()
 
     def read(self, shard: int, record: int) -> bytes:
-        """Raises: ValueError if the shard is missing or damaged."""
+        """Returns a record of a shard. Raises: ValueError if the shard is missing or damaged."""
         path, count = self._files[shard]
         with self._lock:  # a reader is closed while nobody reads from it
             reader = self._readers.pop(shard, None) or shards.Reader(self._path / path, count)
@@ -40,7 +40,7 @@ class OpenShards:
             return reader[record]
 
     def check(self) -> None:
-        """Opens every shard once, so that a missing or damaged one is found before a run starts.
+        """Opens every shard once, so that a missing or damaged one stops a run before it starts.
 
         Raises: ValueError.
         """

@@ -1,4 +1,4 @@
-"""The processes that do the work on one machine, and how tasks reach them."""
+"""A pool of worker processes on one machine."""
 
 import collections
 import concurrent.futures
@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 
 class Pool:
-    """Runs tasks in processes of its own, or in this one if it has none."""
+    """Runs tasks in worker processes, or in this process if there are none."""
 
     def __init__(self, executor: concurrent.futures.Executor | None, num_processes: int):
         self._executor, self._num_waiting = executor, max(1, 8 * num_processes)
 
     def each(self, function: Callable, tasks: Iterable) -> Iterator[tuple]:
-        """(task, result) in the order of the tasks; so many are handed out that a slow one keeps no process idle."""
+        """Yields (task, result) in the order of the tasks. Enough wait ahead that a slow task keeps no worker idle."""
         waiting: collections.deque = collections.deque()
         tasks = iter(tasks)
         while True:
@@ -40,7 +40,7 @@ class Pool:
 
 @contextlib.contextmanager
 def parent_answers() -> Iterator[None]:
-    """Processes and threads begun in the block inherit what is blocked in it: Ctrl-C is for their parent to answer."""
+    """Blocks SIGINT for processes and threads that are started in the block, so that the parent answers Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -50,7 +50,7 @@ def parent_answers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool]:
-    """A pool whose processes have called `initialise(*arguments)`; they end with this one, however it ends.
+    """Yields a pool whose workers have called `initialise(*arguments)`; they end with this process, however it ends.
 
     Raises: ValueError if one of them is killed.
     """
@@ -59,24 +59,24 @@ def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool
         yield Pool(None, 0)
         return
     silence_tracker()
-    # Spawned: a fork would copy whatever threads the libraries have started.
+    # Spawned, because a fork would copy the threads that libraries have started.
     context = multiprocessing.get_context("spawn")
     executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _begin, (initialise, *arguments))
     try:
         yield Pool(executor, num_processes)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise ValueError(
-            "a worker process was killed, most often for want of memory; the same command goes on; give it fewer "
-            "--processes"
+            "a worker process was killed, most often for want of memory; the same command resumes the work, with fewer "
+            "--processes if need be"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def silence_tracker() -> None:
-    """Keeps Python's tracker of semaphores and shared memory from warning of each that it clears away.
+    """Silences the warnings of Python's resource tracker about semaphores and shared memory when this process stops.
 
-    It does when this process is stopped. Call before another is spawned.
+    To be called before a process is spawned.
     """
     option = "ignore:resource_tracker:UserWarning"
     if option not in sys.warnoptions:
@@ -84,7 +84,7 @@ def silence_tracker() -> None:
 
 
 def _begin(initialise: Callable, *arguments) -> None:
-    """What each process does first."""
+    """Starts a worker: it ends when its parent does."""
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # it may be killed
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # the parent may be killed
     initialise(*arguments)

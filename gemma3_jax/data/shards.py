@@ -1,4 +1,4 @@
-"""The bytes of tokenised documents and of packed rows, and the ArrayRecord files they stand in.
+"""Tokenised documents and packed rows as bytes, and the ArrayRecord files that hold them.
 
 A record is a msgpack map. Token ids are little-endian int32; ArrayRecord compresses.
 """
@@ -17,79 +17,78 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from gemma3_jax.data import records
-
-WRITING = ".writing-"  # begins the name of what is not whole yet; no bucket and no language begins so
+from gemma3_jax.data import record_ids
+from gemma3_jax.durable import atomic
 
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-    """A tokenised document: BOS ... EOS, or a chat."""
+class TokenizedDocument:
+    """A document as tokens: BOS ... EOS, or a chat."""
 
-    place: records.Place
+    record_id: record_ids.RecordId
     bucket: str
     language: str
     tokens: np.ndarray  # int32[T]
-    learned: np.ndarray | None  # bool[T], of a chat: what the model is to write; None: all of it
+    loss_mask: np.ndarray | None  # bool[T], of a chat: the tokens of model turns; None: all tokens
     num_characters: int
     num_bytes: int  # of the text, as UTF-8
 
     def to_bytes(self) -> bytes:
         return msgpack.packb(
             {
-                "place": dataclasses.astuple(self.place),
+                "place": dataclasses.astuple(self.record_id),
                 "bucket": self.bucket,
                 "language": self.language,
                 "tokens": _pack_ids(self.tokens),
-                "learned": _pack_bits(self.learned),
+                "learned": _pack_bits(self.loss_mask),
                 "characters": self.num_characters,
                 "bytes": self.num_bytes,
             }
         )
 
     @staticmethod
-    def from_bytes(content: bytes) -> "Document":
+    def from_bytes(content: bytes) -> "TokenizedDocument":
         fields = msgpack.unpackb(content)
         tokens = np.frombuffer(fields["tokens"], "<i4")
-        return Document(
-            place=records.Place(*fields["place"]),
+        return TokenizedDocument(
+            record_id=record_ids.RecordId(*fields["place"]),
             bucket=fields["bucket"],
             language=fields["language"],
             tokens=tokens,
-            learned=_unpack_bits(fields["learned"], len(tokens)),
+            loss_mask=_unpack_bits(fields["learned"], len(tokens)),
             num_characters=fields["characters"],
             num_bytes=fields["bytes"],
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """Pieces of documents, one after the other; at most `seq_len` tokens."""
+class PackedRow:
+    """Spans of documents, one after the other; at most `seq_len` tokens."""
 
     tokens: np.ndarray  # int32[T]
-    lengths: np.ndarray  # int32: tokens of each piece
-    learned: np.ndarray | None  # bool[T]; None: all of it
-    pieces: Sequence[tuple[records.Place, int]]  # the document of each piece, and its first token in it
+    lengths: np.ndarray  # int32: tokens of each span
+    loss_mask: np.ndarray | None  # bool[T]; None: all tokens
+    spans: Sequence[tuple[record_ids.RecordId, int]]  # the document of each span, and its first token in it
 
     def to_bytes(self) -> bytes:
         return msgpack.packb(
             {
                 "tokens": _pack_ids(self.tokens),
                 "lengths": _pack_ids(self.lengths),
-                "learned": _pack_bits(self.learned),
-                "pieces": [[*dataclasses.astuple(place), start] for place, start in self.pieces],
+                "learned": _pack_bits(self.loss_mask),
+                "pieces": [[*dataclasses.astuple(record_id), start] for record_id, start in self.spans],
             }
         )
 
     @staticmethod
-    def from_bytes(content: bytes) -> "Row":
+    def from_bytes(content: bytes) -> "PackedRow":
         fields = msgpack.unpackb(content)
         tokens = np.frombuffer(fields["tokens"], "<i4")
-        return Row(
+        return PackedRow(
             tokens=tokens,
             lengths=np.frombuffer(fields["lengths"], "<i4"),
-            learned=_unpack_bits(fields["learned"], len(tokens)),
-            pieces=[(records.Place(*place), start) for *place, start in fields["pieces"]],
+            loss_mask=_unpack_bits(fields["learned"], len(tokens)),
+            spans=[(record_ids.RecordId(*record_id), start) for *record_id, start in fields["pieces"]],
         )
 
 
@@ -114,17 +113,18 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
     local = isinstance(files, fsspec.implementations.local.LocalFileSystem)
     files.makedirs(os.path.dirname(path), exist_ok=True)
     # Beside its target where it can be renamed; what a killed process leaves of it is never read.
-    with tempfile.TemporaryDirectory(prefix=WRITING, dir=os.path.dirname(path) if local else None) as directory:
+    prefix = f".{os.path.basename(path)}{atomic.PARTIAL}"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=os.path.dirname(path) if local else None) as directory:
         partial = pathlib.Path(directory) / "shard"
-        # One record a chunk, so that a row can be read without its neighbours; one thread, as every core has a writer.
+        # One record per chunk, so that a row is read without its neighbours; one thread, as every core has a writer.
         options = "group_size:1" if compress else "group_size:1,uncompressed"
         writer = array_record_module.ArrayRecordWriter(str(partial), options)
         count = 0
         for content in contents:
-            with _told(url):
+            with _as_os_error(url):
                 writer.write(content)
             count += 1
-        with _told(url):
+        with _as_os_error(url):
             writer.close()
         size = partial.stat().st_size
         with partial.open("rb") as file:
@@ -137,13 +137,15 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
 
 
 @contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """What the writer cannot do, as the error of the operating system that it is."""
+def _as_os_error(url: str) -> Iterator[None]:
+    """Turns an error of the ArrayRecord writer into the OSError that it is."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).split(";")[0]
-        raise OSError(f"{url} cannot be written: {reason}; once that is mended the same command goes on") from error
+        raise OSError(
+            f"{url} cannot be written: {reason}; once that is fixed, the same command resumes the work"
+        ) from error
 
 
 class Reader:
@@ -153,14 +155,14 @@ class Reader:
         """Raises: ValueError if the file is missing, cut off, or has another number of records than it should."""
         if not path.is_file():
             raise ValueError(f"{path} is missing, though the manifest lists it; copy or prepare the data again")
-        path.open("rb").close()  # what the system has against it is told by the system
+        path.open("rb").close()  # permissions and the like raise the error of the system
         self._path = path
         self._reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0")
-        found = self._reader.num_records() if self._reader.ok() else 0
-        if not self._reader.ok() or num_records not in (None, found):
+        num_readable = self._reader.num_records() if self._reader.ok() else 0
+        if not self._reader.ok() or num_records not in (None, num_readable):
             expected = "its" if num_records is None else num_records
             raise ValueError(
-                f"{path} is damaged: {found} of {expected} records can be found; copy or prepare the data again"
+                f"{path} is damaged: {num_readable} of {expected} records can be read; copy or prepare the data again"
             )
 
     def __getitem__(self, index: int) -> bytes:

@@ -65,7 +65,7 @@ def test_a_bucket_may_name_some_of_its_languages():
     ("buckets", "problem"),
     [
         ({"web": settings.Bucket()}, "names bucket web; the data has: code, parallel, text"),
-        ({"text": settings.Bucket(languages=("xx",))}, "names xx; the data of this bucket has: en, is"),
+        ({"text": settings.Bucket(languages=("xx",))}, "names xx; this bucket of the data has: en, is"),
     ],
 )
 def test_unknown_buckets_and_languages_are_refused(buckets, problem):

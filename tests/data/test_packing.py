@@ -1,4 +1,4 @@
-"""Documents -> rows: none over length, no token lost, hardly a place empty."""
+"""Documents -> rows: none over length, no token lost, hardly a record_id empty."""
 
 import collections
 
@@ -37,8 +37,8 @@ def test_no_row_is_too_long_and_every_token_is_predicted_once(seq_len):
 def test_a_document_is_cut_with_one_token_of_context():
     pieces = packing.cut(7, 10, seq_len=4)
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 4), (3, 7), (6, 10)]
-    assert packing.cut(7, 4, seq_len=4) == [packing.Piece(7, 0, 4)]
-    assert packing.cut(7, 1, seq_len=4) == [packing.Piece(7, 0, 1)]
+    assert packing.cut(7, 4, seq_len=4) == [packing.DocumentSpan(7, 0, 4)]
+    assert packing.cut(7, 1, seq_len=4) == [packing.DocumentSpan(7, 0, 1)]
 
 
 def test_a_piece_goes_where_least_room_is_left():

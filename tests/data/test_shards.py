@@ -6,23 +6,25 @@ import fsspec
 import numpy as np
 import pytest
 
-from gemma3_jax.data import records, shards
+from gemma3_jax.data import record_ids, shards
 from tests import texts
 
 
 def test_documents_and_rows_come_back_as_they_were():
-    place = records.Place(1, 2, 3 << 40)
-    for learned in (None, np.array([False, True, True, False, True, True, True, True, False])):
-        document = shards.Document(place, "text", "en", np.arange(9, dtype=np.int32), learned, 8, 9)
-        back = shards.Document.from_bytes(document.to_bytes())
-        row = shards.Row(np.arange(9, dtype=np.int32), np.array([4, 5], np.int32), learned, [(place, 0), (place, 7)])
-        row_back = shards.Row.from_bytes(row.to_bytes())
+    record_id = record_ids.RecordId(1, 2, 3 << 40)
+    for mask in (None, np.array([False, True, True, False, True, True, True, True, False])):
+        document = shards.TokenizedDocument(record_id, "text", "en", np.arange(9, dtype=np.int32), mask, 8, 9)
+        back = shards.TokenizedDocument.from_bytes(document.to_bytes())
+        row = shards.PackedRow(
+            np.arange(9, dtype=np.int32), np.array([4, 5], np.int32), mask, [(record_id, 0), (record_id, 7)]
+        )
+        row_back = shards.PackedRow.from_bytes(row.to_bytes())
         for one, other in ((document, back), (row, row_back)):
             np.testing.assert_array_equal(one.tokens, other.tokens)
-            np.testing.assert_array_equal(one.learned, other.learned)
-        plain = {"tokens": document.tokens, "learned": None}
+            np.testing.assert_array_equal(one.loss_mask, other.loss_mask)
+        plain = {"tokens": document.tokens, "loss_mask": None}
         assert dataclasses.replace(back, **plain) == dataclasses.replace(document, **plain)
-        assert row_back.pieces == row.pieces and row_back.lengths.tolist() == [4, 5]
+        assert row_back.spans == row.spans and row_back.lengths.tolist() == [4, 5]
 
 
 def test_the_same_records_are_the_same_bytes_and_can_be_read_at_random(tmp_path):
@@ -64,7 +66,7 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="none is missing, though the manifest lists it"):
         shards.Reader(tmp_path / "none", 200)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="a is damaged: 0 of 200 records can be found"):
+    with pytest.raises(ValueError, match="a is damaged: 0 of 200 records can be read"):
         shards.Reader(path, 200)
     path.write_bytes(content)
     with pytest.raises(ValueError, match="a is damaged: 200 of 199 records"):

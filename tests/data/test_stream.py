@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax import sharding
-from gemma3_jax.data import dataset, open_shards, order, records, settings, shards, stream
+from gemma3_jax.data import dataset, open_shards, order, record_ids, settings, shards, stream
 from gemma3_jax.data.targets import codec
 from gemma3_jax.data.targets import reader as targets_reader
 from gemma3_jax.data.targets import writer as targets_writer
@@ -24,7 +24,7 @@ from gemma3_jax.distill import settings as distill_settings
 from tests import texts
 from tests.data.targets import synthetic
 
-ROWS_PER_STEP, SEQ_LEN = 8, 64
+BATCH_SIZE, SEQ_LEN = 8, 64
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def rows(data):
 
 
 def find(data, **changes):
-    return order.find(data, **({"seq_len": SEQ_LEN, "batch_size": ROWS_PER_STEP, "seed": 3} | changes))
+    return order.find(data, **({"seq_len": SEQ_LEN, "batch_size": BATCH_SIZE, "seed": 3} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_any_number_of_hosts_and_workers_reads_the_same_rows(data, rows, mesh, s
         assert {part.id for part in parts} == {expected.id}
         together = {name: np.concatenate([arrays(part.rows)[name] for part in parts]) for name in arrays(expected.rows)}
         assert same(expected.rows, stream.Rows(**together))
-        assert parts[0].rows.tokens.shape == (ROWS_PER_STEP // num_hosts, SEQ_LEN)  # no host reads another's rows
+        assert parts[0].rows.tokens.shape == (BATCH_SIZE // num_hosts, SEQ_LEN)  # no host reads another's rows
     for host in hosts:
         host.close()
 
@@ -103,13 +103,13 @@ def test_a_resume_on_another_mesh_reads_the_same_rows(data, rows, straight):
 
 def test_rows_rest_on_the_mesh_as_activations_do(straight, mesh):
     for array in jax.tree.leaves(straight[0].rows):
-        assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (ROWS_PER_STEP, SEQ_LEN)
+        assert array.sharding == sharding.batch_sharding(mesh) and array.shape == (BATCH_SIZE, SEQ_LEN)
 
 
 def test_every_token_knows_the_number_of_its_row(straight, data, mesh):
     for batch in (straight[0], straight[7]):
-        numbers = batch.step * ROWS_PER_STEP + np.arange(ROWS_PER_STEP, dtype=np.int32)
-        np.testing.assert_array_equal(batch.rows.numbers, np.tile(numbers[:, None], SEQ_LEN))
+        numbers = batch.step * BATCH_SIZE + np.arange(BATCH_SIZE, dtype=np.int32)
+        np.testing.assert_array_equal(batch.rows.row_ids, np.tile(numbers[:, None], SEQ_LEN))
     with stream.Stream(data, find(data, batch_size=4), mesh, first_step=15) as halves:
         found = next(halves).rows  # the other half of step 7
     same_rows = jax.tree.map(lambda array: array[4:], straight[7].rows)
@@ -122,28 +122,30 @@ SAMPLES = distill_settings.Samples(estimator="systematic", num_samples=6)
 @pytest.fixture(scope="module")
 def stored(data, rows, straight, tmp_path_factory):
     """Targets of the first 8 steps, and each of them as it is to be read."""
-    path, num_rows = tmp_path_factory.mktemp("targets") / "out", 8 * ROWS_PER_STEP
+    path, num_rows = tmp_path_factory.mktemp("targets") / "out", 8 * BATCH_SIZE
     origin = targets_reader.made_of(
         rows, SAMPLES, tokenizer="tok", vocab_size=synthetic.V, teacher="wise", num_rows=num_rows
     )
     written, read = [], []
     for number in range(num_rows):
-        batch = arrays(straight[number // ROWS_PER_STEP].rows)
-        row = {name: array[number % ROWS_PER_STEP] for name, array in batch.items()}
+        batch = arrays(straight[number // BATCH_SIZE].rows)
+        row = {name: array[number % BATCH_SIZE] for name, array in batch.items()}
         written.append(codec.encode(row, synthetic.targets_of(number, SAMPLES, SEQ_LEN), SAMPLES))
-        read.append(codec.spread(codec.decode(written[-1]), row["loss_mask"]))
-    with targets_writer.begun(path, origin) as writer:
+        read.append(codec.scatter(codec.decode(written[-1]), row["loss_mask"]))
+    with targets_writer.resume(path, origin) as writer:
         writer.write(range(num_rows), written)
         writer.complete()
-    return targets_reader.open_taught(path), read
+    return targets_reader.open_targets(path), read
 
 
 @pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 0), (2, 0), (1, 2)])
 def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, stored, num_hosts, num_workers):
-    found, read = stored
+    stored_targets, read = stored
     devices = mesh.devices.reshape(num_hosts, -1)
     hosts = [
-        stream.Stream(data, rows, mesh, num_workers=num_workers, devices=list(mine), taught=found, first_step=2)
+        stream.Stream(
+            data, rows, mesh, num_workers=num_workers, devices=list(mine), stored_targets=stored_targets, first_step=2
+        )
         for mine in devices
     ]
     for expected in straight[2:8]:
@@ -163,26 +165,26 @@ def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, store
 
 
 def test_stored_targets_rest_on_the_mesh_as_their_rows_do(data, rows, mesh, stored):
-    found, read = stored
-    few = found.of_stage(
-        rows, "tok", dataclasses.replace(SAMPLES, num_samples=3), vocab_size=synthetic.V, num_rows=8 * ROWS_PER_STEP
+    stored_targets, read = stored
+    few = stored_targets.for_stage(
+        rows, "tok", dataclasses.replace(SAMPLES, num_samples=3), vocab_size=synthetic.V, num_rows=8 * BATCH_SIZE
     )
-    for taught_, num_samples in ((found, 6), (few, 3)):
-        with stream.Stream(data, rows, mesh, taught=taught_, first_step=5) as batches:
+    for targets_, num_samples in ((stored_targets, 6), (few, 3)):
+        with stream.Stream(data, rows, mesh, stored_targets=targets_, first_step=5) as batches:
             batch = next(batches)
         for array in jax.tree.leaves(batch.rows):
             assert array.sharding == sharding.batch_sharding(mesh)
-        assert batch.rows.targets.ids.shape == (ROWS_PER_STEP, SEQ_LEN, num_samples)
+        assert batch.rows.targets.ids.shape == (BATCH_SIZE, SEQ_LEN, num_samples)
         best = np.stack([one["best_id"] for one in read[40:48]])
         np.testing.assert_array_equal(batch.rows.targets.best_id, best)
 
 
 def test_targets_that_are_not_of_the_stream_s_rows_are_refused(data, mesh, stored):
-    with stream.Stream(data, find(data, seed=4), mesh, taught=stored[0]) as batches:
+    with stream.Stream(data, find(data, seed=4), mesh, stored_targets=stored[0]) as batches:
         with pytest.raises(ValueError, match="the targets of row [0-9]+ in .*out are of another row"):
             next(batches)
     with pytest.raises(ValueError, match="first_step is 8, but .*out has targets of 8 steps; teach more rows"):
-        stream.Stream(data, find(data), mesh, taught=stored[0], first_step=8)
+        stream.Stream(data, find(data), mesh, stored_targets=stored[0], first_step=8)
 
 
 def test_waiting_for_data_is_counted(data, rows, mesh, monkeypatch):
@@ -236,14 +238,14 @@ def test_rows_are_their_documents(data, straight):
     for batch in straight[:10]:
         found = arrays(batch.rows)
         names = ("tokens", "labels", "loss_mask", "segments", "positions")
-        for tokens, targets, mask, segments, positions in zip(*(found[name] for name in names), strict=True):
+        for tokens, labels, mask, segments, positions in zip(*(found[name] for name in names), strict=True):
             for segment in range(1, segments.max() + 1):
-                places = np.flatnonzero(segments == segment)
-                assert (np.diff(places) == 1).all()
-                assert positions[places].tolist() == list(range(len(places)))
-                assert targets[places[:-1]].tolist() == tokens[places[1:]].tolist()
-                assert mask[places[:-1]].all() and not mask[places[-1]] and targets[places[-1]] == 0
-                inner = tokens[places[1:-1]]
+                columns = np.flatnonzero(segments == segment)
+                assert (np.diff(columns) == 1).all()
+                assert positions[columns].tolist() == list(range(len(columns)))
+                assert labels[columns[:-1]].tolist() == tokens[columns[1:]].tolist()
+                assert mask[columns[:-1]].all() and not mask[columns[-1]] and labels[columns[-1]] == 0
+                inner = tokens[columns[1:-1]]
                 assert tokenizer.bos not in inner and tokenizer.eos not in inner
             padding = segments == 0
             assert not tokens[padding].any() and not mask[padding].any()
@@ -251,16 +253,16 @@ def test_rows_are_their_documents(data, straight):
 
 
 def test_what_a_chat_does_not_teach_is_masked():
-    place = records.Place(0, 0, 0)
+    record_id = record_ids.RecordId(0, 0, 0)
     tokens = np.arange(10, 17, dtype=np.int32)
-    learned = np.array([False, False, True, True, True, False, True])
-    row = shards.Row(tokens, np.array([4, 3], np.int32), learned, [(place, 0), (place, 0)])
-    found = stream.unpack(row, 9)
-    assert found["tokens"].tolist() == [10, 11, 12, 13, 14, 15, 16, 0, 0]
-    assert found["labels"].tolist() == [11, 12, 13, 0, 15, 16, 0, 0, 0]
-    assert found["loss_mask"].tolist() == [False, True, True, False, False, True, False, False, False]
-    assert found["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0]
-    assert found["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 0]
+    mask = np.array([False, False, True, True, True, False, True])
+    row = shards.PackedRow(tokens, np.array([4, 3], np.int32), mask, [(record_id, 0), (record_id, 0)])
+    fields = stream.unpack(row, 9)
+    assert fields["tokens"].tolist() == [10, 11, 12, 13, 14, 15, 16, 0, 0]
+    assert fields["labels"].tolist() == [11, 12, 13, 0, 15, 16, 0, 0, 0]
+    assert fields["loss_mask"].tolist() == [False, True, True, False, False, True, False, False, False]
+    assert fields["segments"].tolist() == [1, 1, 1, 1, 2, 2, 2, 0, 0]
+    assert fields["positions"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 0]
 
 
 def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(data):
@@ -274,8 +276,8 @@ def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(data):
 def test_the_mixture_holds_in_every_window(data):
     buckets = {"text": settings.Bucket(weight=0.7), "code": settings.Bucket(weight=0.3)}
     rows = find(data, buckets=buckets)
-    drawn = [rows.row(step, number)[0] for step in range(100) for number in range(ROWS_PER_STEP)]
-    assert sum(rows.shares.values()) == pytest.approx(1) and rows.shares["code/c"] == pytest.approx(0.3)
+    drawn = [rows.row(step, number)[0] for step in range(100) for number in range(BATCH_SIZE)]
+    assert sum(rows.fractions.values()) == pytest.approx(1) and rows.fractions["code/c"] == pytest.approx(0.3)
     for start in range(0, 700, 13):
         assert abs(drawn[start : start + 100].count("code/c") - 30) < 3
 
@@ -299,7 +301,7 @@ GOLDEN_BATCH_ID = "f6613d5146468d09"
 
 def test_epochs_are_counted(data, rows):
     count = sum(rows.num_rows.values())
-    assert rows.epochs(count) == pytest.approx(dict.fromkeys(rows.num_rows, float(ROWS_PER_STEP)))
+    assert rows.epochs(count) == pytest.approx(dict.fromkeys(rows.num_rows, float(BATCH_SIZE)))
 
 
 def test_a_cursor_is_one_number_and_is_checked_against_the_data(data, rows, tmp_path):
@@ -371,7 +373,7 @@ def test_what_is_no_data_set_is_refused(copy, tmp_path, mesh):
         open_toy(tmp_path / "none", mesh)
     manifest = (copy / "manifest.json").read_text()
     (copy / "manifest.json").write_text(manifest.replace('"format": 1', '"format": 99'))
-    with pytest.raises(ValueError, match="manifest.json is of format 99; this version reads 1"):
+    with pytest.raises(ValueError, match="manifest.json has format 99; this version reads 1"):
         open_toy(copy, mesh)
     (copy / "manifest.json").write_text(manifest[:100])
     with pytest.raises(ValueError, match="manifest.json is damaged"):

@@ -7,8 +7,8 @@ import pytest
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-from gemma3_jax.data import dataset, settings  # noqa: E402
-from gemma3_jax.data.prepare import sources  # noqa: E402
+from gemma3_jax.data import dataset  # noqa: E402
+from gemma3_jax.data.prepare import settings, source_kinds, sources  # noqa: E402
 from tests import texts  # noqa: E402
 
 pytestmark = pytest.mark.interop
@@ -33,20 +33,21 @@ def data_dir(tmp_path_factory):
 
 
 def test_rows_come_in_order_whatever_the_cut(data_dir, monkeypatch):
-    source = settings.Source(kind="tfds", dataset="toy", data_dir=str(data_dir), language_field="lang")
-    monkeypatch.setattr(sources, "ROWS_PER_UNIT", 7)
+    source = settings.SourceConfig(kind="tfds", dataset="toy", data_dir=str(data_dir), language_field="lang")
+    monkeypatch.setattr(source_kinds, "ROWS_PER_UNIT", 7)
     units = sources.units({"toy": source})
     records = [record for unit in units for record in sources.read(unit, source)]
     assert len(units) == 3 and [record.text for record in records] == [f"row {n} \u00e9" for n in range(20)]
     assert [record.language for record in records[:2]] == ["de", "en"]
-    assert sources.describe({"toy": source}, units, records[9].place) == "toy, row 9"
+    assert sources.describe({"toy": source}, units, records[9].record_id) == "toy, row 9"
 
 
 def test_a_data_set_is_prepared_without_tensorflow(data_dir, tmp_path):
     texts.config(tmp_path, {})
     code = (
-        "import sys\nfrom gemma3_jax.data import prepare, settings\nfrom tests import texts\nimport pathlib\n"
-        f"source = settings.Source(kind='tfds', dataset='toy', data_dir={str(data_dir)!r}, language_field='lang')\n"
+        "import sys\nfrom gemma3_jax.data.prepare import settings\nfrom tests import texts\nimport pathlib\n"
+        f"source = settings.SourceConfig(kind='tfds', dataset='toy', data_dir={str(data_dir)!r},\n"
+        "                               language_field='lang')\n"
         f"config = texts.config(pathlib.Path({str(tmp_path)!r}), {{'toy': source}})\n"
         f"texts.run(config, pathlib.Path({str(tmp_path / 'out')!r}))\n"
         "assert 'tensorflow' not in sys.modules\n"
@@ -58,6 +59,6 @@ def test_a_data_set_is_prepared_without_tensorflow(data_dir, tmp_path):
 
 
 def test_a_dataset_that_is_not_there_is_refused(tmp_path):
-    source = settings.Source(kind="tfds", dataset="no_such_dataset", data_dir=str(tmp_path))
+    source = settings.SourceConfig(kind="tfds", dataset="no_such_dataset", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="TensorFlow dataset 'no_such_dataset' cannot be read: .* prepared already"):
         sources.units({"toy": source})

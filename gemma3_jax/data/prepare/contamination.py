@@ -1,7 +1,7 @@
 """Overlap of a text with evaluation sets, by n-grams of words; exact, and cheap where there is none.
 
-Only words that occur in an evaluation set have an id, so the n-grams worth a look-up are those of consecutive words
-that all have one: rare in text that has nothing to do with it.
+Only words of the evaluation sets have an id, so only n-grams whose words all have one are looked up: few in unrelated
+text.
 Source: 13-grams after GPT-3 (Brown et al. 2020, appendix C); the longest span after Singh et al. 2024 (ConTAM).
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 from gemma3_jax.data.prepare import words
 
-LONG, SHORT = 13, 8  # words; items of 8 to 12 words are found by their 8-grams, shorter ones cannot be
+LONG, SHORT = 13, 8  # words; items of 8 to 12 words are detected by their 8-grams, shorter ones cannot be
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Words first..last (excluded) of a text stand in a row in an item of an evaluation set, or in several of them."""
+    """Words first..last (excluded) of a text that also occur in sequence in one or more evaluation items."""
 
     first: int
     last: int
@@ -28,7 +28,7 @@ class Overlap:
 
 
 class Index:
-    """The n-grams of evaluation items, given as (name, text)."""
+    """The n-grams of evaluation items, each of which is (name, text)."""
 
     def __init__(self, items: Iterable[tuple[str, str]]):
         self._ids: dict[str, int] = {}
@@ -43,19 +43,19 @@ class Index:
                 self._grams.setdefault(tuple(ids[start : start + length]), name)
 
     def find(self, text: str) -> list[Overlap]:
-        """What overlaps, in order; touching and overlapping finds are joined into one."""
+        """Returns the overlaps of a text, in order; those that touch are joined into one."""
         ids = [self._ids.get(word, -1) for word in words.words(text)]
-        found: list[Overlap] = []
+        overlaps: list[Overlap] = []
         start = 0
         for known, run in itertools.groupby(ids, key=lambda token: token >= 0):
             length = len(list(run))
             if known:
-                found += self._find_in_run(ids[start : start + length], start)
+                overlaps += self._find_in_run(ids[start : start + length], start)
             start += length
-        return found
+        return overlaps
 
     def _find_in_run(self, ids: list[int], offset: int) -> list[Overlap]:
-        found: list[Overlap] = []
+        overlaps: list[Overlap] = []
         for start in range(len(ids) - SHORT + 1):
             for length in (LONG, SHORT):
                 gram = tuple(ids[start : start + length])
@@ -63,25 +63,25 @@ class Index:
                 if item is None:
                     continue
                 first, last = offset + start, offset + start + length
-                if found and first <= found[-1].last:
-                    previous = found.pop()
-                    found.append(Overlap(previous.first, max(previous.last, last), previous.item))
+                if overlaps and first <= overlaps[-1].last:
+                    previous = overlaps.pop()
+                    overlaps.append(Overlap(previous.first, max(previous.last, last), previous.item))
                 else:
-                    found.append(Overlap(first, last, item))
+                    overlaps.append(Overlap(first, last, item))
                 break
-        return found
+        return overlaps
 
 
 def excise(text: str, overlaps: list[Overlap], margin: int) -> str:
-    """The text without what overlaps and `margin` characters on both sides; what is left is joined by newlines.
+    """Returns the text without the overlaps and `margin` characters on both sides, joined by newlines.
 
-    Nothing is left of a text whose words cannot be placed.
+    The result is empty if the positions of the words are unknown.
     """
     spans = words.spans(text)
-    if len(spans) != len(words.words(text)):  # letters that are composed across what is cut here: Hangul jamo, for one
+    if len(spans) != len(words.words(text)):  # characters that compose across clusters, such as Hangul jamo
         return ""
-    kept, start = [], 0
+    parts, start = [], 0
     for overlap in overlaps:
-        kept.append(text[start : max(start, spans[overlap.first][0] - margin)])
+        parts.append(text[start : max(start, spans[overlap.first][0] - margin)])
         start = min(len(text), max(start, spans[overlap.last - 1][1] + margin))
-    return "\n".join(part for part in [*kept, text[start:]] if part)
+    return "\n".join(part for part in [*parts, text[start:]] if part)

@@ -1,6 +1,6 @@
-"""The filters, in the order they run: each a pure function of one record, built from the settings.
+"""The filters, in the order they run: each is a pure function of one record, built from the settings.
 
-Duplicates are not here: they are a property of many records (`duplicates.py`).
+Duplicates are not here, because they are a property of many records (`duplicates.py`).
 """
 
 import dataclasses
@@ -8,28 +8,27 @@ import numbers
 import pathlib
 import re
 
-from gemma3_jax.data import records, settings
-from gemma3_jax.data.prepare import contamination, personal_data, quality, sources
+from gemma3_jax.data.prepare import contamination, personal_data, quality, records, settings, sources
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the filters go by beside the settings: read once, where the command runs, and sent to whoever filters."""
+    """Files that the filters depend on: read once, where the command runs, and sent to the workers."""
 
     evaluation: tuple[tuple[str, str], ...] = ()  # (name, text) of every evaluation item
     unsafe_words: tuple[str, ...] = ()
 
 
-def read_inputs(config: settings.Prepare) -> Inputs:
-    """The evaluation sets and the word list that the settings name.
+def read_inputs(config: settings.PrepareConfig) -> Inputs:
+    """Reads the evaluation sets and the word list that the settings name.
 
     Raises: ValueError if one cannot be read or is empty.
     """
-    named = config.decontamination
-    evaluation = tuple(item for path in named.paths for item in sources.read_texts(path, named.fields))
-    if named.paths and not any(text.strip() for _, text in evaluation):
+    paths, fields = config.decontamination.paths, config.decontamination.fields
+    evaluation = tuple(item for path in paths for item in sources.read_texts(path, fields))
+    if paths and not any(text.strip() for _, text in evaluation):
         raise ValueError(
-            f"the evaluation items in {', '.join(named.paths)} have no text in {named.fields or 'any field'} "
+            f"the evaluation items in {', '.join(paths)} have no text in {fields or 'any field'} "
             "(config.decontamination.fields)"
         )
     return Inputs(evaluation, _read_words(config.safety.word_list) if config.safety.word_list else ())
@@ -49,10 +48,10 @@ def _read_words(name: str) -> tuple[str, ...]:
     return entries
 
 
-def build(config: settings.Prepare, inputs: Inputs) -> list[records.Filter]:
-    """The filters that are switched on, the cheap ones first; length once more after those that cut.
+def build(config: settings.PrepareConfig, inputs: Inputs) -> list[records.Filter]:
+    """Returns the filters that are switched on, cheap ones first; length runs again after those that cut text.
 
-    Raises: ValueError if a score function cannot be found or a telephone region is unknown.
+    Raises: ValueError if a score function does not exist or a telephone region is unknown.
     """
     filters: list[records.Filter] = [_Length(config.length)]
     if inputs.unsafe_words:
@@ -67,7 +66,7 @@ def build(config: settings.Prepare, inputs: Inputs) -> list[records.Filter]:
 
 
 def apply(filters: list[records.Filter], record: records.Record) -> records.Record | records.Dropped:
-    """What all filters leave of a record, or the reason of the first that drops it."""
+    """Returns what all filters leave of a record, or the reason of the first that drops it."""
     for keep in filters:
         outcome = keep(record)
         if isinstance(outcome, records.Dropped):
@@ -77,7 +76,7 @@ def apply(filters: list[records.Filter], record: records.Record) -> records.Reco
 
 
 class _Length:
-    def __init__(self, config: settings.Length):
+    def __init__(self, config: settings.LengthConfig):
         self.config = config
 
     def __call__(self, record: records.Record) -> records.Record | records.Dropped:
@@ -90,7 +89,7 @@ class _Length:
 
 
 class _Safety:
-    def __init__(self, config: settings.Safety, entries: tuple[str, ...]):
+    def __init__(self, config: settings.SafetyConfig, entries: tuple[str, ...]):
         # Longest first, so that a phrase counts as itself and not as a shorter one in it.
         choices = "|".join(map(re.escape, sorted(entries, key=len, reverse=True)))
         self.pattern = re.compile(rf"(?<!\w)(?:{choices})(?!\w)", re.IGNORECASE)
@@ -102,18 +101,18 @@ class _Safety:
 
 
 class _Quality:
-    def __init__(self, config: settings.Quality, seed: int):
+    def __init__(self, config: settings.QualityConfig, seed: int):
         self.config, self.seed = config, seed
         self.score = quality.find_score(config.score)
 
     def __call__(self, record: records.Record) -> records.Record | records.Dropped:
-        score = self._find_score(record)
+        score = self._checked_score(record)
         probability = min(1.0, max(score**self.config.power, self.config.floor))
         if records.uniform(self.seed, "quality", record.text) < probability:
             return record
         return records.Dropped("low quality", f"score {score:.3f}")
 
-    def _find_score(self, record: records.Record) -> float:
+    def _checked_score(self, record: records.Record) -> float:
         name = self.config.score
         try:
             score = self.score(record)
@@ -125,12 +124,12 @@ class _Quality:
 
 
 class _PersonalData:
-    def __init__(self, config: settings.PersonalData):
+    def __init__(self, config: settings.PersonalDataConfig):
         import phonenumbers
 
         if config.phone_region not in phonenumbers.SUPPORTED_REGIONS:
             raise ValueError(
-                f"config.personal_data.phone_region is {config.phone_region!r}; give a country's two letters"
+                f"config.personal_data.phone_region is {config.phone_region!r}; write the two letters of a country"
             )
         self.config = config
 
@@ -139,24 +138,24 @@ class _PersonalData:
         if not any(finds):
             return record
         if self.config.action == "drop":
-            kinds = sorted({kind for found in finds for _, _, kind in found})
+            kinds = sorted({kind for of_text in finds for _, _, kind in of_text})
             return records.Dropped("personal data", ", ".join(kinds))
         by_text = iter(finds)
         return record.with_texts(lambda text: personal_data.mask(text, next(by_text)))
 
 
 class _Decontamination:
-    def __init__(self, config: settings.Decontamination, items: tuple[tuple[str, str], ...]):
+    def __init__(self, config: settings.DecontaminationConfig, items: tuple[tuple[str, str], ...]):
         self.config = config
         self.index = contamination.Index(items)
 
     def __call__(self, record: records.Record) -> records.Record | records.Dropped:
-        finds = [self.index.find(text) for text in record.texts]
-        if not any(finds):
+        overlaps = [self.index.find(text) for text in record.texts]
+        if not any(overlaps):
             return record
-        longest = max((overlap for found in finds for overlap in found), key=lambda overlap: overlap.num_words)
-        # Half a turn is no turn: what overlaps is cut out of plain text only.
+        longest = max((overlap for of_text in overlaps for overlap in of_text), key=lambda overlap: overlap.num_words)
+        # Half a turn is no turn: overlaps are cut out of plain text only.
         if self.config.action == "drop" or record.roles:
             return records.Dropped("contaminated", f"{longest.num_words} words in a row of {longest.item}")
-        left = contamination.excise(record.text, finds[0], self.config.margin_characters)
+        left = contamination.excise(record.text, overlaps[0], self.config.margin_characters)
         return record.with_texts(lambda text: left) if left.strip() else records.Dropped("contaminated", "all of it")

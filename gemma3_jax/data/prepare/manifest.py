@@ -1,4 +1,4 @@
-"""What was read, left out and written -> the manifest and the report; the same whoever did the work."""
+"""The manifest and the report of a data set, from what was read, dropped and written; every runner makes the same."""
 
 import collections
 import dataclasses
@@ -6,47 +6,47 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemma3_jax.data import dataset, mixture, records, settings
-from gemma3_jax.data.prepare import contamination, documents, filters, sources
+from gemma3_jax.data import dataset, mixture, record_ids
+from gemma3_jax.data.prepare import contamination, documents, filters, settings, sources
 
 QUANTITIES = ("documents", "tokens", "characters", "bytes")
 
 
 @dataclasses.dataclass
-class Duplicates:
-    """Documents left out because an earlier one is like them."""
+class RemovedDuplicates:
+    """Documents that were removed because an earlier one is like them."""
 
     counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # (bucket, language, reason)
-    # (reason, it, the earlier one)
-    examples: list[tuple[str, records.Place, records.Place]] = dataclasses.field(default_factory=list)
+    # (reason, the document, the earlier one)
+    examples: list[tuple[str, record_ids.RecordId, record_ids.RecordId]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """All that a manifest is made of."""
+class Results:
+    """Everything that a manifest is made from."""
 
-    config: settings.Prepare
+    config: settings.PrepareConfig
     inputs: filters.Inputs
     tokenizer_digest: str
     units: Sequence[sources.Unit]
-    counts: Sequence[documents.Counts]  # of each unit
-    duplicates: Duplicates
+    counts: Sequence[documents.UnitCounts]  # of each unit
+    duplicates: RemovedDuplicates
     written: Iterable[Mapping]  # of each shard
 
-    def where(self, place: records.Place) -> str:
-        return sources.describe(self.config.sources, self.units, place)
+    def where(self, record_id: record_ids.RecordId) -> str:
+        return sources.describe(self.config.sources, self.units, record_id)
 
 
-def summarise(work: Work) -> tuple[dict, dict]:
-    """The manifest and the report.
+def summarise(results: Results) -> tuple[dict, dict]:
+    """Returns the manifest and the report.
 
-    Raises: ValueError if a source has no records, if nothing is left, or if the mixture names what is not there.
+    Raises: ValueError if a source has no records, if no document is left, or if the mixture names what is not there.
     """
-    config = work.config
-    read = _read(work)
-    parts = _parts(config, work.written)
-    dropped = work.duplicates.counts.copy()
-    for counts in work.counts:
+    config = results.config
+    read = _read(results)
+    parts = _parts(config, results.written)
+    dropped = results.duplicates.counts.copy()
+    for counts in results.counts:
         dropped.update(counts.dropped)
     by_reason: collections.Counter = collections.Counter()
     for (_, _, reason), count in dropped.items():
@@ -55,42 +55,42 @@ def summarise(work: Work) -> tuple[dict, dict]:
         num_records = sum(source["records"] for source in read.values())
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(by_reason.items())) or "none could be read"
         raise ValueError(f"nothing is left of {num_records} records: {why}")
-    shares = _shares(config, parts)
-    plain = json.loads(dataset.canonical(dataclasses.asdict(config)))  # as JSON gives it back
+    fractions = _fractions(config, parts)
+    plain = json.loads(dataset.canonical(dataclasses.asdict(config)))  # as it comes back from JSON
     manifest = {
         "format": dataset.FORMAT,
         "version": importlib.metadata.version("gemma3_jax"),
-        "digest": dataset.digest([work.tokenizer_digest, parts]),
-        "tokenizer": {"digest": work.tokenizer_digest},
+        "digest": dataset.digest([results.tokenizer_digest, parts]),
+        "tokenizer": {"digest": results.tokenizer_digest},
         "sources": read,
-        "filter_inputs": dataset.digest(dataclasses.asdict(work.inputs)),
+        "filter_inputs": dataset.digest(dataclasses.asdict(results.inputs)),
         "seq_lens": list(config.seq_lens),
         "parts": parts,
         "dropped": _nested(dropped),
         "mixture": plain["mixture"],
         "settings": plain,
     }
-    return manifest, _report(work, by_reason, manifest, shares)
+    return manifest, _report(results, by_reason, manifest, fractions)
 
 
-def _read(work: Work) -> dict[str, dict]:
+def _read(results: Results) -> dict[str, dict]:
     read = {}
-    for name in work.config.sources:
-        mine = [found for unit, found in zip(work.units, work.counts, strict=True) if unit.source == name]
+    for name in results.config.sources:
+        of_source = [counts for unit, counts in zip(results.units, results.counts, strict=True) if unit.source == name]
         read[name] = {
-            "records": sum(found.num_records for found in mine),
-            "broken": sum(len(found.broken) for found in mine),
-            "changed": sum(found.changed for found in mine),
-            "digest": dataset.digest([found.digest for found in mine]),
+            "records": sum(counts.num_records for counts in of_source),
+            "broken": sum(len(counts.broken) for counts in of_source),
+            "changed": sum(counts.changed for counts in of_source),
+            "digest": dataset.digest([counts.digest for counts in of_source]),
         }
         if not read[name]["records"]:
             raise ValueError(f"source {name} is empty: its files hold no record (config.sources.{name})")
     return read
 
 
-def _parts(config: settings.Prepare, written: Iterable[Mapping]) -> dict[str, dict]:
+def _parts(config: settings.PrepareConfig, written: Iterable[Mapping]) -> dict[str, dict]:
     parts: dict[str, dict] = {}
-    for shard in sorted(written, key=lambda found: (found["part"], found["shard"])):
+    for shard in sorted(written, key=lambda shard: (shard["part"], shard["shard"])):
         part = parts.setdefault(shard["part"], dict.fromkeys(QUANTITIES, 0) | {"files": collections.defaultdict(list)})
         for quantity in QUANTITIES:
             part[quantity] += shard[quantity]
@@ -104,25 +104,25 @@ def _parts(config: settings.Prepare, written: Iterable[Mapping]) -> dict[str, di
     return parts
 
 
-def _shares(config: settings.Prepare, parts: Mapping[str, Mapping]) -> dict[str, dict[str, float]]:
-    """{part: {row length: its share of the rows that training draws}}.
+def _fractions(config: settings.PrepareConfig, parts: Mapping[str, Mapping]) -> dict[str, dict[str, float]]:
+    """Returns {part: {sequence length: the fraction of the rows that training draws from it}}.
 
-    A mixture that cannot be drawn is told here, not by a job that starts on a pod.
+    A mixture that cannot be drawn is an error here, and not in a job that starts on a pod.
     """
     characters = {name: part["characters"] for name, part in parts.items()}
     mixture.weights(characters, {name: part["documents"] for name, part in parts.items()}, config.mixture)
-    shares: dict[str, dict[str, float]] = {name: {} for name in parts}
+    fractions: dict[str, dict[str, float]] = {name: {} for name in parts}
     for length in map(str, config.seq_lens):
         drawn = mixture.weights(
             characters, {name: part["rows"][length] for name, part in parts.items()}, config.mixture
         )
         for name in parts:
-            shares[name][length] = round(drawn.get(name, 0.0), 6)
-    return shares
+            fractions[name][length] = round(drawn.get(name, 0.0), 6)
+    return fractions
 
 
 def fill(parts: Mapping[str, Mapping], seq_len: int) -> float:
-    """Share of the places in all rows of a length that hold a token."""
+    """Returns the fraction of the positions in all rows of a length that hold a token."""
     files = [file for part in parts.values() for file in part["files"][dataset.rows_kind(seq_len)]]
     return sum(file["tokens"] for file in files) / (seq_len * sum(file["records"] for file in files))
 
@@ -134,38 +134,43 @@ def _nested(dropped: Mapping[tuple[str, str, str], int]) -> dict:
     return nested
 
 
-def _report(work: Work, by_reason: Mapping[str, int], manifest: dict, shares: Mapping[str, Mapping]) -> dict:
-    """What was left out and why, for people and for programs."""
+def _report(results: Results, by_reason: Mapping[str, int], manifest: dict, fractions: Mapping[str, Mapping]) -> dict:
+    """Returns what was dropped and why, for people and for programs. Its keys are a format: they stay."""
     parts, read = manifest["parts"], manifest["sources"].values()
-    most = work.config.examples_per_reason
-    broken = [found for counts in work.counts for found in counts.broken]
-    index = contamination.Index(work.inputs.evaluation)
+    most = results.config.examples_per_reason
+    broken = [record for counts in results.counts for record in counts.broken]
+    index = contamination.Index(results.inputs.evaluation)
     return {
         "records": sum(source["records"] for source in read),
-        "broken": {"count": len(broken), "examples": [f"{work.where(place)}: {why}" for place, why in broken[:most]]},
+        "broken": {
+            "count": len(broken),
+            "examples": [f"{results.where(record_id)}: {problem}" for record_id, problem in broken[:most]],
+        },
         "changed": sum(source["changed"] for source in read),
         "dropped": {
-            reason: {"count": count, "examples": _examples(work, reason)} for reason, count in sorted(by_reason.items())
+            reason: {"count": count, "examples": _examples(results, reason)}
+            for reason, count in sorted(by_reason.items())
         },
         "dropped_by_part": manifest["dropped"],
         "evaluation": {"items": index.num_items, "too_short_to_find": index.num_too_short},
         "kept": {quantity: sum(part[quantity] for part in parts.values()) for quantity in QUANTITIES},
         "sources": manifest["sources"],
         "parts": {
-            name: {key: part[key] for key in (*QUANTITIES, "rows")} | {"share": shares[name]}
+            name: {key: part[key] for key in (*QUANTITIES, "rows")} | {"share": fractions[name]}
             for name, part in parts.items()
         },
-        "fill": {str(length): round(fill(parts, length), 5) for length in work.config.seq_lens},
+        "fill": {str(length): round(fill(parts, length), 5) for length in results.config.seq_lens},
         "digest": manifest["digest"],
     }
 
 
-def _examples(work: Work, reason: str) -> list[dict]:
-    """The first few records, by place, that were dropped for a reason."""
-    most = work.config.examples_per_reason
-    filtered = (found for counts in work.counts for found in counts.examples if found[0] == reason)
-    first = sorted(filtered, key=lambda found: found[1])[:most]
-    alike = sorted(found for found in work.duplicates.examples if found[0] == reason)[:most]
-    return [{"record": work.where(place), "detail": detail} for _, place, detail in first] + [
-        {"record": work.where(place), "detail": f"like {work.where(earlier)}"} for _, place, earlier in alike
+def _examples(results: Results, reason: str) -> list[dict]:
+    """Returns the first few records, by id, that were dropped for a reason."""
+    most = results.config.examples_per_reason
+    filtered = (example for counts in results.counts for example in counts.examples if example[0] == reason)
+    first = sorted(filtered, key=lambda example: example[1])[:most]
+    duplicates = sorted(example for example in results.duplicates.examples if example[0] == reason)[:most]
+    return [{"record": results.where(record_id), "detail": detail} for _, record_id, detail in first] + [
+        {"record": results.where(record_id), "detail": f"like {results.where(earlier)}"}
+        for _, record_id, earlier in duplicates
     ]

@@ -1,6 +1,6 @@
-"""Personal data in a text: where it is, and the text without it.
+"""Detection and masking of personal data in a text.
 
-Patterns find candidates; libraries that follow the standards decide: phonenumbers (numbering plans), python-stdnum
+Patterns find candidates; libraries that implement the standards decide: phonenumbers (numbering plans), python-stdnum
 (IBAN, card and social security checks), ipaddress, detect-secrets (formats of access keys).
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 
 KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
 
-# What a scan of gigabytes spends its time on is looking where nothing is. So a pattern is tried only where the shape of
-# the text allows it, or begins with what is rare, never with a look behind.
+# A scan of gigabytes spends its time where there is nothing to find. So a pattern is tried only where the shape of the
+# text allows it, or begins with rare characters, and never with a look-behind.
 _DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
 _LOCAL = re.compile(r"[\w.%+-]+\Z")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
@@ -34,7 +34,7 @@ _NUMBER_SHAPE = bytes(
 _DIGIT = re.compile(r"\d")
 _BEGIN, _END = r"-----BEGIN [A-Z ]*PRIVATE KEY-----", r"-----END [A-Z ]*PRIVATE KEY-----"
 _PRIVATE_KEY = re.compile(rf"{_BEGIN}(?:[^-]{{0,16384}}{_END}|(?:\s+[A-Za-z0-9+/=]{{16,}})*)")
-# Formats with a prefix of their own. The detectors left out go by entropy or by the word before, and hit prose and
+# Formats with a distinctive prefix. The detectors left out go by entropy or by the word before, and match prose and
 # code.
 _SECRETS = (
     "aws:AWSKeyDetector",
@@ -54,50 +54,50 @@ _SECRETS = (
 
 
 def find(text: str, kinds: Sequence[str] = KINDS, phone_region: str = "US") -> list[tuple[int, int, str]]:
-    """(start, end, kind) of what was found, in order and without overlap; what comes first in KINDS has precedence."""
-    taken: list[tuple[int, int, str]] = []
+    """Returns (start, end, kind) of each find, in order and without overlap; earlier KINDS take precedence."""
+    finds: list[tuple[int, int, str]] = []
     for kind in KINDS:
         if kind in kinds:
             for start, end in _FINDERS[kind](text, phone_region):
-                place = bisect.bisect_left(taken, (start, end, kind))
-                if (place == 0 or taken[place - 1][1] <= start) and (place == len(taken) or end <= taken[place][0]):
-                    taken.insert(place, (start, end, kind))
-    return taken
+                index = bisect.bisect_left(finds, (start, end, kind))
+                if (index == 0 or finds[index - 1][1] <= start) and (index == len(finds) or end <= finds[index][0]):
+                    finds.insert(index, (start, end, kind))
+    return finds
 
 
-def mask(text: str, found: Sequence[tuple[int, int, str]]) -> str:
-    """The text with each find replaced by its kind: `[EMAIL]`."""
-    pieces, start = [], 0
-    for begin, end, kind in found:
-        pieces += [text[start:begin], f"[{kind.upper()}]"]
+def mask(text: str, finds: Sequence[tuple[int, int, str]]) -> str:
+    """Returns the text with each find replaced by its kind: `[EMAIL]`."""
+    parts, start = [], 0
+    for begin, end, kind in finds:
+        parts += [text[start:begin], f"[{kind.upper()}]"]
         start = end
-    return "".join([*pieces, text[start:]])
+    return "".join([*parts, text[start:]])
 
 
 def _is_start(text: str, start: int) -> bool:
-    """Whether a number may begin here: not inside of a word, nor behind a number's point or comma."""
+    """Whether a number may begin here: not inside a word, nor after the point or comma of a number."""
     before = text[max(0, start - 2) : start]
     in_word = before[-1:].isalnum() or before[-1:] == "_"
     return not in_word and not (before[-1:] in (".", ",") and before[:1].isdigit())
 
 
 def _shaped(text: str, shape: bytes) -> bytes:
-    """A byte for each character: of which kind it is."""
+    """Returns a byte for each character: its class."""
     return text.encode("ascii", errors="replace").translate(shape)
 
 
-def _places(text: str, part: bytes) -> Iterator[int]:
-    """Where a text has capitals and digits as in `part`: UUdd."""
+def _find_shape(text: str, shape: bytes) -> Iterator[int]:
+    """Yields the positions of capitals and digits as in `shape`: UUdd."""
     shaped = _shaped(text, _NUMBER_SHAPE)
-    place = shaped.find(part)
-    while place >= 0:
-        yield place
-        place = shaped.find(part, place + 1)
+    position = shaped.find(shape)
+    while position >= 0:
+        yield position
+        position = shaped.find(shape, position + 1)
 
 
 def _emails(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     for domain in _DOMAIN.finditer(text):
-        first = max(0, domain.start() - 64)  # the longest a local part may be
+        first = max(0, domain.start() - 64)  # the longest that a local part may be
         if local := _LOCAL.search(text[first : domain.start()]):
             yield first + local.start(), domain.end()
 
@@ -105,11 +105,11 @@ def _emails(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 def _ibans(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     from stdnum import iban
 
-    for start in _places(text, b"UUdd"):
+    for start in _find_shape(text, b"UUdd"):
         match = _IBAN.match(text, start) if _is_start(text, start) else None
         candidate = match[0] if match else ""
         while candidate:
-            if iban.is_valid(candidate, check_country=False):  # not every country publishes its banks
+            if iban.is_valid(candidate, check_country=False):  # not every country publishes its bank codes
                 yield start, start + len(candidate)
                 break
             candidate = candidate.rpartition(" ")[0]  # a word in capitals may follow
@@ -118,7 +118,7 @@ def _ibans(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 def _cards(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     from stdnum import luhn
 
-    for start in _places(text, b"dddd"):
+    for start in _find_shape(text, b"dddd"):
         if _is_start(text, start) and (match := _CARD.match(text, start)):
             digits = re.sub(r"\D", "", match[0])
             if digits[0] in "3456" and len(set(digits)) > 1 and luhn.is_valid(digits):
@@ -139,15 +139,15 @@ def _phones(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 
     run = _PHONE.search(text)
     while run:
-        # The country's "+" and the area's "(" are its own.
+        # A "+" before the country code and a "(" before the area code belong to the number.
         start = run.start() - (text[run.start() - 1 : run.start()] in ("+", "("))
         start -= text[start - 1 : start] == "+"
         begins = _is_start(text, start)
-        # A bare run of digits is more often a count than a telephone.
+        # A bare run of digits is more often a count than a telephone number.
         if begins and any(mark in text[start : run.end()] for mark in "+() -./"):
             for match in phonenumbers.PhoneNumberMatcher(text[start : run.end()], phone_region):
                 yield start + match.start, start + match.end
-        run = _PHONE.search(text, run.end() if begins else run.start() + 1)  # a word's number may hide another
+        run = _PHONE.search(text, run.end() if begins else run.start() + 1)  # a number inside a word may hide another
 
 
 def _addresses(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
@@ -156,18 +156,18 @@ def _addresses(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
             address = ipaddress.ip_address(text[start:end])
         except ValueError:  # four numbers, but not an address
             continue
-        if address.is_global:  # private and documentation ranges belong to nobody
+        if address.is_global:  # private and documentation ranges identify nobody
             yield start, end
 
 
 def _address_like(text: str) -> Iterator[tuple[int, int]]:
     for match in _THREE_DOTS.finditer(text):
-        first = max(0, match.start() - 4)  # three digits, and what must not be before them
+        first = max(0, match.start() - 4)  # three digits, and the character that must not be before them
         if head := _BYTE.search(text[first : match.start()]):
             yield first + head.start(), match.end()
     for match in _TWO_COLONS.finditer(text):
         first = max(0, match.start() - 4)
-        # "::2" is a slice and "a::b" a name in some program more often than they are addresses.
+        # "::2" is more often a slice, and "a::b" a name in a program, than an address.
         if (head := _HEX.search(text[first : match.start()])) and match[0].count(":") >= 3:
             yield first + head.start(), match.end()
 
@@ -178,7 +178,7 @@ def _secrets(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
             yield match.span()
     for start, end in _key_like(text):
         run = text[start:end]
-        if not _DIGIT.search(run):  # a name: what is drawn at random has one
+        if not _DIGIT.search(run):  # a name: a random key has a digit
             continue
         for pattern in _secret_patterns():
             if match := pattern.search(run):
@@ -187,7 +187,7 @@ def _secrets(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 
 
 def _key_like(text: str) -> Iterator[tuple[int, int]]:
-    """Runs of 20 and more characters that keys are made of."""
+    """Yields runs of at least 20 characters that keys are made of."""
     shaped = _shaped(text, _KEY_SHAPE)
     start = shaped.find(b"x" * 20)
     while start >= 0:

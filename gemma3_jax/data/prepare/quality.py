@@ -1,29 +1,28 @@
-"""How good a record is, in [0, 1]; a record is kept with a probability that grows with it.
+"""The quality score of a record, in [0, 1]; a record stays with a probability that grows with its score.
 
-Source: Gemma 3 report, section 2.2, "quality reweighing"; Sachdeva et al. 2024. The scorer is not published: a model's
-scores come in as a field of the record, or a function of one's own is named.
+Source: Gemma 3 report, section 2.2, "quality reweighing"; Sachdeva et al. 2024. The scorer is not published: scores
+of a model come as a field of the record, or the config names a function.
 """
 
 import importlib
 import re
 from collections.abc import Callable
 
-from gemma3_jax.data import records
-from gemma3_jax.data.prepare import words
+from gemma3_jax.data.prepare import records, words
 
 _SENTENCE_END = re.compile(r"[.!?\u3002\uff01\uff1f][\"')\]]?\s")
 
 
 def find_score(name: str) -> Callable[[records.Record], float]:
-    """The score that `config.quality.score` names: "heuristic", "field:NAME" or "module:function".
+    """Returns the score that `config.quality.score` names: "heuristic", "field:NAME" or "module:function".
 
-    Raises: ValueError if there is no such module or function.
+    Raises: ValueError if the module or function does not exist.
     """
     if name == "heuristic":
         return heuristic
     module, _, attribute = name.partition(":")
     if module == "field" and attribute:
-        return _Field(attribute)
+        return _FieldScore(attribute)
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -33,8 +32,8 @@ def find_score(name: str) -> Callable[[records.Record], float]:
         ) from error
 
 
-class _Field:
-    """Reads the score from a field of the record."""
+class _FieldScore:
+    """Reads the score from a field of the source row."""
 
     def __init__(self, name: str):
         self.name = name
@@ -44,7 +43,7 @@ class _Field:
 
 
 def heuristic(record: records.Record) -> float:
-    """Cheap marks of running text, each in [0, 1], multiplied: letters, word length, lines that repeat, sentences.
+    """Returns the product of cheap marks of running text, in [0, 1]: letters, word length, repeated lines, sentences.
 
     Source: after the rules of Rae et al. 2021 (Gopher), appendix A1.1.
     """

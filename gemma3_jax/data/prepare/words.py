@@ -1,7 +1,7 @@
-"""The words that two texts are compared by: NFKC, lower case, no punctuation.
+"""The words by which two texts are compared: NFKC, lower case, no punctuation.
 
-Scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give a word per character, with
-the marks that belong to it.
+Scripts written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word per character, with the
+marks that belong to it.
 """
 
 import re
@@ -16,19 +16,19 @@ _CLUSTER = regex.compile(r"\P{M}\p{M}*|\p{M}+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in order."""
+    """Returns the words of a text, in order."""
     if text.isascii():
         return _ASCII.findall(text.lower())
     return _ANY.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """(start, end) of each of `words(text)` in it, in characters."""
+    """Returns (start, end) of each of `words(text)`, in characters of the text."""
     if text.isascii():
         return [match.span() for match in _ASCII.finditer(text.lower())]
-    normal, places = [], []  # places: for each character of the normal form, the cluster of the text it came from
+    normal, origins = [], []  # origins: for each character of the normal form, the span of its cluster in the text
     for cluster in _CLUSTER.finditer(text):
         part = unicodedata.normalize("NFKC", cluster[0]).lower()
         normal.append(part)
-        places += [cluster.span()] * len(part)
-    return [(places[m.start()][0], places[m.end() - 1][1]) for m in _ANY.finditer("".join(normal))]
+        origins += [cluster.span()] * len(part)
+    return [(origins[m.start()][0], origins[m.end() - 1][1]) for m in _ANY.finditer("".join(normal))]

@@ -1,8 +1,8 @@
-"""What a teacher said of the tokens of one row, as bytes and back.
+"""The teacher targets of one row, as bytes and back.
 
-A record is a header; then, of the tokens that are learned alone: 15 bytes of numbers each; the slots whose weights are
-their own, as an id of 3 bytes and a bfloat16; and the slots that weigh alike, as each id once and how often it comes.
-The bytes of ids stand in planes, all lowest ones first: ArrayRecord compresses them better so.
+A record is a header; then, for the tokens of the loss mask alone: 15 bytes of numbers each; the weighted slots, as an
+id of 3 bytes and a bfloat16; and the counted slots, whose weights are equal, as each distinct id and its count. The
+bytes of ids stand in planes, all lowest bytes first, because ArrayRecord compresses them better that way.
 """
 
 import hashlib
@@ -14,47 +14,49 @@ import numpy as np
 
 from gemma3_jax.distill import settings
 
-ROW_FIELDS = ("tokens", "segments", "positions", "loss_mask")  # of stream.unpack; its targets follow from them
+ROW_FIELDS = ("tokens", "segments", "positions", "loss_mask")  # of stream.unpack; its labels follow from them
 NUMBERS = ("captured_mass", "entropy", "label_log_prob")
-HEADER = struct.Struct("<16sIII")  # digest of the row; tokens that are learned; slots; those with weights of their own
+# Digest of the row; number of tokens in the loss mask; slots; weighted slots.
+HEADER = struct.Struct("<16sIII")
 MAX_IDS = 1 << 24
-# Of these the last slots weigh alike: they are stored in the order of their ids.
+# Estimators with counted slots: the last ones, of equal weights, are stored in the order of their ids.
 COUNTED = ("stratified", "systematic", "sampled_counts")
 
 
 def row_digest(row: Mapping[str, np.ndarray]) -> bytes:
-    """16 bytes that stand for a row as the student sees it."""
+    """Returns 16 bytes that identify a row as the student sees it."""
     content = hashlib.blake2b(digest_size=16)
     for name in ROW_FIELDS:
         content.update(np.ascontiguousarray(row[name], "?" if name == "loss_mask" else "<i4").data)
     return content.digest()
 
 
-def num_own_slots(samples: settings.Samples) -> int:
-    """How many slots of a token have weights of their own."""
+def num_weighted_slots(samples: settings.Samples) -> int:
+    """Returns how many slots of a token are stored with their weights."""
     if samples.estimator not in COUNTED:
         return samples.num_samples
     return samples.num_samples // 2 if samples.estimator == "stratified" else 0
 
 
 def bytes_per_token(samples: settings.Samples) -> int:
-    """Of a token that is learned, before compression: exact, or of COUNTED what it is if no id comes twice."""
-    num_own = num_own_slots(samples)
-    num_alike = samples.num_samples - num_own
-    return 15 + 5 * num_own + (6 + (3 + _count_type(num_alike).itemsize) * num_alike if num_alike else 0)
+    """Returns the bytes of a token in the loss mask, before compression: for COUNTED, if no id comes twice."""
+    num_weighted = num_weighted_slots(samples)
+    num_counted = samples.num_samples - num_weighted
+    counted_bytes = 6 + (3 + _count_type(num_counted).itemsize) * num_counted if num_counted else 0
+    return 15 + 5 * num_weighted + counted_bytes
 
 
 def encode(row: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], samples: settings.Samples) -> bytes:
-    """The record of a row: `targets` has the fields of `targets.Targets` for all its tokens, [T, M] and [T].
+    """Returns the record of a row; `targets` has the fields of SparseTargets for all its tokens, [T, M] and [T].
 
-    Slots of "top_k" come back heaviest first, those of COUNTED that weigh alike by id, all others as they are given.
-    Raises: ValueError if a number is not finite.
+    Decoded, slots of "top_k" are in the order of their weights, counted slots in that of their ids,
+    and all others in the order they have here. Raises: ValueError if a number is not finite.
     """
-    learned = {name: np.asarray(array)[row["loss_mask"]] for name, array in targets.items()}
-    weights = learned["weights"].astype(np.float32)
-    ids = learned["ids"]
+    masked = {name: np.asarray(array)[row["loss_mask"]] for name, array in targets.items()}
+    weights = masked["weights"].astype(np.float32)
+    ids = masked["ids"]
     for name in ("weights", *NUMBERS):
-        if not np.isfinite(learned[name].astype(np.float32)).all():
+        if not np.isfinite(masked[name].astype(np.float32)).all():
             raise ValueError(
                 f"the teacher's {name} are not all finite; evaluate its checkpoint, and teach with float32"
             )
@@ -63,21 +65,21 @@ def encode(row: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], sam
         order = np.argsort(-weights, axis=1, kind="stable")
         ids, weights = np.take_along_axis(ids, order, 1), np.take_along_axis(weights, order, 1)
     num_tokens, num_slots = ids.shape
-    num_own = _num_own(weights) if samples.estimator in COUNTED else num_slots
-    parts = [HEADER.pack(row_digest(row), num_tokens, num_slots, num_own)]
-    parts += [learned[name].astype("<f4").tobytes() for name in NUMBERS]
-    parts += [_pack_ids(learned["best_id"]), _pack_ids(ids[:, :num_own])]
-    parts += [weights[:, :num_own].astype(ml_dtypes.bfloat16).tobytes()]
-    if num_own < num_slots:
-        parts += [weights[:, -1].astype("<f4").tobytes(), *_pack_counts(ids[:, num_own:])]
+    num_weighted = _num_weighted(weights) if samples.estimator in COUNTED else num_slots
+    parts = [HEADER.pack(row_digest(row), num_tokens, num_slots, num_weighted)]
+    parts += [masked[name].astype("<f4").tobytes() for name in NUMBERS]
+    parts += [_pack_ids(masked["best_id"]), _pack_ids(ids[:, :num_weighted])]
+    parts += [weights[:, :num_weighted].astype(ml_dtypes.bfloat16).tobytes()]
+    if num_weighted < num_slots:
+        parts += [weights[:, -1].astype("<f4").tobytes(), *_pack_counts(ids[:, num_weighted:])]
     return b"".join(parts)
 
 
-def _num_own(weights: np.ndarray) -> int:
-    """The number of slots before those that weigh alike in every token."""
-    is_alike = (weights == weights[:, -1:]).all(axis=0)
-    num_alike = len(is_alike) if is_alike.all() else int(np.argmin(is_alike[::-1]))
-    return len(is_alike) - num_alike
+def _num_weighted(weights: np.ndarray) -> int:
+    """The number of slots before those that have equal weights in every token."""
+    is_equal = (weights == weights[:, -1:]).all(axis=0)
+    num_equal = len(is_equal) if is_equal.all() else int(np.argmin(is_equal[::-1]))
+    return len(is_equal) - num_equal
 
 
 def _pack_ids(ids: np.ndarray) -> bytes:
@@ -86,7 +88,7 @@ def _pack_ids(ids: np.ndarray) -> bytes:
 
 
 def _pack_counts(ids: np.ndarray) -> list[bytes]:
-    """How many ids a token has, each of them once, and how often it comes, less one."""
+    """The number of distinct ids of each token, these ids, and the count of each, less one."""
     ordered = np.sort(ids, axis=1)
     is_new = np.ones(ordered.shape, bool)
     is_new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -104,49 +106,50 @@ def _count_type(num_slots: int) -> np.dtype:
 
 
 def digest_of(record: bytes) -> bytes:
-    """The digest of the row that a record belongs to."""
+    """Returns the digest of the row that a record belongs to."""
     return HEADER.unpack_from(record)[0]
 
 
 def decode(record: bytes) -> dict[str, np.ndarray]:
-    """The fields of `targets.Targets` for the tokens of its row that are learned, ids and weights [T, M]."""
-    _, num_tokens, num_slots, num_own = HEADER.unpack_from(record)
+    """Returns the fields of SparseTargets for the tokens in the loss mask of its row, ids and weights [T, M]."""
+    _, num_tokens, num_slots, num_weighted = HEADER.unpack_from(record)
     content = _Content(record)
-    found = {name: content.take("<f4", num_tokens) for name in NUMBERS}
-    found["best_id"] = content.take_ids(num_tokens)
-    ids = content.take_ids(num_tokens * num_own).reshape(num_tokens, num_own)
-    weights = content.take(ml_dtypes.bfloat16, num_tokens * num_own).reshape(num_tokens, num_own).astype(np.float32)
-    num_alike = num_slots - num_own
-    if num_alike:
-        each = content.take("<f4", num_tokens)
-        num_ids = int(content.take("<u2" if num_alike < 1 << 16 else "<u4", num_tokens).sum(dtype=np.int64))
+    fields = {name: content.take("<f4", num_tokens) for name in NUMBERS}
+    fields["best_id"] = content.take_ids(num_tokens)
+    ids = content.take_ids(num_tokens * num_weighted).reshape(num_tokens, num_weighted)
+    weights = content.take(ml_dtypes.bfloat16, num_tokens * num_weighted).reshape(num_tokens, num_weighted)
+    weights = weights.astype(np.float32)
+    num_counted = num_slots - num_weighted
+    if num_counted:
+        weight = content.take("<f4", num_tokens)
+        num_ids = int(content.take("<u2" if num_counted < 1 << 16 else "<u4", num_tokens).sum(dtype=np.int64))
         distinct = content.take_ids(num_ids)
-        counts = content.take(_count_type(num_alike), num_ids).astype(np.int64) + 1
-        ids = np.hstack([ids, np.repeat(distinct, counts).reshape(num_tokens, num_alike)])
-        weights = np.hstack([weights, np.broadcast_to(each[:, None], (num_tokens, num_alike))])
-    return {"ids": ids, "weights": weights, **found}
+        counts = content.take(_count_type(num_counted), num_ids).astype(np.int64) + 1
+        ids = np.hstack([ids, np.repeat(distinct, counts).reshape(num_tokens, num_counted)])
+        weights = np.hstack([weights, np.broadcast_to(weight[:, None], (num_tokens, num_counted))])
+    return {"ids": ids, "weights": weights, **fields}
 
 
 class _Content:
-    """What comes after the header, bit by bit."""
+    """The content of a record after its header, read from front to back."""
 
     def __init__(self, record: bytes):
-        self._record, self._at = record, HEADER.size
+        self._record, self._offset = record, HEADER.size
 
     def take(self, dtype, count: int) -> np.ndarray:
-        found = np.frombuffer(self._record, dtype, count, self._at)
-        self._at += found.nbytes
-        return found
+        array = np.frombuffer(self._record, dtype, count, self._offset)
+        self._offset += array.nbytes
+        return array
 
     def take_ids(self, count: int) -> np.ndarray:
         low, middle, high = self.take("u1", 3 * count).reshape(3, count).astype(np.int32)
         return low | middle << 8 | high << 16
 
 
-def spread(learned: Mapping[str, np.ndarray], loss_mask: np.ndarray) -> dict[str, np.ndarray]:
-    """What is known of learned tokens, with zeros for all others."""
-    found = {}
-    for name, array in learned.items():
-        found[name] = np.zeros((len(loss_mask), *array.shape[1:]), array.dtype)
-        found[name][loss_mask] = array
-    return found
+def scatter(targets: Mapping[str, np.ndarray], loss_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns arrays over all tokens of a row from those of the tokens in its loss mask, with zeros elsewhere."""
+    whole = {}
+    for name, array in targets.items():
+        whole[name] = np.zeros((len(loss_mask), *array.shape[1:]), array.dtype)
+        whole[name][loss_mask] = array
+    return whole

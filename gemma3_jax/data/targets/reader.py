@@ -1,10 +1,10 @@
-"""What a teacher said of the rows of a stage: a directory with a manifest, written last.
+"""The stored teacher targets of the rows of a stage: a directory whose manifest is written last.
 
-targets.json                                what is here, and of what it was made
-part-00000/000000000000.array_record        of some rows, by the process that wrote it and the first of them
+targets.json                                contents and origin
+part-00000/000000000000.array_record        targets of some rows; named by the writing process and the first row
 
-Row n of a stage is the n-th of its sequence, whatever number of rows a step has. The first record of a file is the
-numbers of its rows, int64; the others are `taught_records` of these rows.
+Row n of a stage is the n-th of its sequence of rows, for any batch size. The first record of a file has the ids of its
+rows, int64; the others are the targets of these rows, as `codec` encodes them.
 """
 
 import dataclasses
@@ -14,21 +14,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gemma3_jax import renamed
 from gemma3_jax.data import open_shards, order, shards
 from gemma3_jax.data.targets import codec, subsample
 from gemma3_jax.distill import settings
 
 FORMAT = 1
 MANIFEST = "targets.json"
-WORK = ".teaching"  # what is being written has beside its files
-# What the sequence of rows depends on, and where a stage is told it.
-OF_ROWS = {
+WORK = ".teaching"  # beside the files while they are being written
+# What the sequence of rows depends on, and what sets it for a stage.
+ROW_ORIGIN = {
     "data": "its data",
     "seq_len": "its seq_len",
     "seed": "config.seed",
     "mixture": "its mixture, or that of its data",
 }
-NAMES = (*OF_ROWS, "tokenizer", "vocab_size", "teacher", "num_rows", "estimator", "num_samples", "temperature")
+NAMES = (*ROW_ORIGIN, "tokenizer", "vocab_size", "teacher", "num_rows", "estimator", "num_samples", "temperature")
 
 
 def made_of(
@@ -40,9 +41,9 @@ def made_of(
     teacher: str,
     num_rows: int,
 ) -> dict:
-    """All that targets depend on, by name; `tokenizer` and `teacher` are digests, `vocab_size` is the teacher's.
+    """Returns the origin of targets: all they depend on, by name.
 
-    Raises: ValueError if an id could not be stored.
+    `tokenizer` and `teacher` are digests, `vocab_size` is the teacher's. Raises: ValueError if an id cannot be stored.
     """
     if vocab_size > codec.MAX_IDS:
         raise ValueError(
@@ -52,7 +53,7 @@ def made_of(
     if num_rows < 1:
         raise ValueError(f"num_rows is {num_rows}; it must be at least 1")
     return {
-        **_of_rows(rows),
+        **_row_origin(rows),
         "tokenizer": tokenizer,
         "vocab_size": vocab_size,
         "teacher": teacher,
@@ -61,29 +62,29 @@ def made_of(
     }
 
 
-def _of_rows(rows: order.Order) -> dict:
+def _row_origin(rows: order.Order) -> dict:
     cursor = rows.cursor(0)
-    return {name: cursor[name] for name in OF_ROWS}
+    return {name: cursor[name] for name in ROW_ORIGIN}
 
 
 def samples_of(origin: Mapping) -> settings.Samples:
-    """The samples that are stored, of what `made_of` says."""
+    """Returns the settings of the samples that are stored."""
     return settings.Samples(**{field.name: origin[field.name] for field in dataclasses.fields(settings.Samples)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Taught:
-    """The targets in a directory: all that is stored, or as a stage wants them. Sent to other processes."""
+class StoredTargets:
+    """The targets in a directory, with all their samples or as many as a stage takes. Can be pickled."""
 
     path: pathlib.Path
     manifest: Mapping
-    places: np.ndarray  # int32: the file of each row, and the record in it
+    locations: np.ndarray  # int32 [rows, 2]: the file of each row, and its record there
     files: open_shards.OpenShards
     num_samples: int  # of each token, as they are read
 
     @property
     def origin(self) -> Mapping:
-        """What it was made of, as `made_of` says."""
+        """What the targets depend on, as `made_of` returns it."""
         return self.manifest["made_of"]
 
     @property
@@ -92,21 +93,21 @@ class Taught:
 
     @property
     def teacher(self) -> str:
-        """Its digest."""
+        """The digest of the teacher."""
         return self.origin["teacher"]
 
-    def of_stage(
+    def for_stage(
         self, rows: order.Order, tokenizer: str, samples: settings.Samples, *, vocab_size: int, num_rows: int
-    ) -> "Taught":
-        """The targets for a stage that trains on the first `num_rows` of these rows; fewer samples, if it wants fewer.
+    ) -> "StoredTargets":
+        """Returns the targets for a stage that trains on the first `num_rows` of `rows`, with its number of samples.
 
-        Raises: ValueError if they are of other rows, another tokenizer or vocabulary, or other samples.
+        Raises: ValueError if these are targets of other rows, another tokenizer or vocabulary, or other samples.
         """
         remedy = "teach again for this stage, or"
-        for name, value in _of_rows(rows).items():
-            self._check(name, value, f"{remedy} change {OF_ROWS[name]} back")
+        for name, value in _row_origin(rows).items():
+            self._check(name, value, f"{remedy} change {ROW_ORIGIN[name]} back")
         self._check("tokenizer", tokenizer, f"{remedy} name data of that tokenizer")
-        self._check("vocab_size", vocab_size, "let a teacher with the student's vocabulary teach")
+        self._check("vocab_size", vocab_size, "take a teacher with the student's vocabulary")
         self._check("estimator", samples.estimator, f"{remedy} set its estimator to what is stored")
         self._check("temperature", samples.temperature, f"{remedy} set its temperature to what is stored")
         if num_rows > self.num_rows:
@@ -120,87 +121,89 @@ class Taught:
             raise ValueError(f"{self.path}: {error}") from error
         return dataclasses.replace(self, num_samples=samples.num_samples)
 
-    def _check(self, name: str, wanted: object, remedy: str) -> None:
-        if self.origin[name] != wanted:
+    def _check(self, name: str, value: object, remedy: str) -> None:
+        if self.origin[name] != value:
             raise ValueError(
-                f"{self.path} has targets made with {name} {self.origin[name]}, the stage has {wanted}; {remedy}"
+                f"{self.path} has targets made with {name} {self.origin[name]}, the stage has {value}; {remedy}"
             )
 
-    def read(self, number: int, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The fields of `targets.Targets` for row `number`, [T, M] and [T]; zeros where nothing is to be learned.
+    def read(self, row_id: int, row: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the fields of SparseTargets for a row, [T, M] and [T]; zeros outside its loss mask.
 
         `row` has the fields of `stream.Rows`, [T] each.
-        Raises: ValueError if a file is damaged, or what is stored is not of this row.
+        Raises: ValueError if a file is damaged, or the stored targets are of another row.
         """
-        shard, record = map(int, self.places[number])
+        shard, record = map(int, self.locations[row_id])
         try:
             content = self.files.read(shard, record)
         except ValueError as error:
             raise _damaged(error) from error
         if codec.digest_of(content) != codec.row_digest(row):
             raise ValueError(
-                f"the targets of row {number} in {self.path} are of another row; let the stage train on the rows that "
-                "were taught, or teach again"
+                f"the targets of row {row_id} in {self.path} are of another row; train the stage on the rows that the "
+                "targets were made for, or teach again"
             )
-        learned = subsample.cut(codec.decode(content), self.origin["estimator"], self.num_samples, number)
-        return codec.spread(learned, row["loss_mask"])
+        targets = subsample.take(codec.decode(content), self.origin["estimator"], self.num_samples, row_id)
+        return codec.scatter(targets, row["loss_mask"])
 
 
-def open_taught(path: pathlib.Path) -> Taught:
-    """The targets in a directory; every file is opened once.
+def open_targets(path: pathlib.Path) -> StoredTargets:
+    """Opens the targets in a directory; every file is opened once.
 
-    Raises: ValueError if there are none, or they are not finished, damaged, or of a format this version does not read.
+    Raises: ValueError if there are none, or they are unfinished, damaged, or of a format this version does not read.
     """
     if not (path / MANIFEST).is_file():
         if (path / WORK).is_dir():
-            raise ValueError(f"{path} is not finished; run the same teach command again, and it goes on")
+            raise ValueError(f"{path} is not finished; run the same teach command again to resume it")
         raise ValueError(f"{path} has no targets: there is no {MANIFEST}; make them with teach")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        found = manifest["format"]
-        if found == FORMAT:
+        file_format = manifest["format"]
+        if file_format == FORMAT:
+            manifest["made_of"] = renamed.current(manifest["made_of"])
             _ = [manifest["made_of"][name] for name in NAMES]
             files = [(str(name), int(count)) for name, count in manifest["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged ({error!r}); copy the targets or teach again") from error
-    if found != FORMAT:
-        raise ValueError(f"{path / MANIFEST} is of format {found}; this version reads {FORMAT}: teach again")
-    places = find_rows(path, files, manifest["made_of"]["num_rows"])
-    if missing := np.flatnonzero(places[:, 1] == 0).tolist():
+    if file_format != FORMAT:
+        raise ValueError(f"{path / MANIFEST} has format {file_format}; this version reads {FORMAT}: teach again")
+    locations = find_rows(path, files, manifest["made_of"]["num_rows"])
+    if missing := np.flatnonzero(locations[:, 1] == 0).tolist():
         raise ValueError(f"{path} is damaged: {describe(missing)} not in its files; copy the targets or teach again")
-    return Taught(path, manifest, places, open_shards.OpenShards(path, files), manifest["made_of"]["num_samples"])
+    num_samples = manifest["made_of"]["num_samples"]
+    return StoredTargets(path, manifest, locations, open_shards.OpenShards(path, files), num_samples)
 
 
 def find_rows(path: pathlib.Path, files: Sequence[tuple[str, int]], num_rows: int) -> np.ndarray:
-    """int32 [rows, 2]: the file of each row, and the record in it; 0 if it is in none. `files`: name, records.
+    """Returns int32 [rows, 2]: the file of each row, and its record there, 0 if no file has it. `files`: name, records.
 
-    Raises: ValueError if one is missing or damaged.
+    Raises: ValueError if a file is missing or damaged.
     """
-    places = np.zeros((num_rows, 2), np.int32)
+    locations = np.zeros((num_rows, 2), np.int32)
     for shard, (name, count) in enumerate(files):
-        numbers = rows_in(path / name, count)
-        if strange := numbers[(numbers < 0) | (numbers >= num_rows)].tolist():
-            raise _damaged(ValueError(f"{path / name} is damaged: it has {describe(strange)} of {num_rows}"))
-        places[numbers, 0], places[numbers, 1] = shard, np.arange(1, len(numbers) + 1)
-    return places
+        row_ids = rows_in(path / name, count)
+        if unknown := row_ids[(row_ids < 0) | (row_ids >= num_rows)].tolist():
+            raise _damaged(ValueError(f"{path / name} is damaged: it has {describe(unknown)} of {num_rows}"))
+        locations[row_ids, 0], locations[row_ids, 1] = shard, np.arange(1, len(row_ids) + 1)
+    return locations
 
 
 def rows_in(path: pathlib.Path, num_records: int | None = None) -> np.ndarray:
-    """The numbers of the rows in a file, int64. Raises: ValueError if it is missing or damaged."""
+    """Returns the ids of the rows in a file, int64. Raises: ValueError if it is missing or damaged."""
     try:
         reader = shards.Reader(path, num_records)
-        numbers = reader[0]
+        row_ids = reader[0]
         reader.close()
     except ValueError as error:
         raise _damaged(error) from error
-    return np.frombuffer(numbers, "<i8")
+    return np.frombuffer(row_ids, "<i8")
 
 
 def _damaged(error: ValueError) -> ValueError:
     return ValueError(f"{str(error).split(';')[0]}; copy the targets again, or remove them and teach again")
 
 
-def describe(numbers: list[int]) -> str:
-    """A few of the rows that are missing, as the beginning of a sentence."""
-    more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
-    return f"{'row' if len(numbers) == 1 else 'rows'} {', '.join(map(str, numbers[:3]))}{more}"
+def describe(row_ids: list[int]) -> str:
+    """Returns the first few ids, as the beginning of a sentence: "rows 8, 9, 10 and 11 more"."""
+    more = f" and {len(row_ids) - 3} more" if len(row_ids) > 3 else ""
+    return f"{'row' if len(row_ids) == 1 else 'rows'} {', '.join(map(str, row_ids[:3]))}{more}"

@@ -1,58 +1,64 @@
-"""Few samples out of many: what the estimator would have drawn, had it been asked for so many."""
+"""Fewer samples out of many: what the estimator would have drawn for a smaller `num_samples`."""
 
 import numpy as np
 
 from gemma3_jax.distill import settings
 
 
-def check(stored: settings.Samples, num_wanted: int, vocab_size: int) -> None:
-    """Raises: ValueError if so many samples, as many as ids at most, cannot be had from those that are stored."""
-    has, wanted, name = stored.num_samples, num_wanted, stored.estimator
-    if wanted == has or (wanted < has and name == "top_k"):
+def check(stored: settings.Samples, num_samples: int, vocab_size: int) -> None:
+    """Raises: ValueError if `num_samples` samples of a token cannot be taken from those that are stored."""
+    num_stored, name = stored.num_samples, stored.estimator
+    if num_samples == num_stored or (num_samples < num_stored and name == "top_k"):
         return
-    if wanted > has:
+    if num_samples > num_stored:
         why = "no more can be had than were stored"
-    elif has == vocab_size:
+    elif num_stored == vocab_size:
         why = "they are whole distributions, of which nothing was sampled, and only top_k is a part of that"
     elif name in ("sampled", "sampled_counts"):
         return
     elif name == "systematic":
-        if has % wanted == 0:
+        if num_stored % num_samples == 0:
             return
-        why = f"of systematic ones every n-th can be taken, so it must divide {has}"
+        why = f"of systematic samples every n-th can be taken, so it must divide {num_stored}"
     else:
-        why = f"fewer of {name} weigh otherwise, and what that takes is not stored"
+        why = f"fewer samples of {name} have other weights, and what those depend on is not stored"
     raise ValueError(
-        f"num_samples is {wanted}, and {has} are stored: {why}; set num_samples to {has}, or teach with {wanted}"
+        f"num_samples is {num_samples}, and {num_stored} are stored: {why}; set num_samples to {num_stored}, or teach "
+        f"with {num_samples}"
     )
 
 
-def cut(learned: dict[str, np.ndarray], estimator: str, num_wanted: int, number: int) -> dict[str, np.ndarray]:
-    """The targets of the learned tokens of row `number` with so many samples, as `check` allows.
+def take(targets: dict[str, np.ndarray], estimator: str, num_samples: int, row_id: int) -> dict[str, np.ndarray]:
+    """Returns targets of the tokens of a row with `num_samples` samples each, where `check` allows it.
 
-    "top_k" and "sampled" keep their first slots and share the weight out anew. Of "sampled_counts" any slots are as
-    good as others, and of "systematic" every n-th from a random one on is what a coarser grid finds; which ones depends
-    on the number of the row alone. Of these two the mass of the ids that are left is not known: `captured_mass` is NaN.
+    "top_k" and "sampled" keep their first slots and renormalise the weights. Of "sampled_counts" any slots are as good
+    as others, and of "systematic" every n-th from a random one on is what a coarser grid draws; which ones depends on
+    the row id alone. For these two the mass of the ids that are left is unknown: `captured_mass` is NaN.
     """
-    ids, weights = learned["ids"], learned["weights"]
+    ids, weights = targets["ids"], targets["weights"]
     num_tokens, num_slots = ids.shape
-    if num_wanted >= num_slots:
-        return learned
+    if num_samples >= num_slots:
+        return targets
     if estimator in ("top_k", "sampled"):
-        left = weights[:, :num_wanted]
+        left = weights[:, :num_samples]
         total = left.sum(axis=1)
-        captured_mass = learned["captured_mass"] * total / weights.sum(axis=1)
-        return {**learned, "ids": ids[:, :num_wanted], "weights": left / total[:, None], "captured_mass": captured_mass}
-    random = np.random.default_rng(number)
+        captured_mass = targets["captured_mass"] * total / weights.sum(axis=1)
+        return {
+            **targets,
+            "ids": ids[:, :num_samples],
+            "weights": left / total[:, None],
+            "captured_mass": captured_mass,
+        }
+    random = np.random.default_rng(row_id)
     if estimator == "systematic":
-        stride = num_slots // num_wanted
+        stride = num_slots // num_samples
         first = random.integers(stride, size=(num_tokens, 1))
-        ids = np.take_along_axis(ids, first + stride * np.arange(num_wanted), axis=1)
+        ids = np.take_along_axis(ids, first + stride * np.arange(num_samples), axis=1)
     else:
-        ids = random.permuted(ids, axis=1)[:, :num_wanted]
+        ids = random.permuted(ids, axis=1)[:, :num_samples]
     return {
-        **learned,
+        **targets,
         "ids": ids,
-        "weights": np.full(ids.shape, 1 / num_wanted, np.float32),
+        "weights": np.full(ids.shape, 1 / num_samples, np.float32),
         "captured_mass": np.full(num_tokens, np.nan, np.float32),
     }

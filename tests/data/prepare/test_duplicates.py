@@ -28,24 +28,24 @@ def edited(text, draw, num_edits):
 def corpus():
     """40 texts of 400 words, each with copies that have 0 to 60 of their words changed."""
     draw = random.Random(0)
-    found = []
+    documents = []
     for _ in range(40):
         text = " ".join(f"w{draw.randrange(10**6)}" for _ in range(400))
-        found += [text, *(edited(text, draw, draw.choice([0, 1, 3, 12, 30, 60])) for _ in range(4))]
-    draw.shuffle(found)
-    return found
+        documents += [text, *(edited(text, draw, draw.choice([0, 1, 3, 12, 30, 60])) for _ in range(4))]
+    draw.shuffle(documents)
+    return documents
 
 
 def test_no_two_that_stay_are_alike_and_nothing_goes_that_is_not_like_another(corpus):
     signatures = np.stack([duplicates.signature(text, seed=0) for text in corpus])
-    found = duplicates.find(signatures, 0.8)
+    earlier_of = duplicates.find(signatures, 0.8)
     sets = [grams(text) for text in corpus]
     jaccard_of = lambda one, other: len(sets[one] & sets[other]) / len(sets[one] | sets[other])  # noqa: E731
-    staying = [number for number in range(len(corpus)) if number not in found]
+    staying = [number for number in range(len(corpus)) if number not in earlier_of]
     # Three standard errors of the estimate away from 0.8, on both sides.
     assert max(jaccard_of(one, other) for one in staying for other in staying if one < other) < 0.9
-    assert min(jaccard_of(later, earlier) for later, earlier in found.items()) > 0.7
-    assert all(earlier < later for later, earlier in found.items()) and 60 < len(found) < 140
+    assert min(jaccard_of(later, earlier) for later, earlier in earlier_of.items()) > 0.7
+    assert all(earlier < later for later, earlier in earlier_of.items()) and 60 < len(earlier_of) < 140
 
 
 def test_many_alike_take_no_longer_than_as_many_that_are_not():
@@ -96,7 +96,7 @@ def test_case_and_punctuation_do_not_hide_a_copy():
     assert same.all()
 
 
-def test_short_texts_are_one_gram_and_texts_without_words_have_no_signature():
+def test_short_earlier_ofare_one_gram_and_earlier_ofwithout_words_have_no_signature():
     assert (duplicates.signature("two words", 0) == duplicates.signature("Two words!", 0)).all()
     assert duplicates.signature("... !", 0) is None
 
@@ -107,7 +107,7 @@ def test_bands_cut_a_signature():
     assert len(bands) == 25 and np.frombuffer(bands[3], np.uint64).tolist() == [15, 16, 17, 18, 19]
 
 
-def test_long_texts_are_hashed_in_chunks_of_bounded_memory(monkeypatch):
+def test_long_earlier_ofare_hashed_in_chunks_of_bounded_memory(monkeypatch):
     text = " ".join(f"w{number}" for number in range(3_000))
     whole = duplicates.signature(text, 0)
     monkeypatch.setattr(duplicates, "_CHUNK", 100)

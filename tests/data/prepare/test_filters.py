@@ -4,37 +4,37 @@ import dataclasses
 
 import pytest
 
-from gemma3_jax.data import records, settings
-from gemma3_jax.data.prepare import filters, quality
+from gemma3_jax.data import record_ids
+from gemma3_jax.data.prepare import filters, quality, records, settings
 
 EVALUATION = [("quiz:1", "one two three four five six seven eight nine ten eleven twelve thirteen fourteen")]
 
 
 def record(text, **changes):
-    return records.Record(records.Place(0, 0, 0), "text", "en", (text,), **changes)
+    return records.Record(record_ids.RecordId(0, 0, 0), "text", "en", (text,), **changes)
 
 
 def chat(*contents):
-    found = record("")
-    return dataclasses.replace(found, texts=contents, roles=("user", "model", "user", "model")[: len(contents)])
+    item = record("")
+    return dataclasses.replace(item, texts=contents, roles=("user", "model", "user", "model")[: len(contents)])
 
 
-def outcome(given, evaluation=(), **changes):
-    config = settings.Prepare(**({"personal_data": settings.PersonalData(action="")} | changes))
+def outcome(original, evaluation=(), **changes):
+    config = settings.PrepareConfig(**({"personal_data": settings.PersonalDataConfig(action="")} | changes))
     inputs = dataclasses.replace(filters.read_inputs(config), evaluation=tuple(evaluation))
-    return filters.apply(filters.build(config, inputs), given)
+    return filters.apply(filters.build(config, inputs), original)
 
 
 def test_a_record_that_nothing_speaks_against_is_the_same_record():
-    given = record("plain text")
-    assert outcome(given, personal_data=settings.PersonalData()) is given
+    original = record("plain text")
+    assert outcome(original, personal_data=settings.PersonalDataConfig()) is original
 
 
 @pytest.mark.parametrize(
     ("text", "reason", "detail"), [("ab", "too short", "2 characters"), ("a" * 11, "too long", "11 characters")]
 )
 def test_length(text, reason, detail):
-    limits = settings.Length(min_characters=3, max_characters=10)
+    limits = settings.LengthConfig(min_characters=3, max_characters=10)
     assert outcome(record(text), length=limits) == records.Dropped(reason, detail)
     assert not isinstance(outcome(record("abc"), length=limits), records.Dropped)
     assert not isinstance(outcome(record("a" * 10), length=limits), records.Dropped)
@@ -42,7 +42,7 @@ def test_length(text, reason, detail):
 
 def test_words_of_the_safety_list_are_counted_whole_and_in_any_case(tmp_path):
     (tmp_path / "words").write_text("bad\nvery bad thing\n\n")
-    safety = settings.Safety(word_list=str(tmp_path / "words"), max_hits=1)
+    safety = settings.SafetyConfig(word_list=str(tmp_path / "words"), max_hits=1)
     assert outcome(record("Bad, and a VERY BAD THING."), safety=safety) == records.Dropped(
         "unsafe", "2 words of the list"
     )
@@ -51,30 +51,30 @@ def test_words_of_the_safety_list_are_counted_whole_and_in_any_case(tmp_path):
 
 def test_a_word_list_that_is_none_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"config\.safety\.word_list is .*none, which is not a file"):
-        outcome(record("a"), safety=settings.Safety(word_list=str(tmp_path / "none")))
+        outcome(record("a"), safety=settings.SafetyConfig(word_list=str(tmp_path / "none")))
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ValueError, match="empty is empty; it has a word or phrase a line"):
-        outcome(record("a"), safety=settings.Safety(word_list=str(tmp_path / "empty")))
+        outcome(record("a"), safety=settings.SafetyConfig(word_list=str(tmp_path / "empty")))
 
 
 def test_quality_keeps_by_its_score_as_often_as_it_says():
-    config = settings.Quality(score="field:quality", power=2.0, floor=0.1)
+    config = settings.QualityConfig(score="field:quality", power=2.0, floor=0.1)
     for score, expected in ((0.0, 0.1), (0.5, 0.25), (1.0, 1.0)):
-        given = [record(f"text {number}", fields={"quality": score}) for number in range(1_000)]
-        kept = sum(not isinstance(outcome(found, quality=config), records.Dropped) for found in given)
-        assert kept / 1_000 == pytest.approx(expected, abs=0.04)  # three standard errors
-        assert kept == sum(not isinstance(outcome(found, quality=config), records.Dropped) for found in given)
-    assert outcome(record("t", fields={"quality": 0.0}), quality=settings.Quality(score="field:quality")) == (
+        original = [record(f"text {number}", fields={"quality": score}) for number in range(1_000)]
+        num_kept = sum(not isinstance(outcome(item, quality=config), records.Dropped) for item in original)
+        assert num_kept / 1_000 == pytest.approx(expected, abs=0.04)  # three standard errors
+        assert num_kept == sum(not isinstance(outcome(item, quality=config), records.Dropped) for item in original)
+    assert outcome(record("t", fields={"quality": 0.0}), quality=settings.QualityConfig(score="field:quality")) == (
         records.Dropped("low quality", "score 0.000")
     )
 
 
 def test_a_score_may_be_a_function_of_ones_own():
-    score = settings.Quality(score="tests.data.test_filters:always_zero")
+    score = settings.QualityConfig(score="tests.data.prepare.test_filters:always_zero")
     assert outcome(record("a"), quality=score).reason == "low quality"
 
 
-def always_zero(found):
+def always_zero(item):
     return 0.0
 
 
@@ -87,7 +87,7 @@ def test_a_score_that_cannot_be_found_is_refused(name):
 @pytest.mark.parametrize("score", [None, "high", 1.5, -0.1])
 def test_a_score_that_is_no_share_is_refused(score):
     with pytest.raises(ValueError, match="field:q gives .*a score is a number from 0 to 1"):
-        outcome(record("a", fields={"q": score}), quality=settings.Quality(score="field:q"))
+        outcome(record("a", fields={"q": score}), quality=settings.QualityConfig(score="field:q"))
 
 
 def test_the_heuristic_prefers_prose():
@@ -98,9 +98,9 @@ def test_the_heuristic_prefers_prose():
 
 
 def test_personal_data_is_masked_in_every_turn_or_the_record_dropped():
-    found = outcome(chat("I am a@b.org", "Noted: 8.8.8.8"), personal_data=settings.PersonalData())
-    assert found.texts == ("I am [EMAIL]", "Noted: [IP]")
-    drop = settings.PersonalData(action="drop", kinds=("email", "ip"))
+    item = outcome(chat("I am a@b.org", "Noted: 8.8.8.8"), personal_data=settings.PersonalDataConfig())
+    assert item.texts == ("I am [EMAIL]", "Noted: [IP]")
+    drop = settings.PersonalDataConfig(action="drop", kinds=("email", "ip"))
     assert outcome(record("a@b.org 8.8.8.8"), personal_data=drop) == records.Dropped("personal data", "email, ip")
 
 
@@ -108,7 +108,7 @@ def test_contamination_is_dropped_with_its_longest_span_or_cut_out():
     text = f"before {EVALUATION[0][1]} after"
     dropped = outcome(record(text), EVALUATION)
     assert dropped == records.Dropped("contaminated", "14 words in a row of quiz:1")
-    cut = settings.Decontamination(action="excise", margin_characters=0)
+    cut = settings.DecontaminationConfig(action="excise", margin_characters=0)
     assert outcome(record(text), EVALUATION, decontamination=cut).text == "before \n after"
     assert outcome(record(EVALUATION[0][1]), EVALUATION, decontamination=cut).reason == "contaminated"
     assert outcome(chat(text, "a"), EVALUATION, decontamination=cut).reason == "contaminated"  # no half turns
@@ -116,14 +116,14 @@ def test_contamination_is_dropped_with_its_longest_span_or_cut_out():
 
 def test_a_score_that_fails_is_told():
     with pytest.raises(ValueError, match=r"math:sqrt fails: TypeError: .*\(config\.quality\.score\)"):
-        outcome(record("a"), quality=settings.Quality(score="math:sqrt"))
+        outcome(record("a"), quality=settings.QualityConfig(score="math:sqrt"))
 
 
 def test_length_is_looked_at_again_after_what_cuts():
-    cut = settings.Decontamination(action="excise", margin_characters=0)
-    given = record(f"before {EVALUATION[0][1]} after")
-    limits = settings.Length(min_characters=20)
-    assert outcome(given, EVALUATION, decontamination=cut, length=limits) == records.Dropped(
+    cut = settings.DecontaminationConfig(action="excise", margin_characters=0)
+    original = record(f"before {EVALUATION[0][1]} after")
+    limits = settings.LengthConfig(min_characters=20)
+    assert outcome(original, EVALUATION, decontamination=cut, length=limits) == records.Dropped(
         "too short", "14 characters"
     )
 
@@ -131,14 +131,14 @@ def test_length_is_looked_at_again_after_what_cuts():
 def test_evaluation_sets_without_text_and_unknown_regions_are_refused(tmp_path):
     path = tmp_path / "quiz.jsonl"
     path.write_text('{"question": "why"}\n')
-    named = settings.Decontamination(paths=(str(path),), fields=("nope",))
+    named = settings.DecontaminationConfig(paths=(str(path),), fields=("nope",))
     with pytest.raises(ValueError, match=r"quiz.jsonl have no text in \('nope',\) \(config\.decontamination\.fields"):
         outcome(record("a"), decontamination=named)
     with pytest.raises(ValueError, match=r"config\.personal_data\.phone_region is 'Mars'"):
-        outcome(record("a"), personal_data=settings.PersonalData(phone_region="Mars"))
+        outcome(record("a"), personal_data=settings.PersonalDataConfig(phone_region="Mars"))
 
 
 def test_filters_leave_their_argument_alone():
-    given = record("I am a@b.org")
-    outcome(given, personal_data=settings.PersonalData())
-    assert given.text == "I am a@b.org"
+    original = record("I am a@b.org")
+    outcome(original, personal_data=settings.PersonalDataConfig())
+    assert original.text == "I am a@b.org"

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gemma3_jax.data import dataset, settings, shards
-from gemma3_jax.data.prepare import output, pipeline, sources
+from gemma3_jax.data import dataset, shards
+from gemma3_jax.data import settings as data_settings
+from gemma3_jax.data.prepare import jobs, output, pipeline, settings, source_kinds
 from gemma3_jax.tokenizer import chat
 from tests import texts
 
@@ -37,18 +38,20 @@ def files(directory: pathlib.Path) -> dict[str, str]:
 def rows_of(data: dataset.Dataset, seq_len: int = 64):
     for part in data.manifest["parts"].values():
         for file in part["files"][dataset.rows_kind(seq_len)]:
-            yield from map(shards.Row.from_bytes, texts.read_all(data.path / file["path"], file["records"]))
+            yield from map(shards.PackedRow.from_bytes, texts.read_all(data.path / file["path"], file["records"]))
 
 
 def documents_of(data: dataset.Dataset):
     for part in data.manifest["parts"].values():
         for file in part["files"]["documents"]:
-            yield from map(shards.Document.from_bytes, texts.read_all(data.path / file["path"], file["records"]))
+            yield from map(
+                shards.TokenizedDocument.from_bytes, texts.read_all(data.path / file["path"], file["records"])
+            )
 
 
 def one_source(tmp_path, rows, **changes):
     path = texts.write_lines(tmp_path / "in.jsonl", rows)
-    return {"web": settings.Source(paths=(path,), **changes)}
+    return {"web": settings.SourceConfig(paths=(path,), **changes)}
 
 
 def test_rows_and_documents_hold_every_token_of_every_text(tmp_path):
@@ -56,9 +59,9 @@ def test_rows_and_documents_hold_every_token_of_every_text(tmp_path):
     texts.run(config, tmp_path / "out")
     data = dataset.open_dataset(tmp_path / "out")
     tokenizer = data.tokenizer()
-    found = {document.place: document for document in documents_of(data)}
-    by_place = [found[place] for place in sorted(found)]
-    assert [document.tokens.tolist() for document in by_place] == [
+    found = {document.record_id: document for document in documents_of(data)}
+    in_order = [found[record_id] for record_id in sorted(found)]
+    assert [document.tokens.tolist() for document in in_order] == [
         tokenizer.document(text).tolist() for text in texts.library()
     ]
     for seq_len in (64, 1_000):
@@ -66,10 +69,10 @@ def test_rows_and_documents_hold_every_token_of_every_text(tmp_path):
         for row in rows_of(data, seq_len):
             assert len(row.tokens) == row.lengths.sum() <= seq_len
             ends = np.cumsum(row.lengths)
-            for (place, start), end, length in zip(row.pieces, ends, row.lengths, strict=True):
-                pieces[place][start] = row.tokens[end - length : end]
-        for place, document in found.items():
-            first, *rest = (pieces[place][start] for start in sorted(pieces[place]))
+            for (record_id, start), end, length in zip(row.spans, ends, row.lengths, strict=True):
+                pieces[record_id][start] = row.tokens[end - length : end]
+        for record_id, document in found.items():
+            first, *rest = (pieces[record_id][start] for start in sorted(pieces[record_id]))
             joined = np.concatenate([first, *(piece[1:] for piece in rest)])  # each repeats one token of context
             np.testing.assert_array_equal(joined, document.tokens)
 
@@ -115,13 +118,13 @@ def messy(tmp_path_factory):
     return texts.config(
         directory,
         source,
-        length=settings.Length(min_characters=10),
-        safety=settings.Safety(word_list=str(directory / "words")),
-        quality=settings.Quality(score="heuristic", floor=0.9),
-        personal_data=settings.PersonalData(),
-        decontamination=settings.Decontamination(paths=(evaluation,)),
-        duplicates=settings.Duplicates(),
-        tokenizer=settings.Tokenizer(size=texts.TOKENIZER_SIZE, max_characters=200_000),
+        length=settings.LengthConfig(min_characters=10),
+        safety=settings.SafetyConfig(word_list=str(directory / "words")),
+        quality=settings.QualityConfig(score="heuristic", floor=0.9),
+        personal_data=settings.PersonalDataConfig(),
+        decontamination=settings.DecontaminationConfig(paths=(evaluation,)),
+        duplicates=settings.DuplicatesConfig(),
+        tokenizer=settings.TokenizerConfig(size=texts.TOKENIZER_SIZE, max_characters=200_000),
         tokens_per_shard=10_000,
     )
 
@@ -164,40 +167,44 @@ def test_the_same_input_gives_the_same_bytes_on_any_number_of_processes(
 ):
     texts.run(messy, tmp_path / "again", num_processes)
     assert files(tmp_path / "again") == files(straight[0])
-    monkeypatch.setattr(sources, "BYTES_PER_UNIT", 30_000)  # many units for the processes to share
-    assert len(pipeline.look(messy).units) > 5
+    monkeypatch.setattr(source_kinds, "BYTES_PER_UNIT", 30_000)  # many units for the processes to share
+    assert len(jobs.open_job(messy).units) > 5
     manifest, _ = texts.run(messy, tmp_path / "units", num_processes)
     assert manifest["digest"] == straight[1]["digest"]
 
 
 def test_the_cut_into_units_does_not_show(messy, straight, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BYTES_PER_UNIT", 30_000)
+    monkeypatch.setattr(source_kinds, "BYTES_PER_UNIT", 30_000)
     manifest, report = texts.run(messy, tmp_path / "again")
     assert manifest["parts"] == straight[1]["parts"] and manifest["digest"] == straight[1]["digest"]
     assert report["dropped"] == straight[2]["dropped"]
 
 
 def test_other_settings_give_another_digest(messy, straight, tmp_path):
-    less = dataclasses.replace(messy, length=settings.Length(min_characters=1))
+    less = dataclasses.replace(messy, length=settings.LengthConfig(min_characters=1))
     manifest, _ = texts.run(less, tmp_path / "less")
     assert manifest["digest"] != straight[1]["digest"]
 
 
 def test_a_run_that_crashes_after_its_nth_write_goes_on_to_the_same_bytes(messy, straight, tmp_path, monkeypatch):
     """Run after run on one directory, each a write further than the one before."""
-    monkeypatch.setattr(sources, "BYTES_PER_UNIT", 60_000)
+    monkeypatch.setattr(source_kinds, "BYTES_PER_UNIT", 60_000)
     texts.run(messy, tmp_path / "whole")
-    rename, output, num_runs = pathlib.Path.rename, tmp_path / "out", 0
+    output, num_runs = tmp_path / "out", 0
     left = 0
 
-    def rename_and_crash(self, target):
-        nonlocal left
-        rename(self, target)
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
+    def and_crash(write):
+        def write_and_crash(self, target):
+            nonlocal left
+            write(self, target)
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(pathlib.Path, "rename", rename_and_crash)
+        return write_and_crash
+
+    for name in ("rename", "replace"):  # of a shard, and of every other file
+        monkeypatch.setattr(pathlib.Path, name, and_crash(getattr(pathlib.Path, name)))
     while not (output / "manifest.json").exists():
         left = num_runs
         num_runs += 1
@@ -272,7 +279,7 @@ def test_ctrl_c_keeps_what_is_done_says_so_and_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert f"stopped by SIGINT; what is done in {output} is kept: the same command goes on" in err
+    assert f"stopped by SIGINT; finished work stays in {output}; the same command resumes it" in err
     assert "Traceback" not in err
     assert_group_ends(process.pid)
     done = subprocess.run(command(tmp_path, f"--output={output}"), capture_output=True, text=True)
@@ -288,9 +295,9 @@ def test_chats_become_rows_that_teach_the_models_turns(tmp_path):
     [document] = documents_of(dataset.open_dataset(tmp_path / "out"))
     ids, learned = chat.encode(texts.tokenizer(), turns)
     np.testing.assert_array_equal(document.tokens, ids)
-    np.testing.assert_array_equal(document.learned, learned)
+    np.testing.assert_array_equal(document.loss_mask, learned)
     [row] = rows_of(dataset.open_dataset(tmp_path / "out"))
-    np.testing.assert_array_equal(row.learned, learned)
+    np.testing.assert_array_equal(row.loss_mask, learned)
     assert "line 2: turn 0 is of role 'model' where 'user' is due" in report["broken"]["examples"][0]
 
 
@@ -301,8 +308,8 @@ def test_a_tokenizer_is_trained_on_what_passed_the_filters(tmp_path):
     config = texts.config(
         tmp_path,
         one_source(tmp_path, rows),
-        safety=settings.Safety(word_list=str(tmp_path / "words")),
-        tokenizer=settings.Tokenizer(size=texts.TOKENIZER_SIZE),
+        safety=settings.SafetyConfig(word_list=str(tmp_path / "words")),
+        tokenizer=settings.TokenizerConfig(size=texts.TOKENIZER_SIZE),
     )
     texts.run(config, tmp_path / "out")
     trained = dataset.open_dataset(tmp_path / "out").tokenizer()
@@ -310,7 +317,10 @@ def test_a_tokenizer_is_trained_on_what_passed_the_filters(tmp_path):
 
 
 def test_the_mixture_is_kept_with_the_data(tmp_path):
-    mixture = {"text": settings.Bucket(weight=3.0, languages=("a",), max_epochs=2.0), "code": settings.Bucket()}
+    mixture = {
+        "text": data_settings.Bucket(weight=3.0, languages=("a",), max_epochs=2.0),
+        "code": data_settings.Bucket(),
+    }
     data = texts.toy_dataset(tmp_path, mixture=mixture)
     assert data.mixture() == mixture
 
@@ -328,21 +338,24 @@ def test_an_output_that_exists_is_left_alone(tmp_path):
     assert files(output) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("dear")
-    with pytest.raises(ValueError, match="mine exists and is not a data set that was begun here"):
+    with pytest.raises(ValueError, match="mine exists and is not an unfinished data set"):
         texts.run(config, tmp_path / "mine")
     assert files(tmp_path / "mine").keys() == {"thesis.txt"}
 
 
 def begun(config, directory):
     """A data set that was begun and not finished."""
-    with contextlib.suppress(KeyboardInterrupt), output.Output(str(directory)).begun(pipeline.look(config).made_of):
+    with contextlib.suppress(KeyboardInterrupt), output.Output(str(directory)).resume(jobs.open_job(config).made_of):
         raise KeyboardInterrupt
 
 
 def test_a_data_set_begun_otherwise_is_not_gone_on_with(tmp_path):
     config = texts.config(tmp_path, one_source(tmp_path, ["some text!"]))
     begun(config, tmp_path / "out")
-    with pytest.raises(ValueError, match="out was begun with another config.seed; go on with that, or remove it"):
+    with pytest.raises(
+        ValueError,
+        match=r"out was begun with another config.seed \(0, now 1\); resume with the old settings, choose",
+    ):
         texts.run(dataclasses.replace(config, seed=1), tmp_path / "out")
     for other in ("other text", "another text, longer"):  # of the same length, too
         texts.write_lines(tmp_path / "in.jsonl", [other])
@@ -353,7 +366,7 @@ def test_a_data_set_begun_otherwise_is_not_gone_on_with(tmp_path):
 def test_two_processes_do_not_write_the_same_data_set(tmp_path):
     config = texts.config(tmp_path, one_source(tmp_path, ["some text"]))
     begun(config, tmp_path / "out")
-    with output.Output(str(tmp_path / "out"))._lock():
+    with output.Output(str(tmp_path / "out")).directory.locked():
         with pytest.raises(ValueError, match="out is being written by another process"):
             texts.run(config, tmp_path / "out")
     texts.run(config, tmp_path / "out")
@@ -370,7 +383,7 @@ def test_too_many_broken_records_stop_it_and_name_the_first(tmp_path, num_proces
 
 
 def test_broken_records_are_counted_over_all_units_of_a_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BYTES_PER_UNIT", 4)
+    monkeypatch.setattr(source_kinds, "BYTES_PER_UNIT", 4)
     source = one_source(tmp_path, ["good", b"{", "good", b"{"], max_broken=1)
     with pytest.raises(ValueError, match="source web has more than 1 records that cannot be read"):
         texts.run(texts.config(tmp_path, source), tmp_path / "out")
@@ -384,14 +397,14 @@ def test_an_empty_source_and_one_of_which_nothing_is_left_are_refused(tmp_path):
         texts.run(texts.config(tmp_path, one_source(tmp_path, [])), tmp_path / "out")
     with pytest.raises(ValueError, match=r"source web is empty: its files hold no record"):
         texts.run(texts.config(tmp_path, one_source(tmp_path, [b"", b""])), tmp_path / "out")
-    config = texts.config(tmp_path, one_source(tmp_path, ["a", "b"]), length=settings.Length(min_characters=5))
+    config = texts.config(tmp_path, one_source(tmp_path, ["a", "b"]), length=settings.LengthConfig(min_characters=5))
     with pytest.raises(ValueError, match="nothing is left of 2 records: too short 2"):
         texts.run(config, tmp_path / "out2")
 
 
 def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_read(tmp_path):
     config = texts.config(
-        tmp_path, one_source(tmp_path, ["a"]), tokenizer=settings.Tokenizer(path=str(tmp_path / "none.model"))
+        tmp_path, one_source(tmp_path, ["a"]), tokenizer=settings.TokenizerConfig(path=str(tmp_path / "none.model"))
     )
     with pytest.raises(ValueError, match="none.model does not exist; a tokenizer is a SentencePiece model"):
         texts.run(config, tmp_path / "out")
@@ -404,8 +417,8 @@ def test_lists_that_changed_meanwhile_are_noticed(tmp_path):
     config = texts.config(
         tmp_path,
         one_source(tmp_path, ["some text"]),
-        safety=settings.Safety(word_list=str(tmp_path / "words")),
-        decontamination=settings.Decontamination(paths=(quiz,)),
+        safety=settings.SafetyConfig(word_list=str(tmp_path / "words")),
+        decontamination=settings.DecontaminationConfig(paths=(quiz,)),
     )
     begun(config, tmp_path / "out")
     (tmp_path / "words").write_text("dammit")
@@ -420,12 +433,12 @@ def test_what_fails_before_a_unit_is_done_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="more than 1 records"):
         texts.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    trained = texts.config(tmp_path, one_source(tmp_path, ["abc"]), tokenizer=settings.Tokenizer(size=5_000))
+    trained = texts.config(tmp_path, one_source(tmp_path, ["abc"]), tokenizer=settings.TokenizerConfig(size=5_000))
     with pytest.raises(ValueError, match="no tokenizer of 5000 pieces can be trained"):
         texts.run(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="a tokenizer of 100 pieces has no room"):
-        texts.run(dataclasses.replace(trained, tokenizer=settings.Tokenizer(size=100)), tmp_path / "out")
+        texts.run(dataclasses.replace(trained, tokenizer=settings.TokenizerConfig(size=100)), tmp_path / "out")
 
 
 def test_a_run_killed_between_its_last_two_steps_is_done_when_called_again(tmp_path):
@@ -433,7 +446,7 @@ def test_a_run_killed_between_its_last_two_steps_is_done_when_called_again(tmp_p
     done = texts.run(config, tmp_path / "out")
     there = files(tmp_path / "out")
     (tmp_path / "out" / ".work").mkdir()
-    (tmp_path / "out" / ".work" / "begun").write_text(json.dumps(pipeline.look(config).made_of))
+    (tmp_path / "out" / ".work" / "begun-00000").write_text(json.dumps(jobs.open_job(config).made_of))
     assert texts.run(config, tmp_path / "out") == done and files(tmp_path / "out") == there
 
 
@@ -462,8 +475,8 @@ def test_no_unfiltered_text_teaches_a_tokenizer(tmp_path):
     config = texts.config(
         tmp_path,
         one_source(tmp_path, rows),
-        quality=settings.Quality(score="field:q"),
-        tokenizer=settings.Tokenizer(size=texts.TOKENIZER_SIZE),
+        quality=settings.QualityConfig(score="field:q"),
+        tokenizer=settings.TokenizerConfig(size=texts.TOKENIZER_SIZE),
     )
     _, report = texts.run(config, tmp_path / "out")
     assert len(dataset.open_dataset(tmp_path / "out").tokenizer().encode("zyzzyvazyzzyva")) > 6
@@ -471,7 +484,7 @@ def test_no_unfiltered_text_teaches_a_tokenizer(tmp_path):
 
 
 def test_a_wrong_field_is_told_before_a_tokenizer_is_trained(tmp_path):
-    trained = {"tokenizer": settings.Tokenizer(size=texts.TOKENIZER_SIZE)}
+    trained = {"tokenizer": settings.TokenizerConfig(size=texts.TOKENIZER_SIZE)}
     source = one_source(tmp_path, ["a", "b", "c"], fields=("nope",), max_broken=1)
     with pytest.raises(ValueError, match="more than 1 records .* line 1: field nope is absent"):
         texts.run(texts.config(tmp_path, source, **trained), tmp_path / "out")
@@ -481,7 +494,7 @@ def test_a_wrong_field_is_told_before_a_tokenizer_is_trained(tmp_path):
 
 
 def test_a_bucket_may_be_called_like_what_is_left_of_a_killed_run(tmp_path, monkeypatch):
-    source = one_source(tmp_path, texts.library()[:6], bucket="writing-samples")
+    source = one_source(tmp_path, texts.library()[:6], bucket="partial-samples")
     config = texts.config(tmp_path, source)
     texts.run(config, tmp_path / "whole")
 
@@ -491,12 +504,12 @@ def test_a_bucket_may_be_called_like_what_is_left_of_a_killed_run(tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pipeline.manifest, "summarise", stop)
         texts.run(config, tmp_path / "out")
-    (tmp_path / "out" / ".work" / ".writing-1-x").write_bytes(b"")
-    (tmp_path / "out" / "rows-00064" / ".writing-abc").mkdir()
+    (tmp_path / "out" / ".work" / ".x.partial-1").write_bytes(b"")
+    (tmp_path / "out" / "rows-00064" / ".x.partial-abc").mkdir()
     monkeypatch.setattr(pipeline.assembly, "write_shard", None)  # what is written is not written again
     texts.run(config, tmp_path / "out")
     assert files(tmp_path / "out") == files(tmp_path / "whole")
-    assert not list((tmp_path / "out").rglob(".writing-*"))
+    assert not list((tmp_path / "out").rglob(".*.partial-*"))
 
 
 def test_a_run_killed_as_it_began_can_be_called_again(tmp_path):
@@ -507,7 +520,9 @@ def test_a_run_killed_as_it_began_can_be_called_again(tmp_path):
 
 def test_a_worker_that_is_killed_is_one_line(tmp_path):
     config = texts.config(
-        tmp_path, one_source(tmp_path, ["some text"]), quality=settings.Quality(score="tests.data.test_prepare:kill_me")
+        tmp_path,
+        one_source(tmp_path, ["some text"]),
+        quality=settings.QualityConfig(score="tests.data.prepare.test_prepare:kill_me"),
     )
     with pytest.raises(
         ValueError, match="a worker process was killed, most often for want of memory; the same command"
@@ -521,7 +536,7 @@ def kill_me(record):
 
 def test_copies_are_not_compared_with_each_other(tmp_path):
     config = texts.config(
-        tmp_path, one_source(tmp_path, [texts.library()[0]] * 3_000), duplicates=settings.Duplicates(exact=False)
+        tmp_path, one_source(tmp_path, [texts.library()[0]] * 3_000), duplicates=settings.DuplicatesConfig(exact=False)
     )
     _, report = texts.run(config, tmp_path / "out")
     assert report["kept"]["documents"] == 1 and report["dropped"]["duplicate"]["count"] == 2_999
@@ -538,7 +553,7 @@ def test_a_tokenizer_that_cannot_make_the_records_is_refused(tmp_path):
     config = texts.config(
         tmp_path,
         one_source(tmp_path, rows, turns_field="messages"),
-        tokenizer=settings.Tokenizer(path=str(tmp_path / "plain.model")),
+        tokenizer=settings.TokenizerConfig(path=str(tmp_path / "plain.model")),
     )
     with pytest.raises(ValueError, match="the tokenizer has no .*<start_of_turn>.*; chats need all three"):
         texts.run(config, tmp_path / "out")
@@ -555,7 +570,7 @@ def test_one_process_writes_local_directories_only(tmp_path):
 
 def test_a_mixture_is_checked_against_the_languages_there_are_and_can_be_mended(tmp_path):
     with pytest.raises(
-        ValueError, match=r"config\.mixture\.text\.languages names xx; the data of this bucket has: a, b"
+        ValueError, match=r"config\.mixture\.text\.languages names xx; this bucket of the data has: a, b"
     ):
-        texts.toy_dataset(tmp_path, mixture={"text": settings.Bucket(languages=("xx",))})
-    texts.toy_dataset(tmp_path, mixture={"text": settings.Bucket(languages=("a",))})  # goes on where it was
+        texts.toy_dataset(tmp_path, mixture={"text": data_settings.Bucket(languages=("xx",))})
+    texts.toy_dataset(tmp_path, mixture={"text": data_settings.Bucket(languages=("a",))})  # goes on where it was

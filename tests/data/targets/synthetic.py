@@ -27,7 +27,7 @@ def targets_of(number: int, samples: settings.Samples, num_tokens: int = T) -> d
     if samples.estimator in ("sampled", "gumbel_ht", "gumbel_ht_normalized"):
         weights = random.permuted(weights, axis=1)
     elif samples.estimator in codec.COUNTED:
-        first = codec.num_own_slots(samples)
+        first = codec.num_weighted_slots(samples)
         weights[:, first:] = weights[:, first:].sum(axis=1, keepdims=True) / (count - first)
         ids[:, first:] = random.choice(V, 5, replace=False)[random.integers(0, 5, (num_tokens, count - first))]
     numbers = random.normal(size=(3, num_tokens)).astype(np.float32) * [[1], [1], [40]]

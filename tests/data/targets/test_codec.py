@@ -15,9 +15,9 @@ from gemma3_jax.losses import vocab_parallel
 from tests.data.targets import synthetic
 
 
-def by_id(found: dict, token: int, first: int = 0) -> dict[int, int]:
+def by_id(decoded: dict, token: int, first: int = 0) -> dict[int, int]:
     """How often each id comes among the slots of a token from `first` on."""
-    ids, counts = np.unique(found["ids"][token, first:], return_counts=True)
+    ids, counts = np.unique(decoded["ids"][token, first:], return_counts=True)
     return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
@@ -25,48 +25,50 @@ def by_id(found: dict, token: int, first: int = 0) -> dict[int, int]:
 @pytest.mark.parametrize("estimator", settings.ESTIMATORS)
 def test_targets_come_back(estimator, num_samples):
     samples = settings.Samples(estimator=estimator, num_samples=num_samples)
-    row, given = synthetic.row_of(3), synthetic.targets_of(3, samples)
-    found = codec.spread(codec.decode(synthetic.stored(3, samples)), row["loss_mask"])
-    assert found.keys() == given.keys() and all(found[name].dtype == given[name].dtype for name in given)
-    learned = row["loss_mask"]
+    row, original = synthetic.row_of(3), synthetic.targets_of(3, samples)
+    decoded = codec.scatter(codec.decode(synthetic.stored(3, samples)), row["loss_mask"])
+    assert decoded.keys() == original.keys() and all(decoded[name].dtype == original[name].dtype for name in original)
+    masked = row["loss_mask"]
     for name in (*codec.NUMBERS, "best_id"):
-        np.testing.assert_array_equal(found[name][learned], given[name][learned])
-    first = codec.num_own_slots(samples)
-    np.testing.assert_array_equal(found["ids"][learned, :first], given["ids"][learned, :first])
+        np.testing.assert_array_equal(decoded[name][masked], original[name][masked])
+    first = codec.num_weighted_slots(samples)
+    np.testing.assert_array_equal(decoded["ids"][masked, :first], original["ids"][masked, :first])
     # bfloat16 keeps 8 bits
-    np.testing.assert_allclose(found["weights"][learned, :first], given["weights"][learned, :first], rtol=2**-8)
-    np.testing.assert_array_equal(found["weights"][learned, first:], given["weights"][learned, first:])
-    for token in np.flatnonzero(learned):
-        assert by_id(found, token, first) == by_id(given, token, first)
-    for array in found.values():
-        assert array[learned].any() and not array[~learned].any()
+    np.testing.assert_allclose(decoded["weights"][masked, :first], original["weights"][masked, :first], rtol=2**-8)
+    np.testing.assert_array_equal(decoded["weights"][masked, first:], original["weights"][masked, first:])
+    for token in np.flatnonzero(masked):
+        assert by_id(decoded, token, first) == by_id(original, token, first)
+    for array in decoded.values():
+        assert array[masked].any() and not array[~masked].any()
 
 
 @pytest.mark.parametrize("estimator", settings.ESTIMATORS)
 def test_whole_distributions_come_back(estimator):
     """As many samples as ids: nothing weighs alike, whatever the estimator."""
     samples, row = settings.Samples(estimator=estimator, num_samples=50), synthetic.row_of(0)
-    given = synthetic.targets_of(0, settings.Samples(estimator="gumbel_ht", num_samples=30))
-    found = codec.decode(codec.encode(row, given, samples))
-    slots = np.argsort(-given["weights"], axis=1) if estimator == "top_k" else np.arange(30)[None]
+    original = synthetic.targets_of(0, settings.Samples(estimator="gumbel_ht", num_samples=30))
+    decoded = codec.decode(codec.encode(row, original, samples))
+    slots = np.argsort(-original["weights"], axis=1) if estimator == "top_k" else np.arange(30)[None]
     for name in ("ids", "weights"):
-        expected = np.take_along_axis(given[name], np.broadcast_to(slots, (synthetic.T, 30)), axis=1)[row["loss_mask"]]
-        np.testing.assert_allclose(found[name], expected, rtol=2**-8 if name == "weights" else 0)
+        expected = np.take_along_axis(original[name], np.broadcast_to(slots, (synthetic.T, 30)), axis=1)[
+            row["loss_mask"]
+        ]
+        np.testing.assert_allclose(decoded[name], expected, rtol=2**-8 if name == "weights" else 0)
 
 
 def test_a_row_of_which_nothing_is_learned_comes_back_as_zeros():
     for samples in (synthetic.TOP_8, settings.Samples(estimator="systematic", num_samples=8)):
         row = synthetic.row_of(0) | {"loss_mask": np.zeros(synthetic.T, bool)}
         record = codec.encode(row, synthetic.targets_of(0, samples), samples)
-        found = codec.spread(codec.decode(record), row["loss_mask"])
+        decoded = codec.scatter(codec.decode(record), row["loss_mask"])
         assert len(record) == codec.HEADER.size
-        assert found["ids"].shape == (synthetic.T, 8) and not any(array.any() for array in found.values())
+        assert decoded["ids"].shape == (synthetic.T, 8) and not any(array.any() for array in decoded.values())
 
 
 def test_an_id_that_takes_every_slot_is_stored_once():
     samples = settings.Samples(estimator="systematic", num_samples=256)
-    given = synthetic.targets_of(0, samples) | {"ids": np.full((synthetic.T, 256), synthetic.V - 1, np.int32)}
-    record = codec.encode(synthetic.row_of(0), given, samples)
+    original = synthetic.targets_of(0, samples) | {"ids": np.full((synthetic.T, 256), synthetic.V - 1, np.int32)}
+    record = codec.encode(synthetic.row_of(0), original, samples)
     num_tokens = synthetic.row_of(0)["loss_mask"].sum()
     assert len(record) == codec.HEADER.size + num_tokens * (15 + 4 + 2 + 3 + 1)
     assert (codec.decode(record)["ids"] == synthetic.V - 1).all()
@@ -86,25 +88,25 @@ def test_an_id_that_takes_every_slot_is_stored_once():
 def test_the_bytes_of_a_token_are_known_before(estimator, num_samples, num_bytes):
     samples = settings.Samples(estimator=estimator, num_samples=num_samples)
     assert codec.bytes_per_token(samples) == num_bytes
-    given = synthetic.targets_of(0, samples)
-    given["ids"] = np.tile(np.arange(num_samples, dtype=np.int32), (synthetic.T, 1))  # none comes twice
-    record, num_tokens = codec.encode(synthetic.row_of(0), given, samples), synthetic.row_of(0)["loss_mask"].sum()
+    original = synthetic.targets_of(0, samples)
+    original["ids"] = np.tile(np.arange(num_samples, dtype=np.int32), (synthetic.T, 1))  # none comes twice
+    record, num_tokens = codec.encode(synthetic.row_of(0), original, samples), synthetic.row_of(0)["loss_mask"].sum()
     assert len(record) == codec.HEADER.size + num_tokens * num_bytes
     assert len(synthetic.stored(0, samples)) <= len(record)
 
 
 def test_a_teacher_that_is_not_finite_is_refused():
     for name in ("weights", "captured_mass"):
-        given = synthetic.targets_of(0, synthetic.TOP_8)
-        given[name][np.argmax(synthetic.row_of(0)["loss_mask"])] = np.nan
+        original = synthetic.targets_of(0, synthetic.TOP_8)
+        original[name][np.argmax(synthetic.row_of(0)["loss_mask"])] = np.nan
         with pytest.raises(ValueError, match=f"the teacher's {name} are not all finite; evaluate its checkpoint"):
-            codec.encode(synthetic.row_of(0), given, synthetic.TOP_8)
+            codec.encode(synthetic.row_of(0), original, synthetic.TOP_8)
 
 
 def cut(estimator: str, num_samples: int, num_wanted: int, number: int = 0) -> tuple[dict, dict]:
-    """All that is stored of the learned tokens of a row, and fewer samples of it."""
+    """All that is stored of the masked tokens of a row, and fewer samples of it."""
     whole = codec.decode(synthetic.stored(0, settings.Samples(estimator=estimator, num_samples=num_samples)))
-    return whole, subsample.cut(whole, estimator, num_wanted, number)
+    return whole, subsample.take(whole, estimator, num_wanted, number)
 
 
 @pytest.mark.parametrize("estimator", ["top_k", "sampled"])
@@ -121,8 +123,8 @@ def test_a_cut_of_these_keeps_the_first_and_shares_their_weight_out_anew(estimat
 
 
 def test_top_k_is_stored_heaviest_first():
-    given = synthetic.targets_of(0, synthetic.TOP_8)
-    turned = given | {"ids": given["ids"][:, ::-1], "weights": given["weights"][:, ::-1]}
+    original = synthetic.targets_of(0, synthetic.TOP_8)
+    turned = original | {"ids": original["ids"][:, ::-1], "weights": original["weights"][:, ::-1]}
     assert codec.encode(synthetic.row_of(0), turned, synthetic.TOP_8) == synthetic.stored(0, synthetic.TOP_8)
 
 
@@ -130,26 +132,26 @@ def test_top_k_is_stored_heaviest_first():
 def test_a_cut_of_these_is_what_fewer_samples_would_have_been(estimator):
     def drawn(num_samples):
         samples = settings.Samples(estimator=estimator, num_samples=num_samples)
-        numbers = positions = jnp.arange(synthetic.T)[None]
+        row_ids = positions = jnp.arange(synthetic.T)[None]
         logits = 3 * jax.random.normal(jax.random.key(0), (1, synthetic.T, 96))
         draw = functools.partial(targets.draw, vocab_parallel.Shard(96), samples=samples, seed=1)
-        found = jax.jit(draw)(logits, labels=numbers, numbers=numbers, positions=positions)
-        learned = {name: np.asarray(array[0]) for name, array in found._asdict().items()}
-        return codec.encode(row | {"loss_mask": np.ones(synthetic.T, bool)}, learned, samples)
+        decoded = jax.jit(draw)(logits, labels=row_ids, row_ids=row_ids, positions=positions)
+        masked = {name: np.asarray(array[0]) for name, array in decoded._asdict().items()}
+        return codec.encode(row | {"loss_mask": np.ones(synthetic.T, bool)}, masked, samples)
 
     row = synthetic.row_of(0)
     whole, few = (codec.decode(drawn(num_samples)) for num_samples in (32, 8))
-    found = subsample.cut(whole, estimator, 8, 0)
-    np.testing.assert_array_equal(found["ids"], few["ids"])
+    decoded = subsample.take(whole, estimator, 8, 0)
+    np.testing.assert_array_equal(decoded["ids"], few["ids"])
     for name in ("weights", "captured_mass"):  # bfloat16 rounds once more
-        np.testing.assert_allclose(found[name], few[name], rtol=2**-6)
+        np.testing.assert_allclose(decoded[name], few[name], rtol=2**-6)
 
 
 def test_what_is_drawn_one_after_the_other_stays_in_that_order_though_it_weighs_alike():
     samples = settings.Samples(estimator="sampled", num_samples=8)
-    given = synthetic.targets_of(0, samples) | {"weights": np.full((synthetic.T, 8), 1 / 8, np.float32)}
-    found = codec.decode(codec.encode(synthetic.row_of(0), given, samples))
-    np.testing.assert_array_equal(found["ids"], given["ids"][synthetic.row_of(0)["loss_mask"]])
+    original = synthetic.targets_of(0, samples) | {"weights": np.full((synthetic.T, 8), 1 / 8, np.float32)}
+    decoded = codec.decode(codec.encode(synthetic.row_of(0), original, samples))
+    np.testing.assert_array_equal(decoded["ids"], original["ids"][synthetic.row_of(0)["loss_mask"]])
 
 
 @pytest.mark.parametrize("estimator", ["systematic", "sampled_counts"])
@@ -160,21 +162,27 @@ def test_a_cut_of_counts_is_right_on_average_and_always_the_same_for_a_row(estim
     np.testing.assert_array_equal(cuts[7]["ids"], cut(estimator, 64, 16, 7)[1]["ids"])
     for token in range(3):
         for name, count in by_id(whole, token).items():
-            share, found = count / 64, [by_id(few, token).get(name, 0) / 16 for few in cuts]
+            share, decoded = count / 64, [by_id(few, token).get(name, 0) / 16 for few in cuts]
             # Four standard errors: of 16 drawn from 64 without putting back, which bounds systematic's too.
             error = math.sqrt(share * (1 - share) / 16 * 48 / 63 / 400)
-            assert abs(np.mean(found) - share) < 4 * error
+            assert abs(np.mean(decoded) - share) < 4 * error
             if estimator == "systematic":  # what a coarser grid finds: the count to within one
-                assert max(abs(np.array(found) * 16 - share * 16)) < 1
+                assert max(abs(np.array(decoded) * 16 - share * 16)) < 1
 
 
 @pytest.mark.parametrize(
     ("estimator", "num_stored", "num_wanted", "vocab_size", "why"),
     [
         ("top_k", 8, 9, synthetic.V, "no more can be had than were stored; set num_samples to 8, or teach with 9"),
-        ("stratified", 8, 4, synthetic.V, "fewer of stratified weigh otherwise, and what that takes is not stored"),
-        ("gumbel_ht", 8, 4, synthetic.V, "fewer of gumbel_ht weigh otherwise"),
-        ("gumbel_ht_normalized", 8, 4, synthetic.V, "fewer of gumbel_ht_normalized weigh otherwise"),
+        (
+            "stratified",
+            8,
+            4,
+            synthetic.V,
+            "fewer samples of stratified have other weights, and what those depend on is not stored",
+        ),
+        ("gumbel_ht", 8, 4, synthetic.V, "fewer samples of gumbel_ht have other weights"),
+        ("gumbel_ht_normalized", 8, 4, synthetic.V, "fewer samples of gumbel_ht_normalized have other weights"),
         (
             "systematic",
             8,
@@ -209,6 +217,6 @@ def test_a_row_is_read_fast():
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
-        codec.spread(codec.decode(record), row["loss_mask"])
+        codec.scatter(codec.decode(record), row["loss_mask"])
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.02  # 0.5 ms measured: far off, on a machine that others share

@@ -1,0 +1,229 @@
+"""The kinds of sources: how each falls into units of work, and how the rows of a unit are read.
+
+A unit is cut by the source alone (16 MiB of lines, a file, a row group), never by the number of workers, so that the
+same records come in the same order on one core or a thousand.
+"""
+
+import contextlib
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+
+import fsspec
+import fsspec.utils
+
+from gemma3_jax.data.prepare import builtin, settings
+
+BYTES_PER_UNIT = 1 << 24  # some seconds of work, which is what a stop may cost
+ROWS_PER_UNIT = 8_192
+
+Cut = tuple[int, str, int, int, int, str]  # file, path, start, stop, size, version: the fields of `sources.Unit`
+
+
+def cut(source: settings.SourceConfig) -> list[Cut]:
+    """Returns the units of a source, in order. Raises: ValueError if a file cannot be read."""
+    return list(_CUTTERS[source.kind](source))
+
+
+def read_rows(unit, source: settings.SourceConfig) -> Iterator[tuple[int, Mapping | str]]:
+    """Yields (position, row) of a `sources.Unit`; instead of a row that cannot be read, the problem as text.
+
+    Raises: ValueError if the file itself is damaged.
+    """
+    with _naming(unit.path):
+        yield from _READERS[source.kind](unit, source)
+
+
+def open_decompressed(path: str):
+    """Opens a file of any file system, decompressed by the ending of its name."""
+    return fsspec.open(path, "rb", compression="infer").open()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Adds the path to the errors of the library that reads it."""
+    try:
+        yield
+    except (EOFError, ImportError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise  # a library of an extra: the error names the extra
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _files(source: settings.SourceConfig) -> Iterator[tuple[str, int, str]]:
+    """Yields (path, bytes, version) of every file. Raises: ValueError if one is missing or unreadable."""
+    for pattern in source.paths:
+        with _naming(pattern):
+            files, path = fsspec.core.url_to_fs(pattern)
+            is_glob = any(mark in path for mark in "*?[") and not files.exists(path)
+            for file in sorted(files.glob(path)) if is_glob else [path]:
+                if not files.exists(file):
+                    raise ValueError("it does not exist")
+                if not files.isdir(file):
+                    name = file if "://" not in pattern else files.unstrip_protocol(file)
+                    yield name, files.size(file) or 0, _version(files, file)
+                elif not is_glob:
+                    raise ValueError(f"it is a directory; name its files, as {pattern.rstrip('/')}/*.jsonl")
+
+
+def _version(files: fsspec.AbstractFileSystem, path: str) -> str:
+    try:
+        return files.modified(path).isoformat()
+    except NotImplementedError:  # not every file system knows it; there, the size alone identifies a version
+        return ""
+
+
+def _cut_by_file(source: settings.SourceConfig):
+    for file, (path, size, version) in enumerate(_files(source)):
+        yield file, path, 0, -1, size, version
+
+
+def _cut_by_bytes(source: settings.SourceConfig):
+    for file, (path, size, version) in enumerate(_files(source)):
+        if fsspec.utils.infer_compression(path):  # it cannot be read from the middle
+            yield file, path, 0, -1, size, version
+        else:
+            for start in range(0, size, BYTES_PER_UNIT):
+                stop = min(start + BYTES_PER_UNIT, size)
+                yield file, path, start, stop, stop - start, version
+
+
+def _read_lines(unit, source: settings.SourceConfig):
+    with open_decompressed(unit.path) as file:
+        if unit.start:
+            file.seek(unit.start - 1)
+            file.readline()  # the line that began before this range belongs to the range before
+        position = file.tell()
+        while unit.stop < 0 or position < unit.stop:
+            line = file.readline()
+            if not line:
+                break
+            if line.strip():
+                yield position, _parse(line)
+            position += len(line)
+
+
+def _parse(line: bytes) -> Mapping | str:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))  # editors may write a byte order mark
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 ({error.reason} at byte {error.start} of the line)"
+    except json.JSONDecodeError as error:
+        return f"not JSON (column {error.colno}: {error.msg})"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deeply
+        return f"not JSON that can be read ({error})"
+    return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
+
+
+def _read_text(unit, source: settings.SourceConfig):
+    with open_decompressed(unit.path) as file:
+        content = file.read()
+    try:
+        yield 0, {source.fields[0]: content.decode()}
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        yield 0, f"line {line} is not UTF-8 ({error.reason})"
+
+
+def _cut_by_row_groups(source: settings.SourceConfig):
+    from pyarrow import parquet
+
+    for file, (path, _, version) in enumerate(_files(source)):
+        with _naming(path), fsspec.open(path, "rb") as content:
+            metadata = parquet.ParquetFile(content).metadata
+            for group in range(metadata.num_row_groups):
+                yield file, path, group, group + 1, metadata.row_group(group).total_byte_size, version
+
+
+def _read_parquet(unit, source: settings.SourceConfig):
+    from pyarrow import parquet
+
+    with fsspec.open(unit.path, "rb") as content:
+        table = parquet.ParquetFile(content)
+        position = sum(table.metadata.row_group(group).num_rows for group in range(unit.start))
+        for batch in table.iter_batches(row_groups=range(unit.start, unit.stop)):
+            for row in _parquet_batch(batch):
+                yield position, row
+                position += 1
+
+
+def _parquet_batch(batch) -> Iterator[Mapping | str]:
+    """Yields the rows of a batch; instead of one that is not UTF-8, the problem."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                [row] = batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                row = f"not UTF-8 ({error.reason})"
+            yield row
+
+
+def _tfds_data(source: settings.SourceConfig):
+    import tensorflow_datasets
+
+    return tensorflow_datasets.data_source(
+        source.dataset, split=source.split, data_dir=source.data_dir or None, download=False
+    )
+
+
+def _cut_tfds(source: settings.SourceConfig):
+    import tensorflow_datasets
+
+    try:
+        num_rows = len(_tfds_data(source))
+    except (tensorflow_datasets.core.DatasetNotFoundError, FileNotFoundError, NotImplementedError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"TensorFlow dataset {source.dataset!r} cannot be read: {reason} (it must be prepared already, in the "
+            "array_record format, under data_dir)"
+        ) from error
+    for start in range(0, num_rows, ROWS_PER_UNIT):
+        stop = min(start + ROWS_PER_UNIT, num_rows)
+        yield 0, source.dataset, start, stop, stop - start, ""
+
+
+def _read_tfds(unit, source: settings.SourceConfig):
+    data = _tfds_data(source)
+    for position in range(unit.start, unit.stop):
+        row = {name: _decoded(value) for name, value in data[position].items()}
+        yield position, row
+
+
+def _decoded(value: object) -> object:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value  # not text: an error for the fields that are used
+
+
+def _cut_python(source: settings.SourceConfig):
+    files = builtin.files()
+    for start in range(0, len(files), 32):
+        part = files[start : start + 32]
+        yield 0, "python", start, start + len(part), sum(file.stat().st_size for file in part), sys.version
+
+
+def _read_python(unit, source: settings.SourceConfig):
+    for number in range(unit.start, unit.stop):
+        for kind, row in enumerate(builtin.rows(builtin.files()[number])):
+            yield 2 * number + kind, row
+
+
+_CUTTERS = {
+    "jsonl": _cut_by_bytes,
+    "text": _cut_by_file,
+    "parquet": _cut_by_row_groups,
+    "tfds": _cut_tfds,
+    "python": _cut_python,
+}
+_READERS = {
+    "jsonl": _read_lines,
+    "text": _read_text,
+    "parquet": _read_parquet,
+    "tfds": _read_tfds,
+    "python": _read_python,
+}
