@@ -68,8 +68,8 @@ def test_a_gguf_file_holds_what_training_saw(trained, tmp_path, capsys):
         stored = gguf.dequantize(tensor.data, tensor.tensor_type)
         ours, before = (np.asarray(names.get(tree, slot.path)[slot.index]) for tree in (rounded, raw))
         num_moved += np.count_nonzero(ours != before)
-        ours = names.relayout(ours, slot.row.layout, slot.row.hf_layout, names.dim_sizes(model))
-        if slot.row.path == "attention/query_norm/scale":
+        ours = names.relayout(ours, slot.spec.layout, slot.spec.hf_layout, names.dim_sizes(model))
+        if slot.spec.path == "attention/query_norm/scale":
             ours = ((1 + ours.astype(np.float64)) * model.query_scale * model.head_dim**0.5).astype(np.float32)
         elif ours.ndim == 1:
             ours = np.float32(1) + ours

@@ -1,4 +1,4 @@
-"""What a checkpoint is written as: checked before anything large is read, and there whole or not at all."""
+"""What a checkpoint is written as: checked before anything large is read, and complete or not there at all."""
 
 import dataclasses
 import pathlib
@@ -8,8 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from gemma3_jax.checkpoint import encoding, gguf_file, hf, hf_config, manager, modelfile, names, orbax, packed, target
-from gemma3_jax.checkpoint.open import Checkpoint
+from gemma3_jax import console, sharding
+from gemma3_jax.checkpoint import (
+    encoding,
+    gguf_file,
+    hf,
+    hf_config,
+    load_sharded,
+    manager,
+    modelfile,
+    names,
+    orbax,
+    packed,
+    target,
+    tensor_source,
+)
+from gemma3_jax.checkpoint import open as checkpoint_open
+from gemma3_jax.durable import atomic
 from gemma3_jax.model import config
 from gemma3_jax.tokenizer import vocabulary
 
@@ -19,23 +34,23 @@ TOKENIZER = "tokenizer.model"
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """A kind of checkpoint, and all it takes to write one.
+    """A kind of checkpoint, and everything needed to write one.
 
-    `plan` is how a GGUF file stores parameters, and what those of a quantised Hugging Face directory are rounded to;
-    `dtype` is that of all others, None their own. The tokenizer goes along where the kind has a place for it.
+    `plan` has the formats of a GGUF file, or those that a quantised Hugging Face directory is rounded to. Whatever has
+    no plan is stored in `dtype`, or as the source stores it (None). The tokenizer is written where the kind holds one.
     """
 
     kind: str
     model: config.Config
-    plan: encoding.Plan | None = None
+    plan: encoding.StoragePlan | None = None
     dtype: DTypeLike | None = None
     tokenizer: vocabulary.Tokenizer | None = None
     notes: tuple[str, ...] = ()
 
     def check(self) -> tuple[str, ...]:
-        """What a person should know of what will be written.
+        """Returns notes for the user on what will be written.
 
-        Raises: ValueError if the kind cannot say what the model is, or a format not hold it.
+        Raises: ValueError if the kind cannot describe the model, or a format cannot hold it.
         """
         if self.kind == "hf":
             hf_config.write(self.model, "float32")
@@ -44,59 +59,68 @@ class Export:
         if self.kind == "gguf":
             if self.tokenizer is None:
                 raise ValueError(
-                    f"no {TOKENIZER} of its own lies in or beside the source, and a GGUF file holds one; name it with "
-                    "--tokenizer=FILE"
+                    f"the source has no {TOKENIZER} in it or beside it, and a GGUF file holds a tokenizer; name one "
+                    "with --tokenizer=FILE"
                 )
             return self.notes + gguf_file.check(self.model, self.plan, self.tokenizer)
         return self.notes
 
-    @property
-    def load_dtype(self) -> DTypeLike | None:
-        """What to load parameters as: what is rounded is rounded once, from what is stored."""
-        return None if self.plan else self.dtype
-
     def num_bytes(self, shapes: dict) -> int:
-        """Bytes of what will be written, near enough, given the shapes of the parameters as stored."""
+        """Returns about how many bytes will be written of parameters that are stored in these shapes and dtypes."""
         if self.kind == "gguf":
             return gguf_file.num_bytes(self.model, self.plan)
         dtype = self.dtype or (np.float32 if self.plan else None)
         return hf.num_bytes(self.model, shapes, dtype) + (packed.num_bytes(self.model, self.plan) if self.plan else 0)
 
     def check_new(self, path: pathlib.Path, shapes: dict) -> None:
-        """Raises: ValueError if the checkpoint, or what goes beside it, could not be written at `path`."""
+        """Raises: ValueError if the checkpoint, or the file beside it, could not be written at `path`."""
         if self.kind == "gguf":
             if path.suffix != ".gguf":
                 raise ValueError(f"--target is {path}; the name of a GGUF file ends in .gguf")
             target.check_new(modelfile.path_beside(path), 0)
         target.check_new(path, self.num_bytes(shapes))
 
-    def write(self, path: pathlib.Path, params: dict, progress: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """Writes `params` as a new checkpoint at `path`, and for Ollama a Modelfile beside a GGUF file.
+    def write(
+        self,
+        path: pathlib.Path,
+        source: tensor_source.TensorSource,
+        progress: Callable[[int], None] = console.ignore,
+    ) -> None:
+        """Writes a new checkpoint at `path`, and a Modelfile for Ollama beside a GGUF file.
 
-        Raises: OSError where the disk refuses. ValueError naming a parameter that a format cannot hold.
+        Tensors are read and written one at a time (see tensor_source.copy for the host memory that takes), except for
+        kind orbax: its parameters are all loaded first, as Orbax writes a tree as a whole.
+        Raises: OSError if the disk refuses. ValueError naming a parameter that a format cannot hold.
         """
         if self.kind == "gguf":
-            # The large one appears first: stopped between the two, it is whole, and only its Modelfile is missing.
-            with target.new(path, modelfile.path_beside(path)) as (partial, beside):
+            # The large file appears first: if the process stops between the two, only the Modelfile is missing.
+            with atomic.new(path, modelfile.path_beside(path)) as (partial, beside):
                 beside.write_text(modelfile.content(path, self.tokenizer))
-                gguf_file.write(partial, self.model, params, self.plan, self.tokenizer, progress, target=path)
-            return
-        with target.new(path) as (partial,):
-            if self.kind == "hf":
+                write = gguf_file.create(partial, self.model, self.plan, self.tokenizer, target=path)
+                tensor_source.copy(source, [write], progress)
+        elif self.kind == "hf":
+            with atomic.new(path) as (partial,):
                 partial.mkdir()
-                hf.write(partial, self.model, params, progress, plan=self.plan, dtype=self.dtype)
-                if self.plan:
-                    packed.write(partial, self.model, params, self.plan, progress)
-                if self.tokenizer:
-                    (partial / TOKENIZER).write_bytes(self.tokenizer.model)
-            else:
-                assert self.kind in KINDS, self.kind
-                with target.uninterrupted(partial):
-                    orbax.save(partial, self.model, params)
+                self._write_hf(partial, source, progress)
+        else:
+            assert self.kind in KINDS, self.kind
+            params = load_sharded.load(source, sharding.make_mesh(), self.dtype, progress)
+            with atomic.new(path) as (partial,), target.uninterrupted(partial):
+                orbax.save(partial, self.model, params)
+
+    def _write_hf(
+        self, directory: pathlib.Path, source: tensor_source.TensorSource, progress: Callable[[int], None]
+    ) -> None:
+        writes = [hf.create(directory, self.model, source.shapes(), plan=self.plan, dtype=self.dtype)]
+        if self.plan:
+            writes.append(packed.create(directory, self.model, self.plan))
+        tensor_source.copy(source, writes, progress)
+        if self.tokenizer:
+            (directory / TOKENIZER).write_bytes(self.tokenizer.model)
 
 
-def ask(
-    source: Checkpoint,
+def resolve(
+    source: checkpoint_open.Checkpoint,
     kind: str,
     *,
     quant: str = "none",
@@ -104,57 +128,59 @@ def ask(
     embedding: str | None = None,
     tokenizer: str | None = None,
 ) -> Export:
-    """What to write of a checkpoint, of what was asked for by name.
+    """Returns what to write for a checkpoint and the options of the command line.
 
-    What is not said is as stored; but beside a `quant` the table is of the format that the checkpoint was trained for
-    or is rounded to, else float16.
-    Raises: ValueError if the tokenizer is no such file, or another than the checkpoint was trained with.
+    By default the parameters are as stored. With `quant`, the embedding table has the format that the checkpoint was
+    trained for or is rounded to, else float16.
+    Raises: ValueError if the tokenizer is no such file, or not the one that the checkpoint was trained with.
     """
     plan = None
     if quant != "none":
         table = source.quant.get("embedding") if source.quant.get("format") == quant else None
-        plan = encoding.Plan(quant, embedding or table or "float16")
+        plan = encoding.StoragePlan(quant, embedding or table or "float16")
     elif kind == "gguf":
         leaves = [leaf.dtype for path, leaf in names.flatten(source.shapes) if path[-2] in ("attention", "mlp")]
         table = source.shapes["embedder"]["table"].dtype.name
-        plan = encoding.Plan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
-    found, notes = None, ()
-    if kind != "orbax":  # which is for going on, from what the masters are
-        found, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
-        notes = _of_rounding(source, plan, dtype) + notes
-    return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, found, notes)
+        plan = encoding.StoragePlan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
+    words, notes = None, ()
+    if kind != "orbax":  # which is to continue training from, with the unrounded weights
+        words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
+        notes = _rounding_notes(source, plan, dtype) + notes
+    return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, words, notes)
 
 
-def _of_rounding(source: Checkpoint, plan: encoding.Plan | None, dtype: str | None) -> tuple[str, ...]:
-    """What a person should know if the weights to write are not those that training with a format saw."""
+def _rounding_notes(
+    source: checkpoint_open.Checkpoint, plan: encoding.StoragePlan | None, dtype: str | None
+) -> tuple[str, ...]:
+    """Returns a note if the weights to be written are not those that training with a format saw."""
     if not source.quant:
         return ()
-    known = encoding.Plan(source.quant["format"], source.quant["embedding"])
-    said = f"--quant={known.matrices} --embedding={known.table}"
+    known = encoding.StoragePlan(source.quant["format"], source.quant["embedding"])
+    options = f"--quant={known.matrices} --embedding={known.table}"
     if source.kind == "orbax":
-        note = f"warning: {source.path} was trained for {said}; this writes weights that its training did not see"
+        note = f"warning: {source.path} was trained for {options}; this writes weights that its training did not see"
         return () if plan == known else (note,)
-    # It is rounded already, and what float32 holds of that is exact.
-    written = plan or encoding.Plan(dtype or "float32", dtype or known.table)
+    # The source is rounded already, and float32 holds its values exactly.
+    written = plan or encoding.StoragePlan(dtype or "float32", dtype or known.table)
     if written.matrices not in ("float32", known.matrices) or written.table not in ("float32", known.table):
-        return (f"warning: {source.path} is rounded to {said}; this rounds it again, to other weights",)
+        return (f"warning: {source.path} is rounded to {options}; this rounds it again, to other weights",)
     if written.matrices in ("int4", "sfp8"):
         return (
-            f"{source.path} is rounded to {said} already; once more may move weights by a step of float32, where a "
-            "scale is found again",
+            f"{source.path} is rounded to {options} already; rounding again may move weights by a step of float32, "
+            "as the scales are computed again",
         )
     return ()
 
 
 def find_tokenizer(
-    named: str | None, source: Checkpoint, *, is_needed: bool = False
+    named: str | None, source: checkpoint_open.Checkpoint, *, is_needed: bool = False
 ) -> tuple[vocabulary.Tokenizer | None, tuple[str, ...]]:
-    """The tokenizer of a checkpoint, and what a person should know of where it is from.
+    """Returns the tokenizer of a checkpoint, and notes for the user on where it comes from.
 
-    It is the one named, or else one that fits and lies in the checkpoint's directory, or beside a GGUF file, or, where
-    its digest is known to be the checkpoint's, beside the directory.
-    Raises: ValueError if the one named is another than the checkpoint was trained with, or if one that is needed cannot
-    be read.
+    It is the file `named`, or else one that fits: in the checkpoint's directory; beside a GGUF file; or beside the
+    directory, if the checkpoint stores the digest of its tokenizer.
+    Raises: ValueError if `named` is not the tokenizer that the checkpoint was trained with, or if one that is needed
+    cannot be read.
     """
     if named:
         tokenizer = vocabulary.load(pathlib.Path(named))
@@ -168,7 +194,7 @@ def find_tokenizer(
     for file in _tokenizer_files(source):
         try:
             tokenizer = vocabulary.load(file)
-        except (ValueError, OSError) as error:  # it may stand for a file of Git LFS that was not fetched
+        except (ValueError, OSError) as error:  # such as the pointer to a Git LFS file that was not fetched
             if is_needed:
                 raise ValueError(f"{error}; name another with --tokenizer=FILE") from error
             notes += (f"warning: {error}; it is left out",)
@@ -178,11 +204,14 @@ def find_tokenizer(
     return None, notes
 
 
-def _tokenizer_files(source: Checkpoint) -> list[pathlib.Path]:
-    """Where a checkpoint's tokenizer may lie; a stranger's may lie beside a directory, and is told by its digest."""
+def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
+    """Returns the files that may be a checkpoint's tokenizer.
+
+    One beside the directory may belong to something else, so only a checkpoint that stores a digest can tell.
+    """
     if source.path.is_file():
-        places = [source.path.parent]
+        directories = [source.path.parent]
     else:
         inside = source.path.parent.parent if source.path.parent.name == manager.CHECKPOINTS else source.path
-        places = [inside, inside.parent] if source.tokenizer else [inside]
-    return [place / TOKENIZER for place in places if (place / TOKENIZER).is_file()]
+        directories = [inside, inside.parent] if source.tokenizer else [inside]
+    return [directory / TOKENIZER for directory in directories if (directory / TOKENIZER).is_file()]

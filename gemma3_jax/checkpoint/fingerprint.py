@@ -1,17 +1,15 @@
-"""A short name for the contents of a checkpoint, of any kind and size, made without loading it."""
+"""A short name for the contents of a checkpoint of any kind and size, computed without loading it."""
 
 import hashlib
 import pathlib
 
-BLOCK_BYTES, MOST_BLOCKS = 1 << 20, 64  # of one file: up to 64 MiB all of it, else 64 blocks spread evenly
+BLOCK_BYTES, MAX_BLOCKS = 1 << 20, 64  # of one file: all of it up to 64 MiB, else 64 evenly spaced blocks
 
 
 def of(path: pathlib.Path) -> str:
-    """A digest of the files' names, sizes and contents, of large files in part: the same wherever a copy lies.
+    """Returns a digest of the files' names, sizes and contents; a copy elsewhere has the same one.
 
-    Of a single file its name does not count.
-
-    Training changes nearly every weight, so parts of the files tell two checkpoints apart.
+    The name of a single file does not count. Of large files a part is read: training changes nearly every weight.
     Raises: OSError.
     """
     digest = hashlib.sha256()
@@ -21,7 +19,7 @@ def of(path: pathlib.Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path).as_posix()} {size}\n".encode())
         num_blocks = -(-size // BLOCK_BYTES)
-        step = max(1, -(-num_blocks // MOST_BLOCKS))
+        step = max(1, -(-num_blocks // MAX_BLOCKS))
         with file.open("rb") as content:
             for block in sorted({*range(0, num_blocks, step), num_blocks - 1}) if num_blocks else ():
                 content.seek(block * BLOCK_BYTES)

@@ -1,27 +1,25 @@
-"""The Orbax tree that the JAX `gemma` library publishes: nested or flat keys, one entry per layer or stacked layers."""
+"""Orbax trees as the JAX `gemma` library publishes them: nested or flat keys, an entry per layer or stacked layers."""
 
 import functools
 import pathlib
 import re
-from collections.abc import Callable
 
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gemma3_jax.checkpoint import hf_config, names, orbax
-from gemma3_jax.checkpoint.source import FLOATS, Source, Tensor, check_names
+from gemma3_jax.checkpoint import hf_config, names, orbax, tensor_source
 from gemma3_jax.model import config
 
-ROOTS = ("params/", "rlx_networks/policy_network/", "transformer/")  # each may stand before a key, in this order
+ROOTS = ("params/", "rlx_networks/policy_network/", "transformer/")  # optional prefixes of a key, in this order
 VISION = ("SigLiPFromPatches_0/", "vision_encoder/", "embedder/mm_")
 STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
 
 
-def open_source(path: pathlib.Path, model: config.Config | None = None) -> Source:
-    """The text model in a published checkpoint. `model` None finds the published size that has these shapes.
+def open_source(path: pathlib.Path, model: config.Config | None = None) -> tensor_source.TensorSource:
+    """Returns the text model of a published checkpoint; without `model`, of the published size with these shapes.
 
-    Raises: ValueError naming the checkpoint and the tensor: missing, extra or of another shape; or when no published
-    size fits and no `model` is given.
+    Raises: ValueError naming the checkpoint and the tensor that is missing, unknown or of another shape; or if no
+    published size fits and there is no `model`.
     """
     with orbax.reading(path):
         tree = ocp.metadata(path.absolute()).metadata
@@ -43,47 +41,54 @@ def open_source(path: pathlib.Path, model: config.Config | None = None) -> Sourc
 
     stacked = any(STACKED.match(name) for name in leaves)
     slots = {slot: _published_name(slot, model, stacked=stacked) for slot in names.slots(model)}
-    check_names(str(path), {name for name, _ in slots.values()}, set(leaves))
-    sizes, tensors = names.dim_sizes(model), {}
-    read_leaf = _leaf_reader(path, tree)
-    # In the order of the published names, so that the slots that share a tensor follow one another.
+    tensor_source.check_names(str(path), {name for name, _ in slots.values()}, set(leaves))
+    tensors = {}
+    reader = orbax.ArrayReader(tree, lambda abstract: ocp.load(path.absolute(), abstract))
+    # In the order of the published names, so that the slots that share an array follow one another.
     for slot, (name, index) in sorted(slots.items(), key=lambda item: item[1]):
         key_path, leaf = leaves[name]
-        shape = names.shape_of(slot.row.published_layout, sizes)
-        if slot.row.published_index is not None:
-            shape = (2, *shape)
-        if STACKED.match(name):
-            num_turns = sum(1 for other, place in slots.items() if place[0] == name and other.row == slot.row)
-            shape = (num_turns, *shape)
+        shape = _published_shape(slot, name, slots, model)
         if tuple(leaf.shape) != shape:
             raise ValueError(f"{path}: tensor {name} has shape {tuple(leaf.shape)}; the model asks for {shape}")
-        read = functools.partial(_read_part, read_leaf, key_path, index, slot.row, sizes)
         dtype = np.dtype(leaf.dtype)
-        if dtype not in FLOATS:
-            raise ValueError(f"{path}: tensor {name} is {dtype}; it must be one of {', '.join(map(str, FLOATS))}")
-        tensors[slot] = Tensor(dtype, read)
+        if dtype not in tensor_source.DTYPES:
+            allowed = ", ".join(map(str, tensor_source.DTYPES))
+            raise ValueError(f"{path}: tensor {name} is {dtype}; it must be one of {allowed}")
+        read = functools.partial(_read, path, reader, key_path, index, slot.spec, names.dim_sizes(model))
+        tensors[slot] = tensor_source.StoredTensor(dtype, read)
     notes = (f"{path}: text part only; {skipped} vision tensors left out",) if skipped else ()
-    return Source(model, tensors, notes)
+    return tensor_source.TensorSource(model, tensors, notes)
 
 
 def _canonical(key_path: tuple) -> str:
-    """A leaf's name as in the names table, whatever the nesting."""
+    """Returns a leaf's name as in the table of names, however the tree is nested."""
     name = "/".join(key_path)
     for root in ROOTS:
         name = name.removeprefix(root)
-    # The library's own nested tree holds the two MLP leaves without the last "/w".
+    # The library's nested tree holds the two MLP leaves without the last "/w".
     return f"{name}/w" if name.endswith(("/mlp/gating_einsum", "/mlp/linear")) else name
 
 
 def _published_name(slot: names.Slot, model: config.Config, *, stacked: bool) -> tuple[str, tuple[int, ...]]:
-    """The tensor a slot is read from, and the index of the slot's part in it."""
-    part = () if slot.row.published_index is None else (slot.row.published_index,)
+    """Returns the tensor that a slot is part of, and the index of its part."""
+    part = () if slot.spec.published_index is None else (slot.spec.published_index,)
     if slot.layer is None:
-        return slot.row.published, part
+        return slot.spec.published, part
     if not stacked:
-        return f"layer_{slot.layer}/{slot.row.published}", part
-    turn, place = divmod(slot.layer, model.period)
-    return f"stacked_layers/attention_type_{place}/{slot.row.published}", (turn, *part)
+        return f"layer_{slot.layer}/{slot.spec.published}", part
+    period, layer_in_period = divmod(slot.layer, model.period)
+    return f"stacked_layers/attention_type_{layer_in_period}/{slot.spec.published}", (period, *part)
+
+
+def _published_shape(slot: names.Slot, name: str, slots: dict, model: config.Config) -> tuple[int, ...]:
+    """Returns the shape of the tensor `name`, which the slot is part of."""
+    shape = names.shape_of(slot.spec.published_layout, names.dim_sizes(model))
+    if slot.spec.published_index is not None:
+        shape = (2, *shape)
+    if STACKED.match(name):
+        num_periods = sum(1 for other, (stack, _) in slots.items() if stack == name and other.spec == slot.spec)
+        shape = (num_periods, *shape)
+    return shape
 
 
 def _published_size(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> config.Config:
@@ -95,25 +100,18 @@ def _published_size(path: pathlib.Path, shapes: dict[str, tuple[int, ...]]) -> c
             return model
     raise ValueError(
         f"{path} has {num_layers} layers and a table of shape {table}, which is no published size; "
-        f"say what model it is with --model=FILE, a {hf_config.ARCHITECTURES[0]} config.json"
+        f"name its model with --model=FILE, a {hf_config.ARCHITECTURES[0]} config.json"
     )
 
 
-def _leaf_reader(path: pathlib.Path, tree: dict) -> Callable[[tuple], np.ndarray]:
-    """A function that reads one tensor of the checkpoint to the host, and remembers the last one it read."""
-
-    @functools.lru_cache(maxsize=1)
-    def read_leaf(wanted: tuple) -> np.ndarray:
-        def abstract(node, key_path=()):
-            if isinstance(node, dict):
-                return {key: abstract(child, (*key_path, key)) for key, child in node.items()}
-            return np.empty(node.shape, node.dtype) if key_path == wanted else ocp.PLACEHOLDER
-
-        with orbax.reading(path / "/".join(wanted)):
-            return names.get(ocp.load(path.absolute(), abstract(tree)), wanted)
-
-    return read_leaf
-
-
-def _read_part(read_leaf, key_path: tuple, index: tuple[int, ...], row: names.Row, sizes: dict) -> np.ndarray:
-    return names.relayout(read_leaf(key_path)[index], row.published_layout, row.layout, sizes)
+def _read(
+    path: pathlib.Path,
+    reader: orbax.ArrayReader,
+    key_path: tuple[str, ...],
+    index: tuple[int, ...],
+    spec: names.ParamSpec,
+    sizes: dict[str, int],
+) -> np.ndarray:
+    with orbax.reading(path / "/".join(key_path)):
+        x = reader.read(key_path)[index]
+    return names.relayout(x, spec.published_layout, spec.layout, sizes)

@@ -1,4 +1,4 @@
-"""Between our Config and the metadata of a GGUF file of architecture gemma3, as llama.cpp reads it.
+"""Conversion between Config and the metadata of a GGUF file of architecture gemma3, as llama.cpp reads it.
 
 Source: ggml-org/llama.cpp src/models/gemma3.cpp and gguf-py/gguf/constants.py.
 """
@@ -16,7 +16,7 @@ from gemma3_jax.checkpoint import hf_config
 from gemma3_jax.model import config
 
 ARCHITECTURE = "gemma3"
-# Key below the architecture's name -> our field.
+# Key below the architecture's name -> field of Config.
 _WHOLE = {
     "block_count": "num_layers",
     "embedding_length": "embed_dim",
@@ -28,44 +28,49 @@ _WHOLE = {
 }
 _REAL = {"attention.layer_norm_rms_epsilon": "norm_epsilon", "rope.freq_base": "rope_base_global"}
 PATTERN, BASE_LOCAL = "attention.sliding_window_pattern", "rope.freq_base_swa"
-# What llama.cpp takes where a file does not say; its older versions, and Ollama, whatever a file says.
+# llama.cpp's values for keys that a file lacks. Its older versions, and Ollama, use them for every file.
 PERIOD, ROPE_BASE_LOCAL = 6, 1e4
-LAYERS_OF_27B = 62  # llama.cpp knows 27B, and its query scale, by this number
+LAYERS_OF_27B = 62  # by which llama.cpp recognises 27B, and its query scale
 
 
 def query_scale(model: config.Config) -> float:
-    """What llama.cpp multiplies the queries of such a model by."""
+    """Returns the factor that llama.cpp multiplies the queries of such a model by."""
     if model.num_layers == LAYERS_OF_27B:
         return max(1, model.embed_dim // model.num_heads) ** -0.5
     return model.head_dim**-0.5
 
 
 def query_norm_factor(model: config.Config) -> float:
-    """What the query norm is stored times, so that llama.cpp's scale comes to ours; RoPE turns, and keeps lengths."""
+    """Returns the factor to store the query norm with, so that llama.cpp's query scale amounts to the model's.
+
+    RoPE does not change lengths.
+    """
     factor = model.query_scale / query_scale(model)
     return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-9) else factor
 
 
 def check(model: config.Config) -> tuple[str, ...]:
-    """What a person should know of the model in llama.cpp; nothing is said of a published one.
+    """Returns notes for the user on the model in llama.cpp; there are none on a published size.
 
     Raises: ValueError if llama.cpp has no such model.
     """
     if model.period == 1:
-        raise ValueError("model.num_local_per_global is 0; llama.cpp runs no gemma3 of which no layer has a window")
+        raise ValueError("model.num_local_per_global is 0; llama.cpp runs no gemma3 model without local layers")
     notes = []
     periods = [layer % PERIOD == PERIOD - 1 for layer in range(model.num_layers)]
     if periods != [model.is_global(layer) for layer in range(model.num_layers)]:
-        notes.append(f"one layer in {model.period} is global; older llama.cpp, and Ollama, take one in {PERIOD}")
+        notes.append(f"one layer in {model.period} is global; older llama.cpp, and Ollama, assume one in {PERIOD}")
     if model.rope_base_local != ROPE_BASE_LOCAL:
-        notes.append(f"local layers have RoPE base {model.rope_base_local:g}; older llama.cpp, and Ollama, take 10000")
+        notes.append(
+            f"local layers have RoPE base {model.rope_base_local:g}; older llama.cpp, and Ollama, assume 10000"
+        )
     if (factor := query_norm_factor(model)) != 1:
-        notes.append(f"the query norms are stored times {factor:.6g}, as llama.cpp has a query scale of its own")
+        notes.append(f"the query norms are multiplied by {factor:.6g}, as llama.cpp computes the query scale by itself")
     return tuple(notes)
 
 
 def write(model: config.Config, writer: gguf.GGUFWriter) -> None:
-    """Adds the keys of `model`, which `check` has passed."""
+    """Adds the keys of a model that `check` has passed."""
     writer.add_context_length(hf_config.context_length(model))
     for key, field in _WHOLE.items():
         writer.add_uint32(f"{ARCHITECTURE}.{key}", getattr(model, field))
@@ -80,9 +85,9 @@ def write(model: config.Config, writer: gguf.GGUFWriter) -> None:
 
 
 def read(path: pathlib.Path, metadata: Mapping[str, Any], vocab_size: int) -> config.Config:
-    """The model that a file's metadata describes, with the query scale of llama.cpp.
+    """Returns the model that a file's metadata describes, with llama.cpp's query scale.
 
-    Raises: ValueError naming the file and the key, if one is missing or asks for what Gemma 3 does not have.
+    Raises: ValueError naming the file and the key that is missing, or that Gemma 3 does not have.
     """
     try:
         return _to_config(_Keys(metadata), vocab_size)
@@ -100,8 +105,8 @@ def _to_config(keys: "_Keys", vocab_size: int) -> config.Config:
         raise ValueError(f"{ARCHITECTURE}.rope.scaling.type is {scaling!r:.40}; it must be none or linear")
     columns = {field: keys.whole(key) for key, field in _WHOLE.items()}
     columns |= {field: keys.real(key) for key, field in _REAL.items()}
-    if (value_width := keys.whole("attention.value_length")) != columns["head_dim"]:
-        raise ValueError(f"{ARCHITECTURE}.attention.value_length is {value_width}, not that of the keys")
+    if (value_dim := keys.whole("attention.value_length")) != columns["head_dim"]:
+        raise ValueError(f"{ARCHITECTURE}.attention.value_length is {value_dim}; it must equal attention.key_length")
     model = config.Config(
         **columns,
         vocab_size=vocab_size,
@@ -114,7 +119,7 @@ def _to_config(keys: "_Keys", vocab_size: int) -> config.Config:
 
 
 class _Keys:
-    """Metadata below the architecture's name."""
+    """Reads metadata below the architecture's name."""
 
     def __init__(self, metadata: Mapping[str, Any]):
         self.metadata = metadata

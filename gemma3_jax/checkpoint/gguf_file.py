@@ -1,23 +1,32 @@
-"""GGUF files of architecture gemma3, which llama.cpp runs: tensors streamed out, and back in.
+"""GGUF files of architecture gemma3, which llama.cpp runs: written and read one tensor at a time.
 
-Norms are stored as what they multiply by, 1 + w, in float32; the table has the vocabulary's rows and no more.
+Norms are stored as the factor they stand for, 1 + w, in float32. The table has the vocabulary's rows and no padding.
 Source: ggml-org/llama.cpp conversion/gemma.py.
 """
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable
 
 import gguf
 import numpy as np
 
-from gemma3_jax.checkpoint import encoding, gguf_config, gguf_header, gguf_vocabulary, names
-from gemma3_jax.checkpoint.source import Source, Tensor, check_names
+from gemma3_jax import console
+from gemma3_jax.checkpoint import (
+    encoding,
+    gguf_config,
+    gguf_header,
+    gguf_vocabulary,
+    names,
+    tensor_file,
+    tensor_source,
+)
 from gemma3_jax.model import config
 from gemma3_jax.quant import packing
 from gemma3_jax.tokenizer import vocabulary
 
-# Format -> what ggml calls it. int4 and sfp8 have no type there: what they round to is stored, exactly, as float32.
+# Format -> ggml's type. It has none for int4 and sfp8: their rounded values are stored, exactly, as float32.
 TYPES = {
     "float32": gguf.GGMLQuantizationType.F32,
     "float16": gguf.GGMLQuantizationType.F16,
@@ -37,55 +46,50 @@ _FILE_TYPES = {
 }
 
 
-def open_source(path: pathlib.Path) -> Source:
-    """The model in a file, with every name, shape and type checked; of the tensors none is read yet.
+def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
+    """Returns the model in a file, after checking every name, shape and type; no tensor is read yet.
 
     Raises: ValueError naming the file and what is wrong with it.
     """
-    metadata, places = gguf_header.read(path)
-    table = places.get(f"{names.GGUF[names.ROOT[0].path]}.weight")
+    metadata, infos = gguf_header.read(path)
+    table = infos.get(f"{names.GGUF[names.ROOT[0].path]}.weight")
     model = gguf_config.read(path, metadata, table.shape[0] if table else 1)
-    if model.num_layers > len(places):  # before a list of all their tensors is made
-        raise ValueError(f"{path}: it is to have {model.num_layers} layers, but there are {len(places)} tensors")
+    if model.num_layers > len(infos):  # checked before all tensors of so many layers are listed
+        raise ValueError(f"{path}: its metadata has {model.num_layers} layers, but there are {len(infos)} tensors")
     slots = {names.gguf_name(slot): slot for slot in names.slots(model)}
-    check_names(str(path), set(slots), set(places))
+    tensor_source.check_names(str(path), set(slots), set(infos))
     tensors = {}
     for name, slot in slots.items():
-        place, shape = places[name], names.shape_of(slot.row.hf_layout, names.dim_sizes(model))
-        if place.shape != shape:
-            raise ValueError(f"{path}: tensor {name} has shape {place.shape}; its metadata asks for {shape}")
-        if place.type not in _READABLE:
-            raise ValueError(f"{path}: tensor {name} is {place.type}; it must be one of {', '.join(_READABLE)}")
-        format = _READABLE[place.type]
-        tensors[slot] = Tensor(encoding.dtype_of(format), _reader(path, place, slot, model))
-    return Source(model, tensors)
+        info, shape = infos[name], names.shape_of(slot.spec.hf_layout, names.dim_sizes(model))
+        if info.shape != shape:
+            raise ValueError(f"{path}: tensor {name} has shape {info.shape}; its metadata asks for {shape}")
+        if info.type not in _READABLE:
+            raise ValueError(f"{path}: tensor {name} is {info.type}; it must be one of {', '.join(_READABLE)}")
+        dtype = encoding.dtype_of(_READABLE[info.type])
+        tensors[slot] = tensor_source.StoredTensor(dtype, functools.partial(_read, path, info, slot, model))
+    return tensor_source.TensorSource(model, tensors)
 
 
-def _reader(
-    path: pathlib.Path, place: gguf_header.Place, slot: names.Slot, model: config.Config
-) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        stored = np.memmap(path, np.uint8, "r", place.start, (place.num_bytes,))
-        x = encoding.unpacked(_READABLE[place.type], stored, place.shape)
-        if encoding.is_norm(slot.row):
-            x = x.astype(np.float32) - np.float32(1)
-        return names.relayout(x, slot.row.hf_layout, slot.row.layout, names.dim_sizes(model))
-
-    return read
+def _read(path: pathlib.Path, info: gguf_header.TensorInfo, slot: names.Slot, model: config.Config) -> np.ndarray:
+    stored = np.memmap(path, np.uint8, "r", info.start, (info.num_bytes,))
+    x = encoding.unpacked(_READABLE[info.type], stored, info.shape)
+    if encoding.is_norm(slot.spec):
+        x = x.astype(np.float32) - np.float32(1)
+    return names.relayout(x, slot.spec.hf_layout, slot.spec.layout, names.dim_sizes(model))
 
 
-def check(model: config.Config, plan: encoding.Plan, tokenizer: vocabulary.Tokenizer) -> tuple[str, ...]:
-    """What a person should know of the file that `write` would make.
+def check(model: config.Config, plan: encoding.StoragePlan, tokenizer: vocabulary.Tokenizer) -> tuple[str, ...]:
+    """Returns notes for the user on the file that `create` would make.
 
-    Raises: ValueError if llama.cpp would not run such a model, or not as we do.
+    Raises: ValueError if llama.cpp would not run such a model, or not as this program does.
     """
     plan.check(model, names.gguf_name)
     gguf_vocabulary.check(tokenizer, model.vocab_size)
     return gguf_config.check(model)
 
 
-def num_bytes(model: config.Config, plan: encoding.Plan) -> int:
-    """Bytes of the tensors."""
+def num_bytes(model: config.Config, plan: encoding.StoragePlan) -> int:
+    """Returns the bytes of the tensors."""
     return sum(_num_bytes(slot, model, plan) for slot in names.slots(model))
 
 
@@ -93,18 +97,54 @@ def write(
     path: pathlib.Path,
     model: config.Config,
     params: dict,
-    plan: encoding.Plan,
+    plan: encoding.StoragePlan,
     tokenizer: vocabulary.Tokenizer,
-    progress: Callable[[int], None] = lambda num_bytes: None,
+    progress: Callable[[int], None] = console.ignore,
     *,
     target: pathlib.Path | None = None,
 ) -> None:
-    """Writes the file, one tensor after the other; `check` has passed. Equal arguments give equal bytes.
+    """Writes parameters that are in memory; see `create`. Raises: as the function that it returns."""
+    write_tensor = create(path, model, plan, tokenizer, target=target)
+    tensor_source.copy(tensor_source.from_params(model, params), [write_tensor], progress)
 
-    `target` is the path that the file will have, if not `path`: the model is called by it.
-    Raises: OSError where the disk refuses. ValueError naming a parameter that a format cannot hold.
+
+def create(
+    path: pathlib.Path,
+    model: config.Config,
+    plan: encoding.StoragePlan,
+    tokenizer: vocabulary.Tokenizer,
+    *,
+    target: pathlib.Path | None = None,
+) -> tensor_source.Write:
+    """Creates the file of a model that `check` has passed; returns what writes a tensor into it.
+
+    `target` is the path that the file will have in the end, if not `path`: the model is named after it. Equal
+    parameters give equal bytes.
+    Raises: OSError if the disk refuses. The returned function raises that, too, and ValueError naming a parameter that
+    a format cannot hold.
     """
-    target = target or path
+    _write_header(path, model, plan, tokenizer, target=target or path)
+    num_bytes = {names.gguf_name(slot): _num_bytes(slot, model, plan) for slot in names.slots(model)}
+    with _naming(target or path):
+        file = tensor_file.after_header(path, num_bytes, alignment=gguf.GGUF_DEFAULT_ALIGNMENT)
+
+    def write_tensor(slot: names.Slot, rows: np.ndarray) -> int:
+        stored = _encode(slot, rows, model, plan)
+        with _naming(target or path):
+            return file.write(names.gguf_name(slot), stored)
+
+    return write_tensor
+
+
+def _write_header(
+    path: pathlib.Path,
+    model: config.Config,
+    plan: encoding.StoragePlan,
+    tokenizer: vocabulary.Tokenizer,
+    *,
+    target: pathlib.Path,
+) -> None:
+    """Writes everything before the tensors."""
     writer = gguf.GGUFWriter(path, gguf_config.ARCHITECTURE)
     writer.add_type("model")
     writer.add_name(target.stem)
@@ -114,42 +154,43 @@ def write(
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_config.write(model, writer)
     gguf_vocabulary.write(tokenizer, model.vocab_size, writer)
-    sizes = names.dim_sizes(model)
     for slot in names.slots(model):
-        shape, kind = names.shape_of(slot.row.hf_layout, sizes), TYPES[plan.format_of(slot.row)]
-        writer.add_tensor_info(
-            names.gguf_name(slot), shape, np.dtype(np.float32), _num_bytes(slot, model, plan), raw_dtype=kind
-        )
+        shape = names.shape_of(slot.spec.hf_layout, names.dim_sizes(model))
+        kind, size = TYPES[plan.format_of(slot.spec)], _num_bytes(slot, model, plan)
+        writer.add_tensor_info(names.gguf_name(slot), shape, np.dtype(np.float32), size, raw_dtype=kind)
+    with _naming(target), contextlib.closing(writer):  # closing writes what is buffered, and may fail too
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+
+
+@contextlib.contextmanager
+def _naming(target: pathlib.Path):
+    """Names the file in errors of the disk by the path that it will have."""
     try:
-        with contextlib.closing(writer):  # which writes what is left, and may fail too
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for slot in names.slots(model):
-                stored = _export(slot, model, params, plan)
-                writer.write_tensor_data(stored)
-                progress(stored.nbytes)
-    except OSError as error:  # of a full disk NumPy says no more than how much it could not write
-        reason = error.strerror or f"{error}; is there no space left on its disk?"
-        raise OSError(f"{target} cannot be written: {reason}") from error
+        yield
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise OSError(f"{target} cannot be written: {cause.strerror or cause}") from error
 
 
-def _export(slot: names.Slot, model: config.Config, params: dict, plan: encoding.Plan) -> np.ndarray:
-    name, x, format = names.gguf_name(slot), encoding.rows(slot, model, params), plan.format_of(slot.row)
-    if encoding.is_norm(slot.row):
-        is_query = slot.row.path == "attention/query_norm/scale"
+def _encode(slot: names.Slot, rows: np.ndarray, model: config.Config, plan: encoding.StoragePlan) -> np.ndarray:
+    """Returns a tensor as it is stored."""
+    name, format = names.gguf_name(slot), plan.format_of(slot.spec)
+    if encoding.is_norm(slot.spec):
+        is_query = slot.spec.path == "attention/query_norm/scale"
         if is_query and (factor := gguf_config.query_norm_factor(model)) != 1:
-            x = ((1 + x.astype(np.float64)) * factor).astype(np.float32)  # rounded once
+            rows = ((1 + rows.astype(np.float64)) * factor).astype(np.float32)  # rounded once
         else:
-            x = np.float32(1) + x.astype(np.float32)
+            rows = np.float32(1) + rows.astype(np.float32)
     if format in encoding.FLOATS:
-        return encoding.as_float(name, x, format)
+        return encoding.as_float(name, rows, format)
     if TYPES[format] == gguf.GGMLQuantizationType.F32:
-        return encoding.rounded(name, x, format)
-    return packing.pack(format, encoding.encoded(name, x, format))
+        return encoding.rounded(name, rows, format)
+    return packing.pack(format, encoding.encoded(name, rows, format))
 
 
-def _num_bytes(slot: names.Slot, model: config.Config, plan: encoding.Plan) -> int:
-    block, block_bytes = gguf.GGML_QUANT_SIZES[TYPES[plan.format_of(slot.row)]]
-    shape = names.shape_of(slot.row.hf_layout, names.dim_sizes(model))
+def _num_bytes(slot: names.Slot, model: config.Config, plan: encoding.StoragePlan) -> int:
+    block, block_bytes = gguf.GGML_QUANT_SIZES[TYPES[plan.format_of(slot.spec)]]
+    shape = names.shape_of(slot.spec.hf_layout, names.dim_sizes(model))
     return int(np.prod(shape)) // block * block_bytes

@@ -1,7 +1,7 @@
-"""The head of a GGUF file: its metadata, and where each tensor lies.
+"""The header of a GGUF file: its metadata, and where each tensor is stored.
 
 The reader of the `gguf` package takes 12 s for the pieces of a Gemma tokenizer, and loops as often as a damaged count
-says. This one takes a fraction of a second, and believes nothing that the file's size does not bear out.
+says. This one takes a fraction of a second, and checks every count against the size of the file.
 Source: ggml-org/ggml docs/gguf.md.
 """
 
@@ -18,51 +18,51 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # alike but for the byte order of 3, which is little-endian in all but a few files
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-MOST_DIMS = 4
+MAX_DIMS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Items:
-    """An array of the metadata, of which only the length is kept."""
+class ArrayLength:
+    """What is read of an array in the metadata."""
 
     length: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: its bytes from `start` on, rows of `shape[-1]` numbers in the blocks of its type."""
+class TensorInfo:
+    """How a tensor is stored: its bytes from `start` on, as rows of `shape[-1]` numbers in the blocks of its type."""
 
-    type: str  # as ggml calls it: F32, Q4_0
+    type: str  # ggml's name: F32, Q4_0
     shape: tuple[int, ...]
     start: int
     num_bytes: int
 
 
 def is_gguf(path: pathlib.Path) -> bool:
-    """Whether a file begins as GGUF does. Raises: OSError if it may not be read."""
+    """Whether a file starts as GGUF does. Raises: OSError if it may not be read."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Place]]:
-    """Metadata by key and tensors by name.
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Returns the metadata by key, and the tensors by name.
 
-    Raises: ValueError naming the file if it ends too early, or says what cannot be. OSError.
+    Raises: ValueError naming the file if it is cut short or inconsistent. OSError.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Cursor(content).head()
+            return _Parser(content).header()
     except ValueError as error:  # an empty file, or text that is not UTF-8, too
         raise ValueError(f"{path} is damaged or cut short: {error}") from error
 
 
-class _Cursor:
-    """Reads on from a place in the file, never beyond its end."""
+class _Parser:
+    """Reads a header from its start, and never beyond the end of the file."""
 
     def __init__(self, content: mmap.mmap):
-        self._content, self._place = content, 0
+        self._content, self._offset = content, 0
 
-    def head(self) -> tuple[dict[str, Any], dict[str, Place]]:
+    def header(self) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         if self._take(len(MAGIC)) != MAGIC:
             raise ValueError("it is not GGUF")
         if (version := self._number("I")) not in VERSIONS:
@@ -72,34 +72,35 @@ class _Cursor:
         for _ in range(num_keys):
             key = self._string()
             if key in metadata:
-                raise ValueError(f"key {key} stands there twice")
+                raise ValueError(f"key {key} occurs twice")
             metadata[key] = self._value(self._number("I"))
-        offsets: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+        stored: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
         for _ in range(num_tensors):
             name = self._string()
-            if name in offsets:
-                raise ValueError(f"tensor {name} stands there twice")
-            offsets[name] = self._tensor(name)
+            if name in stored:
+                raise ValueError(f"tensor {name} occurs twice")
+            stored[name] = self._tensor(name)
         alignment = metadata.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(f"general.alignment is {alignment!r:.40}; it must be a power of two")
-        return metadata, self._places(offsets, alignment)
+        return metadata, self._infos(stored, alignment)
 
-    def _places(self, offsets: dict[str, tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, Place]:
-        places, due = {}, 0
-        start = -(-self._place // alignment) * alignment
-        for name, (kind, shape, num_bytes, offset) in offsets.items():
-            if offset != due:  # as llama.cpp asks
-                raise ValueError(f"tensor {name} lies at {offset} where {due} is due")
+    def _infos(self, stored: dict[str, tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, TensorInfo]:
+        infos, expected = {}, 0
+        start = -(-self._offset // alignment) * alignment
+        for name, (kind, shape, num_bytes, offset) in stored.items():
+            if offset != expected:  # as llama.cpp requires
+                raise ValueError(f"tensor {name} has offset {offset}; it must be {expected}")
             if start + offset + num_bytes > len(self._content):
                 raise ValueError(f"it ends in the middle of tensor {name}")
-            places[name] = Place(kind, shape, start + offset, num_bytes)
-            due += -(-num_bytes // alignment) * alignment
-        return places
+            infos[name] = TensorInfo(kind, shape, start + offset, num_bytes)
+            expected += -(-num_bytes // alignment) * alignment
+        return infos
 
     def _tensor(self, name: str) -> tuple[str, tuple[int, ...], int, int]:
-        if (num_dims := self._number("I")) > MOST_DIMS:
-            raise ValueError(f"tensor {name} has {num_dims} dims; there may be {MOST_DIMS}")
+        """Returns type, shape, bytes, and offset from the first tensor."""
+        if (num_dims := self._number("I")) > MAX_DIMS:
+            raise ValueError(f"tensor {name} has {num_dims} dims; there may be {MAX_DIMS}")
         shape = tuple(reversed([self._number("Q") for _ in range(num_dims)]))
         kind = gguf.GGMLQuantizationType(self._number("I"))
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -108,11 +109,11 @@ class _Cursor:
         return kind.name, shape, math.prod(shape) // block * block_bytes, self._number("Q")
 
     def _take(self, num_bytes: int) -> bytes:
-        end = self._place + num_bytes
+        end = self._offset + num_bytes
         if end > len(self._content):
-            raise ValueError("it ends in the middle of its head")
-        taken = self._content[self._place : end]
-        self._place = end
+            raise ValueError("it ends in the middle of its header")
+        taken = self._content[self._offset : end]
+        self._offset = end
         return taken
 
     def _number(self, code: str) -> Any:
@@ -128,7 +129,7 @@ class _Cursor:
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
         if kind != _ARRAY:
-            raise ValueError(f"a value is of type {kind}, which there is not")
+            raise ValueError(f"a value has the unknown type {kind}")
         kind, length = self._number("I"), self._number("Q")
         if kind == _STRING:
             for _ in range(length):
@@ -137,4 +138,4 @@ class _Cursor:
             self._take(length * struct.calcsize(_SCALARS[kind]))
         else:
             raise ValueError(f"an array is of type {kind}, which this program does not read")
-        return Items(length)
+        return ArrayLength(length)

@@ -1,4 +1,4 @@
-"""Between our Config and the config.json of Gemma3ForCausalLM."""
+"""Conversion between Config and the config.json of Gemma3ForCausalLM."""
 
 import json
 import math
@@ -6,11 +6,11 @@ import pathlib
 
 from gemma3_jax.model import config
 
-# The published 4B, 12B and 27B tables: 64 rows beyond the vocabulary, the first of them the image placeholder.
+# The published tables of 4B, 12B and 27B have 64 rows beyond the vocabulary; the first is the image placeholder.
 PADDED_ROWS, PADDING = 262_208, 64
-PADDING_KEY = "vocab_padding"  # ours, in a config.json we wrote: other sizes of padded table
+PADDING_KEY = "vocab_padding"  # a key of this program, for other sizes of padded table
 
-# config.json key -> our field. The rest of a Config is derived below.
+# config.json key -> field of Config. The other fields are derived below.
 _SAME = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "embed_dim",
@@ -20,7 +20,7 @@ _SAME = {
     "head_dim": "head_dim",
     "sliding_window": "sliding_window",
 }
-# What Transformers takes for a key that a file leaves out (Gemma3TextConfig), where that is a number of the model.
+# Values of Transformers (Gemma3TextConfig) for keys that a file lacks, if they are numbers of the model.
 _DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -34,7 +34,7 @@ _DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "sliding_window_pattern": 6,
 }
-# Settings this model does not have: a file that asks for another value describes another model.
+# Settings that this model does not have: a file with another value describes another model.
 _FIXED = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (False,),
@@ -43,16 +43,16 @@ _FIXED = {
     "use_bidirectional_attention": (False, None),
     "tie_word_embeddings": (True,),
 }
-LARGEST = 1e30  # of any number in a config.json: float32 ends at 3e38
+LARGEST = 1e30  # number allowed in a config.json; float32 ends at 3e38
 ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
 
 def read(path: pathlib.Path) -> tuple[config.Config, str]:
-    """The model a config.json describes, and its architecture's name.
+    """Returns the model that a config.json describes, and the name of its architecture.
 
-    Keys that a file leaves out have the value that Transformers gives them.
-    Raises: ValueError naming the file and the key, if it is not JSON, of another architecture, or asks for something
-    that Gemma 3 does not have.
+    Keys that a file lacks have the values that Transformers gives them.
+    Raises: ValueError naming the file and the key, if it is not JSON, of another architecture, or has something that
+    Gemma 3 does not have.
     """
     try:
         content = json.loads(path.read_text())
@@ -115,7 +115,7 @@ def _positive(section: dict, key: str) -> float:
 
 
 def _object(section: dict, key: str) -> dict:
-    """The object at `key`, empty where it is null or left out; but a text_config must be there."""
+    """Returns the object at `key`, or an empty one if it is null or missing; a text_config may not be missing."""
     value = section.get(key)
     if not isinstance(value, dict) and (value is not None or key == "text_config"):
         raise ValueError(f"{key} is {value!r}; it must be an object")
@@ -123,7 +123,10 @@ def _object(section: dict, key: str) -> dict:
 
 
 def _rope(text: dict) -> tuple[float, float, float]:
-    """Local base, global base, global scale: from `rope_parameters` (Transformers 5) or the older separate keys."""
+    """Returns local base, global base and global scale.
+
+    They are in `rope_parameters` (Transformers 5) or in the older separate keys.
+    """
     parameters = _object(text, "rope_parameters")
     local = {"rope_theta": text.get("rope_local_base_freq", 1e4), **_object(parameters, "sliding_attention")}
     whole = {"rope_theta": text.get("rope_theta", 1e6), **_object(parameters, "full_attention")}
@@ -143,7 +146,7 @@ def _rope(text: dict) -> tuple[float, float, float]:
 
 
 def _num_local_per_global(text: dict) -> int:
-    """The layer pattern: from `layer_types`, or the older `sliding_window_pattern`."""
+    """Returns the layer pattern, which is in `layer_types` or in the older `sliding_window_pattern`."""
     key = "_sliding_window_pattern" if "_sliding_window_pattern" in text else "sliding_window_pattern"
     types, num_layers = text.get("layer_types"), text["num_hidden_layers"]
     if types is None:
@@ -153,7 +156,7 @@ def _num_local_per_global(text: dict) -> int:
         raise ValueError(f"layer_types is {types!r}; it must list {num_layers} layers, each {' or '.join(allowed)}")
     if "full_attention" in types:
         num_local = types.index("full_attention")
-    else:  # cut before the first global layer: any pattern at least this long says the same
+    else:  # no global layer: any pattern at least this long means the same
         num_local = max(len(types), _whole(text, key) - 1)
     expected = layer_types(len(types), num_local)
     if types != expected:
@@ -166,7 +169,7 @@ def _num_local_per_global(text: dict) -> int:
 
 
 def layer_types(num_layers: int, num_local_per_global: int) -> list[str]:
-    """The pattern as config.json spells it."""
+    """Returns the layer pattern as config.json spells it."""
     period = num_local_per_global + 1
     return [
         "full_attention" if layer % period == num_local_per_global else "sliding_attention"
@@ -175,14 +178,14 @@ def layer_types(num_layers: int, num_local_per_global: int) -> list[str]:
 
 
 def context_length(model: config.Config) -> int:
-    """Tokens that a model of this rope scale was trained for, as published."""
+    """Returns the tokens of context that a published model of this RoPE scale was trained for."""
     return round(16_384 * model.rope_scale) if model.rope_scale != 1 else 32_768
 
 
 def write(model: config.Config, dtype: str) -> str:
-    """config.json of Gemma3ForCausalLM for `model`, in the keys of Transformers 5 and those of 4.
+    """Returns the config.json of Gemma3ForCausalLM, with the keys of Transformers 4 and 5.
 
-    Raises: ValueError if Transformers could not express or load the model.
+    Raises: ValueError if Transformers cannot express or load the model.
     """
     scalar = model.query_scale**-2
     if not math.isclose(scalar, round(scalar), rel_tol=1e-9):

@@ -1,7 +1,8 @@
-"""The checkpoints of a run: a directory with one for each saved step, of which the newest that is whole counts.
+"""The checkpoints of a run: a directory with one for each saved step, of which the newest intact one counts.
 
-A checkpoint holds `params`, `state` (all else that a step changes), `cursor` (where the data is) and `meta` (what the
-run was), and opens like any checkpoint of ours. Orbax writes it in the background under another name first.
+A checkpoint holds `params`, `state` (everything else that a step changes), `cursor` (the position in the data) and
+`meta` (what the run was). It opens like any other checkpoint of this program. Orbax writes it in the background under a
+temporary name.
 """
 
 import contextlib
@@ -14,39 +15,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from gemma3_jax import hosts, renamed
 from gemma3_jax.checkpoint import orbax
 
-CHECKPOINTS = "checkpoints"  # the directory, in that of a run
+CHECKPOINTS = "checkpoints"  # directory of a run's checkpoints, in the run's directory
+DAMAGED = "damaged"  # directory beside it, for checkpoints that cannot be read
 STATE, CURSOR, META = "state", "cursor", "meta"
-# Replicas share the writing of what they all hold, but not of vectors: cutting those took longer than writing them.
-LEAST_SLICE_BYTES = 1 << 20
-# What a disk or this process may suffer from while what is on the disk is well.
+# Replicas share the writing of what they all hold, except small vectors: cutting those took longer than writing them.
+MIN_SLICE_BYTES = 1 << 20
+# Errors of the disk or of this process that say nothing about the checkpoint.
 NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT)
 NOT_DAMAGE_STATUS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED")
-DAMAGED = "damaged"  # directory beside that of the checkpoints, for those that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint that was read."""
+    """A checkpoint that was read. `cursor`, `meta` and the parts of `state` have today's names."""
 
     step: int
     params: dict
-    state: object
+    state: dict
     cursor: dict
     meta: dict
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read, or is not what was written."""
+    """A checkpoint cannot be read, or is not what was written."""
 
 
-class Series:
-    """Saves into `directory` and restores from it. All processes of a run call the same methods in the same order."""
+class CheckpointManager:
+    """Saves checkpoints into `directory` and restores them.
+
+    All processes of a run call the same methods in the same order.
+    """
 
     def __init__(
         self,
@@ -57,16 +60,16 @@ class Series:
         keep_steps: Sequence[int],
         say: Callable[[str], None],
     ):
-        """Kept are the last ones, those of every n-th step (0: none), and those of the steps named."""
+        """Keeps the newest `keep_last` checkpoints, those of every n-th step (0: none), and those of `keep_steps`."""
         self._directory, self._say = directory.absolute(), say
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(keep_last), policies.CustomSteps(list(keep_steps))]
-        kept += [policies.EveryNSteps(keep_every_steps)] if keep_every_steps else []
-        self._preserved = policies.AnyPreservationPolicy(kept)
+        preserved = [policies.LatestN(keep_last), policies.CustomSteps(list(keep_steps))]
+        preserved += [policies.EveryNSteps(keep_every_steps)] if keep_every_steps else []
+        self._preservation_policy = policies.AnyPreservationPolicy(preserved)
         self._checkpointer: ocp.training.Checkpointer | None = None
 
     def steps(self) -> list[int]:
-        """The steps that there are checkpoints of, newest first; damaged ones too."""
+        """Returns the steps that have a checkpoint, damaged ones included, newest first."""
         return steps(self._directory)
 
     def path(self, step: int) -> pathlib.Path:
@@ -74,22 +77,24 @@ class Series:
 
     # --- saving ---
 
-    def save(self, step: int, params: dict, state: object, *, cursor: Mapping, meta: Mapping, about: Mapping) -> None:
-        """Begins a checkpoint; returns once the arrays may be given away. `finish` says how it went.
+    def save(
+        self, step: int, params: dict, state: dict, *, cursor: Mapping, meta: Mapping, checkpoint_metadata: Mapping
+    ) -> None:
+        """Starts to save a checkpoint, and returns once the arrays may be donated. `finish` waits for the rest.
 
-        `about`: the model's columns and the tokenizer's digest, for whoever opens the checkpoint by itself.
-        Raises: OSError if it cannot even begin.
+        `checkpoint_metadata` has the model's columns and the tokenizer's digest, for readers of this checkpoint alone.
+        Raises: OSError if saving cannot start.
         """
         meta = {**meta, "checksum": _checksum(params, state)}
         items = {orbax.PARAMS: params, STATE: _named(state), CURSOR: dict(cursor), META: meta}
-        custom = {orbax.METADATA_KEY: {"format": orbax.FORMAT, **about}}
+        custom = {orbax.METADATA_KEY: {"format": orbax.FORMAT, **checkpoint_metadata}}
         with self._saving(step):
             if self._checkpointer is None:
                 self._checkpointer = self._open()
             self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=custom)
 
     def finish(self) -> None:
-        """Waits for the checkpoint in hand. Raises: OSError if it failed; those before it are as they were."""
+        """Waits for the checkpoint that is being saved. Raises: OSError if it failed; earlier ones are unchanged."""
         if self._checkpointer is not None:
             with self._saving(None):
                 self._checkpointer.wait()
@@ -99,98 +104,114 @@ class Series:
         return self._checkpointer is not None and self._checkpointer.is_saving_in_progress()
 
     def _open(self) -> ocp.training.Checkpointer:
-        # Its own defaults save continuously and keep everything. Here the caller says when.
+        # Orbax's default policies save continuously and keep everything. Here the caller decides.
         never = ocp.training.save_decision_policies.SpecificStepsPolicy(())
         context = ocp.Context()
-        context.array.saving.min_slice_bytes_for_replica_parallel = LEAST_SLICE_BYTES
+        context.array.saving.min_slice_bytes_for_replica_parallel = MIN_SLICE_BYTES
         return ocp.training.Checkpointer(
             self._directory,
             context=context,
             save_decision_policy=never,
-            preservation_policy=self._preserved,
+            preservation_policy=self._preservation_policy,
             cleanup_tmp_directories=True,  # of a process that was killed, or of a save that failed
         )
 
     @contextlib.contextmanager
     def _saving(self, step: int | None) -> Iterator[None]:
-        """Makes an OSError of whatever Orbax and tensorstore raise over a disk, and starts anew after it."""
+        """Raises an OSError for whatever Orbax and tensorstore raise over a disk, and opens a new checkpointer next."""
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            self._checkpointer = None  # it takes the failed one for written; the next one sweeps up
-            place = self._directory if step is None else self.path(step)
-            raise OSError(f"{place} cannot be written: {orbax.first_line(orbax.first_cause(error))}") from error
+            # The old checkpointer counts the failed step as saved; a new one removes what is left of it.
+            self._checkpointer = None
+            path = self._directory if step is None else self.path(step)
+            raise OSError(f"{path} cannot be written: {orbax.first_line(orbax.first_cause(error))}") from error
 
     # --- restoring ---
 
-    def restore(self, check: Callable[[int, dict, dict], tuple[dict, object]]) -> Restored | None:
-        """The newest checkpoint that is whole; None if there are none. What is damaged is named and set aside.
+    def restore(self, check: Callable[[int, dict, dict], tuple[dict, dict]]) -> Restored | None:
+        """Returns the newest intact checkpoint, or None if there are none. Damaged ones are reported and moved away.
 
-        `check(step, cursor, meta)` raises ValueError if the run is another, and returns the parameters and the state to
-        read, as shapes, dtypes and places.
-        Raises: ValueError if the optimizer's state is of another form, too, or if no checkpoint that is there is whole.
+        `check(step, cursor, meta)` raises ValueError if the checkpoint is of another run. It returns the parameters
+        and the state to read, as shapes, dtypes and shardings.
+        Raises: ValueError also if the state has another form, or if no checkpoint is intact.
         """
         damaged: dict[int, object] = {}
         for step in self.steps():
-            found, problem = None, None
+            restored, parts, problem = None, {}, None
             try:
-                found = self._read(step, check)
+                restored, parts = self._read(step, check)
             except Damaged as error:
                 problem = error
-            if _anywhere(problem is not None):
+            if hosts.any_host(problem is not None):
                 problem = problem or "another host cannot read its part"
-            elif (checksum := _checksum(found.params, found.state)) != found.meta.get("checksum"):
-                problem = f"its check sum is {checksum}, and was {found.meta.get('checksum')} when it was written"
+            elif (checksum := _checksum(restored.params, restored.state)) != restored.meta.get("checksum"):
+                problem = f"its checksum is {checksum}, and was {restored.meta.get('checksum')} when it was written"
             if not problem:
                 self._set_aside(damaged)
-                return found
+                state = {part: restored.state[stored] for part, stored in parts.items()}
+                return dataclasses.replace(restored, state=state)
             damaged[step] = problem
-        if damaged:  # rather something about the disk, or this program, than about all of them: nothing is touched
+        if damaged:  # More likely the disk or this program is at fault than every checkpoint: leave them in place.
             raise ValueError(
                 f"none of the {len(damaged)} checkpoints in {self._directory} can be read (step {max(damaged)}: "
-                f"{damaged[max(damaged)]}); find out why, or begin anew in another --workdir"
+                f"{damaged[max(damaged)]}); find out why, or start a new run in another --workdir"
             )
         return None
 
-    def _read(self, step: int, check: Callable[[int, dict, dict], tuple[dict, object]]) -> Restored:
-        cursor, meta = self._read_notes(step)
+    def _read(
+        self, step: int, check: Callable[[int, dict, dict], tuple[dict, dict]]
+    ) -> tuple[Restored, dict[str, str]]:
+        """Returns a checkpoint with the state as stored, and the stored name of each of today's parts of it.
+
+        The checksum weighs the leaves by their order, which the stored names decide.
+        """
+        cursor, meta = map(renamed.current, self._read_notes(step))
         params, state = check(step, cursor, meta)
-        self._check_form(step, state)
-        return Restored(step, *self._read_arrays(step, params, state), cursor, meta)
+        forms = self._read_forms(step)
+        parts = renamed.stored_parts(state, {name.partition("/")[0] for name in forms})
+        state = {parts[part]: tree for part, tree in state.items()}
+        self._check_forms(step, forms, state)
+        return Restored(step, *self._read_arrays(step, params, state), cursor, meta), parts
 
     def _read_notes(self, step: int) -> tuple[dict, dict]:
         with _reading():
             custom = ocp.checkpointables_metadata(self.path(step)).custom_metadata
             notes = ocp.load_checkpointables(self.path(step), {CURSOR: None, META: None})
-        # Of files it cannot parse Orbax returns nothing. Who opens the checkpoint by itself needs what `about` says.
+        # Orbax returns nothing for files that it cannot parse. `open_checkpoint` needs what `checkpoint_metadata` says.
         if orbax.METADATA_KEY not in (custom or {}) or not all(
             isinstance(notes[name], dict) for name in (CURSOR, META)
         ):
             raise Damaged("its notes are not readable")
         return notes[CURSOR], notes[META]
 
-    def _check_form(self, step: int, state: object) -> None:
+    def _read_forms(self, step: int) -> dict[str, tuple]:
+        """Returns the shape and dtype of every stored leaf of the state."""
         with _reading():
             stored = ocp.checkpointables_metadata(self.path(step)).metadata[STATE]
-            stored = {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in stored.items()}
-        asked = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(state).items()}
-        for name in sorted(stored.keys() | asked.keys()):
-            if stored.get(name) != asked.get(name):
-                was, is_ = (_form(forms.get(name)) for forms in (stored, asked))
+            return {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for name, leaf in stored.items()}
+
+    def _check_forms(self, step: int, stored: Mapping[str, tuple], state: dict) -> None:
+        expected = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(state).items()}
+        for name in sorted(stored.keys() | expected.keys()):
+            if stored.get(name) != expected.get(name):
+                was, is_ = (_form(forms.get(name)) for forms in (stored, expected))
+                part, *rest = name.split("/")
+                name = "/".join([renamed.STATE.get(part, part), *rest])
                 raise ValueError(
                     f"{self.path(step)} was saved by another optimizer: {name} is {was} there and {is_} now; restore "
                     "config.stages.NAME.optimizer and ema_decay, or start from its parameters in another --workdir "
                     "with --config.init_from"
                 )
 
-    def _read_arrays(self, step: int, params: dict, state: object) -> tuple[dict, object]:
+    def _read_arrays(self, step: int, params: dict, state: dict) -> tuple[dict, dict]:
         names, tree = list(_named(state)), jax.tree.structure(state)
         with _reading():
-            found = ocp.load_checkpointables(self.path(step), {orbax.PARAMS: params, STATE: _named(state)})
-        return found[orbax.PARAMS], jax.tree.unflatten(tree, [found[STATE][name] for name in names])
+            arrays = ocp.load_checkpointables(self.path(step), {orbax.PARAMS: params, STATE: _named(state)})
+        return arrays[orbax.PARAMS], jax.tree.unflatten(tree, [arrays[STATE][name] for name in names])
 
     def _set_aside(self, damaged: Mapping[int, object]) -> None:
-        """Moves checkpoints out of the way of those that will have their steps. Given what is wrong with each."""
+        """Moves damaged checkpoints (step -> problem) away, so that their steps can be saved again."""
         aside = self._directory.with_name(DAMAGED)
         for step, problem in damaged.items():
             self._say(
@@ -198,21 +219,14 @@ class Series:
             )
             if jax.process_index() == 0:
                 aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(step), ignore_errors=True)  # of an earlier time
+                shutil.rmtree(aside / str(step), ignore_errors=True)  # moved there by an earlier start
                 self.path(step).rename(aside / str(step))
         if damaged:
-            _anywhere(False)  # all wait for the first process
-
-
-def _anywhere(flag: bool) -> bool:
-    """Whether any process says so: all have to ask."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+            hosts.wait_for_all()  # for the first process, which moves them
 
 
 def steps(directory: pathlib.Path) -> list[int]:
-    """The steps that a directory has checkpoints of, newest first."""
+    """Returns the steps that a directory has checkpoints of, newest first."""
     if not directory.is_dir():
         return []
     return sorted((int(path.name) for path in directory.iterdir() if re.fullmatch(r"\d+", path.name)), reverse=True)
@@ -220,6 +234,7 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
+    """Raises Damaged for whatever Orbax raises over damaged files, and other errors as they are."""
     try:
         yield
     except Exception as error:  # Orbax wraps what tensorstore and json raise in exceptions of any class
@@ -235,19 +250,22 @@ def _form(form: tuple | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"
 
 
-def _named(tree: object) -> dict:
-    """The leaves by their paths: a tree of any classes as a dict, which is how it is stored."""
+def _named(tree: dict) -> dict:
+    """Returns the leaves of a tree of any classes by their paths, which is how the state is stored."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _checksum(params: dict, state: object) -> str:
-    """Of every bit, whatever the mesh: whole numbers may be summed in any order. One flipped bit changes it."""
+def _checksum(params: dict, state: dict) -> str:
+    """Returns a checksum of every bit, the same on any mesh: integers may be summed in any order.
+
+    Any flipped bit changes it.
+    """
     return f"{int(jax.device_get(_sum_of_bits((params, state)))):08x}"
 
 
 @jax.jit
-def _sum_of_bits(tree: object) -> jax.Array:
+def _sum_of_bits(tree: tuple[dict, dict]) -> jax.Array:
     total = jnp.zeros((), jnp.uint32)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         words = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)

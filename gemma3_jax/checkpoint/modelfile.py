@@ -1,4 +1,4 @@
-"""What Ollama asks for beside a GGUF file: how a chat is written, where an answer ends, how it is drawn.
+"""The Modelfile that Ollama reads beside a GGUF file: the chat template, where an answer ends, and the sampling.
 
 Source: ollama/ollama docs/modelfile.md; the sampling of Gemma 3's generation_config.json.
 """
@@ -15,7 +15,7 @@ def path_beside(gguf: pathlib.Path) -> pathlib.Path:
 
 
 def content(gguf: pathlib.Path, tokenizer: vocabulary.Tokenizer) -> str:
-    """For a file `gguf` in the same directory; a tokenizer without turns gets a template of the bare prompt."""
+    """Returns the text for `gguf` in the same directory. Without turns in the tokenizer, the template is the prompt."""
     template, stop = "{{ .Prompt }}", ""
     if tokenizer.has_turns():
         template, stop = templates.GO, f'PARAMETER stop "{vocabulary.END_OF_TURN}"\n'

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from gemma3_jax import console
 from gemma3_jax.checkpoint import (
     fingerprint,
     gemma_orbax,
@@ -20,38 +21,43 @@ from gemma3_jax.checkpoint import (
     manager,
     orbax,
     packed,
+    tensor_source,
 )
-from gemma3_jax.checkpoint.source import Source
 from gemma3_jax.model import config
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A recognised checkpoint: checked, not yet loaded. `load` takes (mesh, dtype or None, progress in bytes)."""
+    """A recognised checkpoint: checked, not yet loaded.
 
-    path: pathlib.Path  # of a run directory that of its newest checkpoint
+    `load(mesh, dtype=None, progress=...)` returns the parameters as one tree, sharded over the mesh, in `dtype` or as
+    stored; progress is in bytes. `source` reads them one tensor at a time, to the host.
+    """
+
+    path: pathlib.Path  # that of its newest checkpoint, for a run directory
     kind: str
     model: config.Config
     shapes: dict  # shape and stored dtype of every parameter
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # for the user, such as that the vision tower is left out
     load: Callable[..., dict]
-    tokenizer: str = ""  # digest of the one it was trained with; empty: not known
-    # `format` and `embedding`: of kind orbax what it was trained to be stored in, of others what it is rounded to.
+    source: tensor_source.TensorSource
+    tokenizer: str = ""  # digest of the one it was trained with; empty: unknown
+    # `format` and `embedding` that it was trained to be stored in (kind orbax), or that it is rounded to (other kinds).
     quant: dict = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """A short name for what it holds: the same for a copy, wherever it lies."""
+        """Returns a short name for the contents, the same for a copy elsewhere."""
         return fingerprint.of(self.path)
 
     def num_bytes(self, dtype: DTypeLike | None = None) -> int:
-        """Bytes of the parameters as `dtype`, or as stored."""
+        """Returns the bytes of the parameters in `dtype`, or as stored."""
         return sum(leaf.size * np.dtype(dtype or leaf.dtype).itemsize for leaf in jax.tree.leaves(self.shapes))
 
 
 def find_model(name: str | None, flag: str = "--model") -> config.Config | None:
-    """A published size by its name, or the model of a config.json by its path; None for None.
+    """Returns the published size of that name, or the model of a config.json at that path; None for None.
 
-    Raises: ValueError that names the flag if it is neither.
+    Raises: ValueError naming the flag if it is neither.
     """
     if name is None or name in config.SIZES:
         return config.SIZES.get(name)
@@ -61,10 +67,10 @@ def find_model(name: str | None, flag: str = "--model") -> config.Config | None:
 
 
 def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> Checkpoint:
-    """Recognises the kind of checkpoint at `path`. `model` is for Orbax trees of the gemma library alone.
+    """Recognises and checks the checkpoint at `path`. `model` is for Orbax trees of the gemma library alone.
 
-    Raises: ValueError if nothing is there, if it is of no known kind, if it is damaged, or if it says itself what model
-    it is and `model` is given too.
+    Raises: ValueError if there is none, if it is damaged or of no known kind, or if it stores its model and `model` is
+    passed too.
     """
     is_gguf = path.is_file() and gguf_header.is_gguf(path)
     if not is_gguf and not path.is_dir():
@@ -74,18 +80,11 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     is_ours = orbax.is_ours(path)
     is_published = orbax.is_orbax(path) and not is_ours
     if model is not None and not is_published:
-        raise ValueError(f"--model is for Orbax trees of the gemma library; {path} says itself what model it is")
+        raise ValueError(f"--model is for Orbax trees of the gemma library; {path} stores which model it is")
     if is_gguf:
         return _from_source(path, "gguf", gguf_file.open_source(path))
     if is_ours:
-        model, shapes = orbax.read_model(path)
-
-        def load(mesh, dtype=None, progress=lambda num_bytes: None):
-            params = orbax.load(path, mesh, dtype)
-            progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
-            return params
-
-        return Checkpoint(path, "orbax", model, shapes, (), load, orbax.read_tokenizer(path), orbax.read_quant(path))
+        return _open_ours(path)
     if is_published:
         return _from_source(path, "published", gemma_orbax.open_source(path, model))
     if packed.is_packed(path):
@@ -98,13 +97,24 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
     )
 
 
-def _from_source(path: pathlib.Path, kind: str, source: Source) -> Checkpoint:
-    shapes, load = load_sharded.stored_shapes(source), functools.partial(load_sharded.load, source)
-    return Checkpoint(path, kind, source.model, shapes, source.notes, load, quant=dict(source.quant))
+def _open_ours(path: pathlib.Path) -> Checkpoint:
+    source = orbax.open_source(path)
+
+    def load(mesh, dtype=None, progress=console.ignore):
+        params = orbax.load(path, mesh, dtype)  # each device reads its shards
+        progress(sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+        return params
+
+    return dataclasses.replace(_from_source(path, "orbax", source), load=load, tokenizer=orbax.read_tokenizer(path))
+
+
+def _from_source(path: pathlib.Path, kind: str, source: tensor_source.TensorSource) -> Checkpoint:
+    load = functools.partial(load_sharded.load, source)
+    return Checkpoint(path, kind, source.model, source.shapes(), source.notes, load, source, quant=dict(source.quant))
 
 
 def _newest(checkpoints: pathlib.Path) -> pathlib.Path:
-    found = manager.steps(checkpoints)
-    if not found:
+    steps = manager.steps(checkpoints)
+    if not steps:
         raise ValueError(f"{checkpoints} holds no checkpoint yet")
-    return checkpoints / str(found[0])
+    return checkpoints / str(steps[0])

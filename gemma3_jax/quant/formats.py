@@ -1,17 +1,17 @@
-"""How weights are stored in few bits, as pure functions of one matrix: the same bits from numpy and under jit.
+"""Quantised formats of weights, as pure functions of one matrix, with the same bits from numpy and under jit.
 
     int4   integers from -7 to 7; a float32 scale for each output channel
     q4_0   integers from -8 to 7; a float16 scale for each block of 32 along the contraction (llama.cpp)
-    q8_0   integers from -127 to 127; likewise
-    sfp8   switched floating point (sfp.py); one float32 scale, not 1 only if a weight is beyond 1.875 (gemma.cpp)
+    q8_0   integers from -127 to 127; the same scales
+    sfp8   switched floating point (sfp.py); one float32 scale, which is 1 unless a weight is beyond 1.875 (gemma.cpp)
 
-`dims` are those of the matrix that a product sums over, adjacent: (0,) of "D N H", (0, 1) of "N H D", (1,) of a file's
-rows of outputs. A weight that is a denormal counts as zero, and so does a channel or block whose largest magnitude is
-below exact.TINY. Any other block of q4_0 and q8_0, and one of zeros, has the bytes that the package gguf writes. Below
-TINY the codes differ, but the values are zeros in both: float16 rounds a scale of 2**-25 or less to 0.
+`dims` are the adjacent dims that a product sums over: (0,) of "D N H", (0, 1) of "N H D", (1,) of a file's rows of
+outputs. Denormals count as zero, and so does a channel or block whose largest magnitude is below exact.TINY. Any other
+block of q4_0 and q8_0, and one of zeros, has the bytes that the package gguf writes. Below TINY the codes differ, but
+the values are zeros in both: float16 rounds a scale of 2**-25 or less to 0.
 
-Rounding twice changes nothing in q4_0, q8_0, sfp8 with a scale of 1, and the floating formats. In int4, and sfp8 with
-another scale, it may move values by a step of float32, as the scale found again from rounded products may.
+Rounding again changes nothing in q4_0, q8_0, sfp8 with a scale of 1, and the floating formats. In int4, and sfp8 with
+another scale, it may move values by a step of float32, because the scale is computed from rounded products.
 """
 
 import math
@@ -22,13 +22,13 @@ from jaxtyping import Float32, Integer
 
 from gemma3_jax.quant import exact, sfp
 from gemma3_jax.quant.exact import Array
-from gemma3_jax.quant.settings import MATRICES, TABLES  # noqa: F401 (there, as settings are read without JAX)
+from gemma3_jax.quant.settings import MATRICES, TABLES  # noqa: F401 (defined there, as settings are read without JAX)
 
 BLOCK_FORMATS = ("q4_0", "q8_0")
 BLOCK = 32  # weights
 FLOAT16_LARGEST = 65504.0
 
-# The largest magnitudes that do not overflow: a float16 scale, a float16, a bfloat16, and exact.py's arithmetic.
+# The largest magnitudes that overflow neither a scale, nor the format, nor the arithmetic of exact.py.
 LARGEST = {
     "int4": 1 / exact.TINY,
     "q4_0": 8 * FLOAT16_LARGEST,
@@ -41,10 +41,10 @@ LARGEST = {
 
 
 class Encoded(NamedTuple):
-    """A stored matrix: what its codes stand for, times its scale, is its weights.
+    """A stored matrix: its weights are the values of its codes times its scale.
 
-    In the block formats a dim of blocks R and one of their items Z stand for the dims of the contraction, or for its
-    last where that alone is whole blocks. The scale has size 1 in each dim that shares it.
+    In the block formats, dims of blocks R and of their items Z replace the contracted dims, or the last of them if that
+    is whole blocks. The scale has size 1 in each dim that shares it.
     """
 
     codes: Integer[Array, "..."]
@@ -52,13 +52,13 @@ class Encoded(NamedTuple):
 
 
 def encode(format: str, x: Float32[Array, "..."], dims: tuple[int, ...]) -> Encoded:
-    """The matrix in a format of MATRICES, from float32 weights that pass `check`."""
+    """Returns a matrix in a format of MATRICES, from float32 weights that pass `check`."""
     assert x.dtype == np.float32, x.dtype
     return _ENCODE[format](exact.flushed(x), tuple(dim % x.ndim for dim in dims))
 
 
 def decode(format: str, encoded: Encoded) -> Float32[Array, "..."]:
-    """The weights, in the shape of the codes."""
+    """Returns the weights, in the shape of the codes."""
     codes, scale = encoded
     if format == "sfp8":
         return sfp.values(codes) * scale
@@ -67,7 +67,7 @@ def decode(format: str, encoded: Encoded) -> Float32[Array, "..."]:
 
 
 def rounded(format: str, x: Float32[Array, "..."], dims: tuple[int, ...]) -> Float32[Array, "..."]:
-    """The weights as they come back from a format of MATRICES or TABLES."""
+    """Returns the weights encoded in a format of MATRICES or TABLES, and decoded again."""
     if format == "float32":
         return x
     if format == "bfloat16":
@@ -89,10 +89,10 @@ def _q4_0(x: Array, dims: tuple[int, ...]) -> Encoded:
     x, dim = _blocks(x, dims)
     items = xp.arange(BLOCK).reshape([BLOCK if i == dim else 1 for i in range(x.ndim)])
     first = xp.argmax(xp.abs(x), axis=dim, keepdims=True)
-    # With its sign: on that side the codes reach -8. Not by take_along_axis: a partitioned gather may fetch all shards.
+    # Signed, as the codes reach -8 on that side. Not take_along_axis: a partitioned gather may fetch all shards.
     largest = xp.max(xp.where(items == first, x, -math.inf), axis=dim, keepdims=True)
     scale = exact.flushed(largest, exact.TINY) * -0.125
-    # 7 has the last code, as 8 has; and a minimum between product and sum keeps the compiler from rounding them as one.
+    # 7 and 8 share the last code; and a minimum between product and sum keeps the compiler from fusing them.
     codes = xp.floor(xp.minimum(x * exact.reciprocal(scale), 7) + 8.5)
     return Encoded(codes.astype(xp.uint8), exact.nearest_float16(scale))
 
@@ -103,7 +103,7 @@ def _q8_0(x: Array, dims: tuple[int, ...]) -> Encoded:
     x, dim = _blocks(x, dims)
     largest = exact.flushed(xp.max(xp.abs(x), axis=dim, keepdims=True), exact.TINY)
     scale = exact.quotient(largest, xp.full_like(largest, 127))
-    magnitude = xp.minimum(xp.abs(x) * exact.reciprocal(scale), 127)  # the minimum as in q4_0
+    magnitude = xp.minimum(xp.abs(x) * exact.reciprocal(scale), 127)  # a minimum for the reasons in q4_0
     whole = xp.floor(magnitude)
     nearest = whole + (magnitude - whole >= 0.5)  # ties away from zero
     return Encoded(xp.copysign(nearest, x).astype(xp.int8), exact.nearest_float16(scale))
@@ -121,40 +121,34 @@ _ENCODE = {"int4": _int4, "q4_0": _q4_0, "sfp8": _sfp8, "q8_0": _q8_0}
 
 
 def _blocks(x: Array, dims: tuple[int, ...]) -> tuple[Array, int]:
-    """`x` with its contraction in blocks, and the dim of their items."""
+    """Returns `x` with its contracted dims in blocks, and the dim of the items in a block."""
     first, last = dims[0], dims[-1]
     if x.shape[last] % BLOCK:
         merged = math.prod(x.shape[first : last + 1])
         return x.reshape(*x.shape[:first], merged // BLOCK, BLOCK, *x.shape[last + 1 :]), first + 1
-    # The dims before it stay apart: a mesh may split them.
+    # The dims before it stay separate: a mesh may split them.
     return x.reshape(*x.shape[:last], x.shape[last] // BLOCK, BLOCK, *x.shape[last + 1 :]), last + 1
 
 
 def shard_multiples(format: str, shape: tuple[int, ...], dims: tuple[int, ...]) -> dict[int, int]:
-    """Of which dim a shard must be a multiple of how many elements, so that it holds whole blocks."""
+    """Returns dim -> the number of elements that a shard must be a multiple of, to hold whole blocks."""
     if format not in BLOCK_FORMATS:
-        return {}  # the largest of the shards' largest is exact
+        return {}  # the maximum over shards is exact
     return {dim: shape[dim] for dim in dims} if shape[dims[-1]] % BLOCK else {dims[-1]: BLOCK}
 
 
 def check_shape(name: str, shape: tuple[int, ...], format: str, dims: tuple[int, ...]) -> None:
-    """Refuses a parameter that is not whole blocks.
-
-    Raises: ValueError that names it.
-    """
+    """Raises: ValueError naming a parameter that does not consist of whole blocks."""
     size = math.prod(shape[dim] for dim in dims)
     if format in BLOCK_FORMATS and size % BLOCK:
         raise ValueError(
             f"{name} {tuple(shape)} sums over {size} weights; {format} needs a multiple of {BLOCK}: "
-            "choose another format, or a model of other widths"
+            "choose another format, or a model of other dims"
         )
 
 
 def check(name: str, x: np.ndarray, format: str, dims: tuple[int, ...]) -> None:
-    """Refuses a parameter that the format cannot hold.
-
-    Raises: ValueError that names it, if it is not whole blocks, not finite, or beyond LARGEST.
-    """
+    """Raises: ValueError naming a parameter that is not whole blocks, not finite, or beyond LARGEST."""
     check_shape(name, x.shape, format, dims)
     largest = np.max(np.abs(x))
     if not np.isfinite(largest):
@@ -171,7 +165,7 @@ def check(name: str, x: np.ndarray, format: str, dims: tuple[int, ...]) -> None:
 
 
 def num_bytes(format: str, num_outputs: int, num_contracted: int) -> int:
-    """What a matrix takes in a file, its scales included; each output's weights start on a byte of their own."""
+    """Returns the bytes of a matrix in a file, scales included; the weights of each output start on a new byte."""
     row = {
         "int4": -(-num_contracted // 2) + 4,
         "q4_0": num_contracted // BLOCK * (2 + BLOCK // 2),

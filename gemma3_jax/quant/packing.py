@@ -1,11 +1,11 @@
-"""The bytes of a stored matrix, rows of outputs: its contraction comes last, encoded with dims=(1,).
+"""The bytes of a stored matrix of rows of outputs, encoded with dims=(1,): a product sums over the last dim.
 
     q4_0   per block 18 bytes: the scale, float16 little-endian; then byte j has item j low and item j + 16 high
     q8_0   per block 34 bytes: the scale likewise; then the items, two's complement
-    int4   per byte two weights in two's complement, the even one low; the last of an odd row is alone
+    int4   per byte two weights in two's complement, the even one low; the last of an odd row has a byte to itself
     sfp8   per byte one weight
 
-The scales of int4, one float32 for each output, and of sfp8, one in all, are stored beside the bytes.
+The scales of int4 (a float32 per output) and of sfp8 (a single one) are stored beside the bytes.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from gemma3_jax.quant import formats
 
 
 def pack(format: str, encoded: formats.Encoded) -> UInt8[np.ndarray, "_ _"]:
-    """The bytes of the codes and, in the block formats, of the scales."""
+    """Returns the bytes of the codes and, in the block formats, of the scales."""
     codes, scale = encoded
     if format == "sfp8":
         return codes
@@ -36,7 +36,10 @@ def unpack(
     num_contracted: int,
     scale: Float32[np.ndarray, "..."] | None = None,
 ) -> formats.Encoded:
-    """What was packed. `num_contracted` weights are summed for an output; `scale` is what was stored beside."""
+    """Returns what `pack` was called with.
+
+    An output sums over `num_contracted` weights; `scale` has the scales that are stored beside the bytes.
+    """
     if format == "sfp8":
         return formats.Encoded(data, scale)
     if format == "int4":

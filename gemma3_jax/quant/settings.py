@@ -1,17 +1,17 @@
-"""What can be told of quantisation: every field with its default."""
+"""The settings of quantisation: every field with its default."""
 
 import dataclasses
 
-MATRICES = ("int4", "q4_0", "sfp8", "q8_0")  # what matrices can be stored as, by quant/formats.py
-TABLES = ("float32", "bfloat16", "float16", "q8_0")  # what the embedding can be
+MATRICES = ("int4", "q4_0", "sfp8", "q8_0")  # formats of matrices, see quant/formats.py
+TABLES = ("float32", "bfloat16", "float16", "q8_0")  # formats of the embedding table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quant:
-    """How weights are rounded, in training and in the files they are exported to."""
+    """The formats that weights are rounded to, in training and in exported files."""
 
-    format: str = ""  # of the matrices of attention and MLP; "": nothing is rounded, the embedding neither
-    embedding: str = "float16"  # as llama.cpp's files of Gemma have it; "float32" leaves it alone
+    format: str = ""  # of the matrices of attention and MLP; "": no weight is rounded
+    embedding: str = "float16"  # as in llama.cpp's files of Gemma; "float32" leaves it unrounded
 
     def __post_init__(self):
         if self.format not in ("", *MATRICES):
@@ -23,5 +23,5 @@ class Quant:
 
     @property
     def name(self) -> str:
-        """Of both, for people."""
+        """Both formats, as text."""
         return f"{self.format}, embedding {self.embedding}" if self.format else "none"

@@ -1,4 +1,4 @@
-"""Parameters as they will be stored, to train through: the forward pass sees what a file will hold."""
+"""Fake quantisation: the forward pass sees the parameters as an exported file will hold them."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from gemma3_jax.quant import formats
 from gemma3_jax.quant.settings import Quant
 
 TABLE = "embedder/table"
-# What is rounded, and the dims that its product sums over. Norms stay as they are.
+# The parameters that are rounded, and the dims that their products sum over. Norms are not rounded.
 CONTRACTED = {
     TABLE: "D",
     "attention/query": "D",
@@ -24,11 +24,11 @@ CONTRACTED = {
 
 
 def make(quant: Quant, dims: Mapping) -> Callable[[dict], dict]:
-    """A function from float32 parameters to the same with what is stored in few bits rounded, layer by layer.
+    """Returns a function from float32 parameters to rounded ones, layer by layer.
 
-    `dims` has the letters of every parameter (parameters.dims). The gradient is the one at the rounded weights, handed
-    to the parameters as it is (straight through).
-    The function raises ValueError, as it is traced, if a parameter is not whole blocks.
+    `dims` has the letters of every parameter (parameters.dims). The gradient at the rounded weights becomes that of the
+    parameters (straight-through estimator).
+    The function raises ValueError when it is traced, if a parameter does not consist of whole blocks.
     """
 
     def one(path: tuple[jax.tree_util.DictKey, ...], x: jax.Array, letters: tuple[str, ...]) -> jax.Array:
@@ -46,7 +46,7 @@ def make(quant: Quant, dims: Mapping) -> Callable[[dict], dict]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _rounded(format: str, dims: str, contracted: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """`x` rounded where it rests, or where no shard has part of a block, and laid at rest again."""
+    """Returns `x` rounded in its sharding at rest, resharded around that if a shard would hold part of a block."""
     multiples = {dims[dim]: size for dim, size in formats.shard_multiples(format, x.shape, contracted).items()}
     num_stacked = dims.count("L")
     each_layer = functools.partial(formats.rounded, format, dims=tuple(dim - num_stacked for dim in contracted))

@@ -1,4 +1,4 @@
-"""Chat turns -> ids, and which of them a model learns to write.
+"""Chat turns -> ids, and a mask of the ids that the model writes.
 
     <bos><start_of_turn>user\\n{text}<end_of_turn>\\n<start_of_turn>model\\n{text}<end_of_turn>\\n<start_of_turn>user\\n...
 
@@ -15,11 +15,11 @@ ROLES = {"user": "user", "model": "model", "assistant": "model"}
 
 
 def fold_system(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """(role, text) of every turn, roles user and model in alternation; Gemma 3 has no system turn.
+    """Returns (role, text) of every turn, with roles user and model in alternation.
 
-    The text of a leading system turn goes before that of the first user turn, with an empty line between; text is kept
-    as it is, not stripped.
-    Raises: ValueError if there is no turn, or if they do not alternate from user on.
+    Gemma 3 has no system turn: the text of a leading one goes before that of the first user turn, with an empty line
+    between. Text is not stripped.
+    Raises: ValueError if there is no turn, or if turns do not alternate, starting with user.
     """
     folded: list[tuple[str, str]] = []
     system = ""
@@ -43,26 +43,26 @@ def fold_system(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
 
 
 def encode(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of a whole chat, int32[T], and bool[T]: True on what the model writes, its `<end_of_turn>` included.
+    """Returns the ids of a chat, int32[T], and a loss mask, bool[T]: True on what the model writes.
 
-    It ends with the `<end_of_turn>` of the last model turn; a turn of the user after that would teach nothing.
+    The mask includes the `<end_of_turn>` of the model's turns, and the ids end with the last one.
     Raises: ValueError as `fold_system`; if the last turn is the user's; if the tokenizer has no turn markers.
     """
     folded = fold_system(turns)
     if folded[-1][0] != "model":
-        raise ValueError("the last turn is of role 'user'; a chat to learn from ends with a turn of the model")
-    ids, learned = _encode(tokenizer, folded)
-    return np.asarray(ids, np.int32), np.asarray(learned, bool)
+        raise ValueError("the last turn is of role 'user'; a chat to train on ends with a model turn")
+    ids, loss_mask = _encode(tokenizer, folded)
+    return np.asarray(ids, np.int32), np.asarray(loss_mask, bool)
 
 
 def prompt(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a chat up to where the model writes its next turn.
+    """Returns the ids of a chat up to where the model writes its next turn.
 
     Raises: ValueError as `fold_system`; if the last turn is the model's; if the tokenizer has no turn markers.
     """
     folded = fold_system(turns)
     if folded[-1][0] != "user":
-        raise ValueError("the last turn is of role 'model'; a prompt ends with a turn of the user")
+        raise ValueError("the last turn is of role 'model'; a prompt ends with a user turn")
     ids, _ = _encode(tokenizer, folded)
     return ids + _model_header(tokenizer)
 
@@ -74,14 +74,14 @@ def _model_header(tokenizer: vocabulary.Tokenizer) -> list[int]:
 def _encode(tokenizer: vocabulary.Tokenizer, folded: list[tuple[str, str]]) -> tuple[list[int], list[bool]]:
     tokenizer.check_has_turns()
     ids = [tokenizer.bos]
-    learned = [False]
+    loss_mask = [False]
     for number, (role, text) in enumerate(folded):
-        # A prompt ends with the model's header, so it is encoded apart from what the model then writes. The user's
-        # header and text are one string, as they are where a template is rendered to text first.
-        given = f"{role}\n" if role == "model" else f"{role}\n{text}"
+        # A prompt ends with the model's header, so the header is encoded separately from what the model writes. The
+        # user's header and text are one string, as in a template that is rendered to text first.
+        header = f"{role}\n" if role == "model" else f"{role}\n{text}"
         written = text if role == "model" else ""
-        before = [*(tokenizer.encode("\n") if number else []), tokenizer.start_of_turn, *tokenizer.encode(given)]
+        before = [*(tokenizer.encode("\n") if number else []), tokenizer.start_of_turn, *tokenizer.encode(header)]
         after = [*tokenizer.encode(written), tokenizer.end_of_turn]
         ids += before + after
-        learned += [False] * len(before) + [role == "model"] * len(after)
-    return ids, learned
+        loss_mask += [False] * len(before) + [role == "model"] * len(after)
+    return ids, loss_mask

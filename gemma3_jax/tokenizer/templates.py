@@ -1,10 +1,10 @@
 """The chat format of `chat`, in the template languages of other programs.
 
-Source: Gemma 3 report, section 3; for what else a template does, that of google/gemma-3-1b-it: the text of a system
-turn goes before that of the first user turn with an empty line between, and turns alternate.
+The text of a system turn goes before that of the first user turn with an empty line between, and turns alternate.
+Source: Gemma 3 report, section 3; the chat template of google/gemma-3-1b-it.
 """
 
-# Of Transformers and llama.cpp. As Gemma 3's own, and unlike `chat`, it strips the spaces around a turn's text.
+# For Transformers and llama.cpp. Like Gemma 3's template, and unlike `chat`, it strips the text of a turn.
 JINJA = """\
 {{- bos_token -}}
 {%- if messages[0]['role'] == 'system' -%}
@@ -43,7 +43,7 @@ JINJA = """\
 {%- endif -%}
 """
 
-# Of Ollama, which adds BOS itself, gathers all system turns in .System, and generates after the last turn.
+# For Ollama, which adds BOS, gathers all system turns in .System, and generates after the last turn.
 GO = """\
 {{- $system := .System }}
 {{- range $number, $turn := .Messages }}

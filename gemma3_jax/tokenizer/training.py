@@ -1,8 +1,8 @@
 """Trains a SentencePiece model with Gemma's settings, of any size.
 
-The control ids are in Gemma's places: 0-3 pad, eos, bos, unk; 4, 5 `<mask>`, `[multimodal]`; 6-104 unused; 105, 106
-turns; 107-137 runs of newlines; 138-167 runs of 2-31 spaces; 168-237 HTML tags; 238-493 bytes; then what was learned;
-and at the end, as from 255,968 on in the vocabulary of 262,144: runs of tabs, `<start_of_image>`, and unused.
+The control ids are Gemma's: 0-3 pad, eos, bos, unk; 4, 5 `<mask>`, `[multimodal]`; 6-104 unused; 105, 106 turns;
+107-137 runs of newlines; 138-167 runs of 2-31 spaces; 168-237 HTML tags; 238-493 bytes; then the learned pieces; and at
+the end, as from 255,968 on in the vocabulary of 262,144: runs of tabs, `<start_of_image>`, and unused.
 Source: trainer_spec of Gemma 3's tokenizer; Gemma 3 report, section 2.2.
 """
 
@@ -15,7 +15,7 @@ import sentencepiece
 
 from gemma3_jax.tokenizer import vocabulary
 
-# Which 70 tags, and that they run from <table> to </footer>, is known; the order between is ours.
+# The 70 tags are Gemma's, from <table> to </footer>; the order between those is not published.
 _TAG_GROUPS = (
     ("table", "caption", "thead", "tbody", "tfoot", "tr", "th", "td"),
     ("h1", "h2", "h3", "h4", "h5", "h6", "blockquote"),
@@ -39,10 +39,10 @@ GEMMA_SIZE, GEMMA_LEARNED_END = 262_144, 255_968
 
 
 def train(texts: Iterable[str], size: int) -> bytes:
-    """A SentencePiece model file, the same for the same texts in the same order. All texts are held in memory.
+    """Returns a SentencePiece model file, the same for the same texts in the same order. All texts are held in memory.
 
-    Raises: ValueError if `size` is too small for the fixed pieces and the characters of the texts, or larger than what
-    they can fill.
+    Raises: ValueError if `size` is too small for the fixed pieces and the characters of the texts, or too large for the
+    pieces that they have.
     """
     check_size(size)
     tail = _tail(size)
@@ -77,7 +77,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
             bos_piece="<bos>",
             unk_piece="<unk>",
             user_defined_symbols=_HEAD,
-            max_sentence_length=1 << 30,  # longer ones would be left out in silence
+            max_sentence_length=1 << 30,  # longer ones would be dropped silently
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -89,7 +89,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
 
 
 def check_size(size: int) -> None:
-    """Raises: ValueError if `size` has no room for what is learned."""
+    """Raises: ValueError if `size` has no room for learned pieces."""
     num_fixed = NUM_FIXED + len(_tail(size))
     if size <= num_fixed:
         raise ValueError(
@@ -99,21 +99,22 @@ def check_size(size: int) -> None:
 
 
 def _tail(size: int) -> list[str]:
-    """The user-defined pieces after the learned ones; a toy vocabulary has two ids for images, Gemma's 6,145 more."""
+    """Returns the user-defined pieces after the learned ones; a small vocabulary has only one unused piece."""
     num_unused = GEMMA_SIZE - GEMMA_LEARNED_END - len(_TABS) - 1 if size == GEMMA_SIZE else 1
     return [*_TABS, vocabulary.START_OF_IMAGE, *(f"<unused{99 + number}>" for number in range(num_unused))]
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        yield text.replace("\u2585", " ")  # the trainer marks what is unknown with it, and skips a text that holds one
+        yield text.replace(
+            "\u2585", " "
+        )  # the trainer's mark for unknown characters: it skips a text that contains one
 
 
 def _append(model: bytes, pieces: list[str]) -> bytes:
-    """A model file with user-defined pieces added after its last.
+    """Returns a model file with user-defined pieces appended.
 
-    Two protocol buffers one after the other are their merger: repeated fields follow on, numbers are those of the last.
-    The generated classes that SentencePiece ships ask for a protobuf that Beam refuses.
+    Concatenated protocol buffers are merged: repeated fields are concatenated, and of others the last one counts.
     Source: sentencepiece_model.proto (pieces = 1: piece = 1, type = 3; trainer_spec = 2: vocab_size = 4).
     """
     user_defined = b"\x18\x04"

@@ -1,7 +1,7 @@
-"""A SentencePiece model as this program uses it: text <-> ids, and the ids that mean something.
+"""A SentencePiece model as this program uses it: text <-> ids, and the ids of control tokens.
 
-BOS and EOS are added as ids, once, and never parsed from text. Text that spells a control token (a document about chat
-templates does) is encoded as the plain text it is, unless the caller says that the text is a template.
+BOS and EOS are added as ids and never parsed from text. Text that spells a control token, as a document about chat
+templates does, is encoded as plain text, unless the caller says that the text is a template.
 """
 
 import hashlib
@@ -12,24 +12,24 @@ from collections.abc import Iterable
 import numpy as np
 import sentencepiece
 
-SPACE = "\u2581"  # SentencePiece writes a space so, and reads this character back as a space
+SPACE = "\u2581"  # SentencePiece's spelling of a space; it decodes this character to a space
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 START_OF_IMAGE, END_OF_IMAGE = "<start_of_image>", "<end_of_image>"
-# User-defined pieces that are no text: SentencePiece would parse all of them. HTML tags, runs of newlines, of spaces
-# and of tabs are user-defined too, and are text.
+# User-defined pieces that are not text. SentencePiece would parse all of them. HTML tags and runs of newlines, spaces
+# and tabs are user-defined, too, but are text.
 _CONTROL = re.compile(
     r"<(?:pad|eos|bos|unk|mask|unused\d+|start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token)>"
     r"|\[multimodal\]"
 )
-# Control tokens of other families: <|im_start|>, [INST], [/INST], <<SYS>>. Looked for among a model's own pieces.
+# Control tokens of other families: <|im_start|>, [INST], [/INST], <<SYS>>. They count if the model has such pieces.
 _OTHER_CONTROL = re.compile(r"<\|.+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z]+>>")
 
 
 class Tokenizer:
-    """Any SentencePiece model; Gemma's control tokens are found by their names, and are None where it has none.
+    """Any SentencePiece model. The ids of Gemma's control tokens are looked up by name, and are None if it has none.
 
-    Ids: `pad`, `eos`, `bos`, `start_of_turn`, `end_of_turn`, `start_of_image`, `end_of_image`. The last one has no name
-    in Gemma 3's file: it is the id after `<start_of_image>`, and is inserted by id alone.
+    They are `pad`, `eos`, `bos`, `start_of_turn`, `end_of_turn`, `start_of_image` and `end_of_image`. The last one has
+    no name in Gemma 3's file: it is the id after `<start_of_image>`, and is inserted by id only.
     Source: Gemma 3 report, section 2.2; ids from google-deepmind/gemma gm/text/_tokenizer.py.
     """
 
@@ -39,15 +39,15 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size = self._processor.get_piece_size()
         self.pad, self.eos, self.bos = (
-            found if found >= 0 else None
-            for found in (self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id())
+            token if token >= 0 else None
+            for token in (self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id())
         )
         self.start_of_turn, self.end_of_turn = self._find(START_OF_TURN), self._find(END_OF_TURN)
         self.start_of_image, self.end_of_image = self._find(START_OF_IMAGE), self._find(END_OF_IMAGE)
         if self.end_of_image is None and self.start_of_image is not None and self.start_of_image + 1 < self.size:
             self.end_of_image = self.start_of_image + 1
-        # A dummy prefix is for the start of a text, not for where it is cut. Two protocol buffers in a row are their
-        # merger: normalizer_spec (3) with add_dummy_prefix (3) false.
+        # A dummy prefix belongs at the start of a text, not where it is cut. Concatenated protocol buffers are merged:
+        # this one has normalizer_spec (3) with add_dummy_prefix (3) false.
         self._inner = sentencepiece.SentencePieceProcessor(model_proto=model + b"\x1a\x02\x18\x00")
         others = filter(_OTHER_CONTROL.fullmatch, (self._processor.id_to_piece(token) for token in range(self.size)))
         patterns = [_CONTROL.pattern, *map(re.escape, sorted(others, key=len, reverse=True))]
@@ -60,13 +60,13 @@ class Tokenizer:
         return Tokenizer, (self.model,)
 
     def _find(self, piece: str) -> int | None:
-        found = self._processor.piece_to_id(piece)
-        return None if self._processor.is_unknown(found) else found
+        token = self._processor.piece_to_id(piece)
+        return None if self._processor.is_unknown(token) else token
 
     def encode(self, text: str, *, parse_control: bool = False) -> list[int]:
-        """The ids of a text, without BOS or EOS; `decode` gives the same text back where the model has byte fallback.
+        """Returns the ids of a text, without BOS or EOS. If the model has byte fallback, `decode` reverses it.
 
-        `parse_control` turns text that spells a user-defined control token into that token: for templates alone.
+        `parse_control` is for templates only: text that spells a user-defined control token becomes that token.
         """
         special = re.compile(SPACE) if parse_control else self._special
         if not special.search(text):
@@ -74,42 +74,42 @@ class Tokenizer:
         ids: list[int] = []
         start, processor = 0, self._processor
         for match in special.finditer(text):
-            if match[0] == SPACE and self._spells_bytes:  # else it would come back as a space
+            if match[0] == SPACE and self._spells_bytes:  # otherwise it would be decoded to a space
                 ids += [*processor.encode(text[start : match.start()]), *self._space_ids]
                 start, processor = match.end(), self._inner
-            elif match[0] != SPACE:  # cut behind its first character: neither half is a control token
+            elif match[0] != SPACE:  # cut after its first character: neither half is a control token
                 ids += processor.encode(text[start : match.start() + 1])
                 start, processor = match.start() + 1, self._inner
         return ids + processor.encode(text[start:])
 
     def decode(self, ids: Iterable) -> str:
-        """The text of some ids; pad, eos and bos have none."""
+        """Returns the text of ids; pad, eos and bos have none."""
         return self._processor.decode([int(token) for token in ids])
 
     def document(self, text: str) -> np.ndarray:
-        """BOS, the ids of the text, EOS: what a model is pre-trained on. int32[T].
+        """Returns BOS, the ids of the text and EOS, int32[T], as a model is pre-trained on them.
 
         Raises: ValueError if the model has no bos or eos.
         """
         if self.bos is None or self.eos is None:
-            raise ValueError("the tokenizer has no <bos> or no <eos>, which every document starts and ends with")
+            raise ValueError("the tokenizer has no <bos> or no <eos>, which start and end every document")
         return np.asarray([self.bos, *self.encode(text), self.eos], np.int32)
 
     def has_turns(self) -> bool:
-        """Whether the model has what a chat is written with."""
+        """Whether the model has the control tokens of a chat."""
         return None not in (self.bos, self.start_of_turn, self.end_of_turn)
 
     def check_has_turns(self) -> None:
-        """Raises: ValueError if the model has no markers of turns."""
+        """Raises: ValueError if the model lacks a control token of a chat."""
         if not self.has_turns():
             raise ValueError("the tokenizer has no <bos>, <start_of_turn> or <end_of_turn>; chats need all three")
 
     def piece(self, token: int) -> str:
-        """The piece as SentencePiece writes it."""
+        """Returns the piece as SentencePiece spells it."""
         return self._processor.id_to_piece(token)
 
     def num_bytes(self) -> np.ndarray:
-        """int32[V]: bytes of UTF-8 text that each id stands for; control tokens 0. Bits per byte are counted by it."""
+        """Returns the bytes of UTF-8 text that each id stands for, int32[V]; 0 for control tokens."""
         processor, counts = self._processor, np.zeros(self.size, np.int32)
         for token in range(self.size):
             if processor.is_byte(token):
@@ -121,14 +121,14 @@ class Tokenizer:
 
 
 def load(path: pathlib.Path) -> Tokenizer:
-    """The tokenizer in a SentencePiece file, or in a directory that holds `tokenizer.model`.
+    """Returns the tokenizer in a SentencePiece file, or in a directory with a `tokenizer.model`.
 
     Raises: ValueError if there is none.
     """
     file = path / "tokenizer.model" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"{file} does not exist; a tokenizer is a SentencePiece model file, or a directory with one")
-    if not (content := file.read_bytes()):  # SentencePiece makes a tokenizer of no pieces of it
+    if not (content := file.read_bytes()):  # SentencePiece would load it as a tokenizer without pieces
         raise ValueError(f"{file} is not a SentencePiece model; it is empty")
     try:
         return Tokenizer(content)
@@ -137,10 +137,7 @@ def load(path: pathlib.Path) -> Tokenizer:
 
 
 def check_same(got: str, expected: str, *, got_from: str, expected_from: str) -> None:
-    """Refuses two things made with different tokenizers, by the digests they carry.
-
-    Raises: ValueError that names both.
-    """
+    """Raises: ValueError naming two things that were made with different tokenizers, by their digests."""
     if got != expected:
         raise ValueError(
             f"{got_from} was made with tokenizer {got[:12]}, but {expected_from} with {expected[:12]}; "

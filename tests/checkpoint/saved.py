@@ -17,7 +17,7 @@ CURSOR, META = {"row": 24, "epoch": 1}, {"stage": "first", "seed": "7"}
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Normal:
+class LossStats:
     mean: jax.Array
     num_seen: jax.Array
 
@@ -46,9 +46,9 @@ def make(mesh: Mesh, seed: int = 0) -> tuple[dict, dict]:
 
     state = {
         "step": whole(seed, "int32"),
-        "moments": (Moments(whole(seed, "int32"), weights("bfloat16"), weights()), {}),
-        "average": None,
-        "normal": Normal(whole(draw.normal(size=2), "float32"), whole(2**31 - 1, "int32")),
+        "opt_state": (Moments(whole(seed, "int32"), weights("bfloat16"), weights()), {}),
+        "ema_params": None,
+        "loss_stats": LossStats(whole(draw.normal(size=2), "float32"), whole(2**31 - 1, "int32")),
     }
     return weights(), state
 
@@ -67,13 +67,13 @@ def assert_same(one, other) -> None:
 
 def in_directory(
     directory: pathlib.Path, say: Callable[[str], None], *, keep_last=3, keep_every_steps=0, keep_steps=()
-) -> manager.Series:
-    return manager.Series(
+) -> manager.CheckpointManager:
+    return manager.CheckpointManager(
         directory, keep_last=keep_last, keep_every_steps=keep_every_steps, keep_steps=keep_steps, say=say
     )
 
 
-def save(of: manager.Series, step: int, mesh: Mesh, **changes) -> None:
+def save(of: manager.CheckpointManager, step: int, mesh: Mesh, **changes) -> None:
     """Saves the state that is drawn from the step's number, and waits."""
     params, state = make(mesh, step)
     notes = {"cursor": CURSOR | {"row": step}, "meta": META, "about": {"tokenizer": "abc"}} | changes
@@ -81,5 +81,5 @@ def save(of: manager.Series, step: int, mesh: Mesh, **changes) -> None:
     of.finish()
 
 
-def restore(of: manager.Series, mesh: Mesh) -> manager.Restored | None:
+def restore(of: manager.CheckpointManager, mesh: Mesh) -> manager.Restored | None:
     return of.restore(lambda step, cursor, meta: abstract(make(mesh)))

@@ -1,6 +1,7 @@
-"""What is asked for by name, found, refused, and written whole or not at all."""
+"""How options are resolved, tokenizers found, mistakes refused, and files written whole or not at all."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from gemma3_jax.checkpoint import encoding, export, gguf_file, gguf_header, modelfile, orbax, packed
+from gemma3_jax.checkpoint import encoding, export, gguf_file, gguf_header, hf, modelfile, orbax, packed, tensor_file
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.tokenizer import templates
 from tests import texts, toys
@@ -23,33 +25,38 @@ DIGEST = texts.tokenizer().digest
 def source(tmp_path):
     """A checkpoint of the Hugging Face kind, with its tokenizer."""
     (tmp_path / "in").mkdir()
-    export.Export("hf", MODEL, tokenizer=texts.tokenizer()).write(tmp_path / "in" / "hf", toys.params(MODEL))
+    export.Export("hf", MODEL, tokenizer=texts.tokenizer()).write(tmp_path / "in" / "hf", toys.source(MODEL))
     return checkpoint_open.open_checkpoint(tmp_path / "in" / "hf")
 
 
 def test_what_is_not_said_is_as_stored_or_as_llama_cpps_files_have_it(source):
-    def plan(source=source, kind="gguf", **asked):
-        return export.ask(source, kind, **asked).plan
+    def plan(source=source, kind="gguf", **options):
+        return export.resolve(source, kind, **options).plan
 
-    assert plan() == encoding.Plan("float32", "float32")
-    assert plan(dtype="bfloat16") == encoding.Plan("bfloat16", "bfloat16")
-    assert plan(dtype="float16", embedding="float32") == encoding.Plan("float16", "float32")
-    assert plan(quant="q4_0") == encoding.Plan("q4_0", "float16")
-    assert plan(quant="int4", embedding="q8_0", kind="hf") == encoding.Plan("int4", "q8_0")
+    assert plan() == encoding.StoragePlan("float32", "float32")
+    assert plan(dtype="bfloat16") == encoding.StoragePlan("bfloat16", "bfloat16")
+    assert plan(dtype="float16", embedding="float32") == encoding.StoragePlan("float16", "float32")
+    assert plan(quant="q4_0") == encoding.StoragePlan("q4_0", "float16")
+    assert plan(quant="int4", embedding="q8_0", kind="hf") == encoding.StoragePlan("int4", "q8_0")
     assert plan(kind="hf") is None and plan(kind="orbax", dtype="bfloat16") is None
     trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
-    assert plan(trained, quant="q4_0") == encoding.Plan("q4_0", "q8_0")
-    assert plan(trained, quant="int4") == encoding.Plan("int4", "float16")
+    assert plan(trained, quant="q4_0") == encoding.StoragePlan("q4_0", "q8_0")
+    assert plan(trained, quant="int4") == encoding.StoragePlan("int4", "float16")
 
 
-def test_what_is_rounded_is_loaded_as_it_is_stored(source):
-    assert export.ask(source, "hf", quant="int4", dtype="bfloat16").load_dtype is None
-    assert export.ask(source, "hf", dtype="bfloat16").load_dtype is ml_dtypes.bfloat16
+def test_weights_are_rounded_from_what_is_stored_whatever_they_are_stored_as_then(source, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        export.resolve(source, "hf", quant="int4", dtype=dtype).write(tmp_path / dtype, source.source)
+    codes, others = ((tmp_path / dtype / packed.FILE).read_bytes() for dtype in ("float32", "bfloat16"))
+    assert codes == others
+    weights, narrow = (safetensors.numpy.load_file(tmp_path / dtype / hf.WEIGHTS) for dtype in ("float32", "bfloat16"))
+    for name, x in weights.items():
+        np.testing.assert_array_equal(narrow[name], x.astype(ml_dtypes.bfloat16))
 
 
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
 @pytest.mark.parametrize(
-    ("asked", "is_warned"),
+    ("options", "is_warned"),
     [
         ({"quant": "q4_0"}, False),
         ({"quant": "q4_0", "embedding": "q8_0"}, False),
@@ -58,9 +65,9 @@ def test_what_is_rounded_is_loaded_as_it_is_stored(source):
         ({}, True),
     ],
 )
-def test_another_format_than_it_was_trained_for_is_warned_of(asked, is_warned, kind, source):
+def test_another_format_than_it_was_trained_for_is_warned_of(options, is_warned, kind, source):
     trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
-    notes = export.ask(trained, kind, **asked).check()
+    notes = export.resolve(trained, kind, **options).check()
     assert (
         any(
             "was trained for --quant=q4_0 --embedding=q8_0; this writes weights that its training did not see" in note
@@ -72,15 +79,15 @@ def test_another_format_than_it_was_trained_for_is_warned_of(asked, is_warned, k
 
 def test_masters_are_for_going_on_without_a_warning(source):
     trained = dataclasses.replace(source, kind="orbax", quant={"format": "q4_0", "embedding": "q8_0"})
-    assert export.ask(trained, "orbax").check() == ()
+    assert export.resolve(trained, "orbax").check() == ()
 
 
 AGAIN = "this rounds it again, to other weights"
-STEP = "once more may move weights by a step of float32"
+STEP = "rounding again may move weights by a step of float32"
 
 
 @pytest.mark.parametrize(
-    ("format", "kind", "asked", "note"),
+    ("format", "kind", "options", "note"),
     [
         ("int4", "hf", {}, None),
         ("int4", "gguf", {}, None),
@@ -95,13 +102,13 @@ STEP = "once more may move weights by a step of float32"
         ("q4_0", "orbax", {"dtype": "bfloat16"}, None),
     ],
 )
-def test_what_is_rounded_already_is_told_of_if_it_is_rounded_again(format, kind, asked, note, source, tmp_path):
-    plan = encoding.Plan(format, "q8_0")
-    export.Export("hf", MODEL, plan, tokenizer=texts.tokenizer()).write(tmp_path / "hf", toys.params(MODEL))
+def test_what_is_rounded_already_is_told_of_if_it_is_rounded_again(format, kind, options, note, source, tmp_path):
+    plan = encoding.StoragePlan(format, "q8_0")
+    export.Export("hf", MODEL, plan, tokenizer=texts.tokenizer()).write(tmp_path / "hf", toys.source(MODEL))
     found = checkpoint_open.open_checkpoint(tmp_path / "hf")
     assert found.quant == {"format": format, "embedding": "q8_0"}
-    assert export.ask(found, kind, quant=format).plan == plan  # the table's format is that of the source
-    notes = [line for line in export.ask(found, kind, **asked).check() if not line.startswith("tokenizer ")]
+    assert export.resolve(found, kind, quant=format).plan == plan  # the table's format is that of the source
+    notes = [line for line in export.resolve(found, kind, **options).check() if not line.startswith("tokenizer ")]
     said = f"{tmp_path}/hf is rounded to --quant={format} --embedding=q8_0"
     assert [said in line and note in line for line in notes] == [True] * (note is not None)
 
@@ -110,16 +117,18 @@ def test_a_checkpoint_of_a_run_says_what_it_was_trained_for(tmp_path):
     quant = {"format": "q4_0", "embedding": "float16"}
     runs = saved.in_directory(tmp_path / "run" / "checkpoints", print)
     about = {"model": dataclasses.asdict(MODEL), "tokenizer": DIGEST, "quant": quant}
-    runs.save(7, toys.params(MODEL), {"step": jnp.int32(7)}, cursor=saved.CURSOR, meta=saved.META, about=about)
+    runs.save(
+        7, toys.params(MODEL), {"step": jnp.int32(7)}, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata=about
+    )
     runs.finish()
     found = checkpoint_open.open_checkpoint(tmp_path / "run")
     assert found.quant == quant and found.tokenizer == DIGEST
     # `train` leaves the tokenizer there.
     (tmp_path / "run" / export.TOKENIZER).write_bytes(texts.tokenizer_model())
     for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "7"):
-        asked = export.ask(checkpoint_open.open_checkpoint(place), "gguf", quant="q4_0")
-        assert asked.plan == Q4_0 and asked.tokenizer.digest == DIGEST
-        assert asked.check() == (f"tokenizer {tmp_path}/run/tokenizer.model",)
+        options = export.resolve(checkpoint_open.open_checkpoint(place), "gguf", quant="q4_0")
+        assert options.plan == Q4_0 and options.tokenizer.digest == DIGEST
+        assert options.check() == (f"tokenizer {tmp_path}/run/tokenizer.model",)
     orbax.save(tmp_path / "plain", MODEL, toys.params(MODEL))
     assert checkpoint_open.open_checkpoint(tmp_path / "plain").quant == {}
 
@@ -128,7 +137,7 @@ def test_a_tokenizer_is_found_in_the_source_if_it_fits(source):
     file = source.path / export.TOKENIZER
     tokenizer, notes = export.find_tokenizer(None, source)
     assert tokenizer.digest == DIGEST and notes == (f"tokenizer {file}",)
-    assert export.ask(source, "hf").check() == notes and export.ask(source, "orbax").check() == ()
+    assert export.resolve(source, "hf").check() == notes and export.resolve(source, "orbax").check() == ()
     assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
     small = dataclasses.replace(MODEL, vocab_size=600)
     assert export.find_tokenizer(None, dataclasses.replace(source, model=small)) == (None, ())
@@ -159,10 +168,8 @@ def test_a_tokenizer_that_is_named_is_taken_or_refused(source, tmp_path):
     named = str(tmp_path / "my.model")
     tokenizer, notes = export.find_tokenizer(named, source)
     assert tokenizer.digest == DIGEST and notes == (f"tokenizer {named}",)
-    with pytest.raises(
-        ValueError, match=r"no tokenizer\.model of its own lies in or beside the source, .* --tokenizer=FILE"
-    ):
-        export.ask(source, "gguf").check()
+    with pytest.raises(ValueError, match=r"the source has no tokenizer\.model in it or beside it, .* --tokenizer=FILE"):
+        export.resolve(source, "gguf").check()
     with pytest.raises(ValueError, match=rf"my\.model is tokenizer {DIGEST[:12]}; .*/hf was trained with 000000000000"):
         export.find_tokenizer(named, dataclasses.replace(source, tokenizer="0" * 64))
     with pytest.raises(ValueError, match=r"none\.model does not exist; a tokenizer is a SentencePiece model file"):
@@ -172,32 +179,32 @@ def test_a_tokenizer_that_is_named_is_taken_or_refused(source, tmp_path):
 def test_a_tokenizer_that_was_not_fetched_is_left_out_where_it_is_not_needed(source):
     file = source.path / export.TOKENIZER
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4689074\n")
-    asked = export.ask(source, "hf")
-    assert asked.tokenizer is None
-    assert asked.check() == (f"warning: {file} is not a SentencePiece model; it is left out",)
+    options = export.resolve(source, "hf")
+    assert options.tokenizer is None
+    assert options.check() == (f"warning: {file} is not a SentencePiece model; it is left out",)
     problem = r"tokenizer\.model is not a SentencePiece model; name another with --tokenizer=FILE"
     with pytest.raises(ValueError, match=problem):
-        export.ask(source, "gguf")
+        export.resolve(source, "gguf")
     with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model"):
-        export.ask(source, "hf", tokenizer=str(file))
+        export.resolve(source, "hf", tokenizer=str(file))
 
 
 def test_a_gguf_file_has_a_modelfile_beside_it(source, tmp_path):
-    asked = export.ask(source, "gguf", quant="q4_0")
-    asked.check_new(tmp_path / "toy.gguf", source.shapes)
-    asked.write(tmp_path / "toy.gguf", toys.params(MODEL))
+    options = export.resolve(source, "gguf", quant="q4_0")
+    options.check_new(tmp_path / "toy.gguf", source.shapes)
+    options.write(tmp_path / "toy.gguf", toys.source(MODEL))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "toy.Modelfile", "toy.gguf"]
     assert (tmp_path / "toy.Modelfile").read_text() == (
         f'FROM ./toy.gguf\nTEMPLATE """{templates.GO}"""\nPARAMETER stop "<end_of_turn>"\n'
         "PARAMETER temperature 1.0\nPARAMETER top_k 64\nPARAMETER top_p 0.95\n"
     )
     with pytest.raises(ValueError, match=r"toy\.Modelfile exists; choose another --target"):
-        asked.check_new(tmp_path / "toy.gguf", source.shapes)
+        options.check_new(tmp_path / "toy.gguf", source.shapes)
     (tmp_path / "toy.Modelfile").unlink()
     with pytest.raises(ValueError, match=r"toy\.gguf exists; choose another --target"):
-        asked.check_new(tmp_path / "toy.gguf", source.shapes)
+        options.check_new(tmp_path / "toy.gguf", source.shapes)
     with pytest.raises(ValueError, match=r"--target is .*/toy; the name of a GGUF file ends in \.gguf"):
-        asked.check_new(tmp_path / "toy", source.shapes)
+        options.check_new(tmp_path / "toy", source.shapes)
 
 
 def test_what_stops_between_the_two_leaves_the_gguf_file_whole(source, tmp_path, monkeypatch):
@@ -208,21 +215,21 @@ def test_what_stops_between_the_two_leaves_the_gguf_file_whole(source, tmp_path,
 
     monkeypatch.setattr(pathlib.Path, "rename", rename)
     with pytest.raises(KeyboardInterrupt):
-        export.ask(source, "gguf").write(tmp_path / "toy.gguf", toys.params(MODEL))
+        export.resolve(source, "gguf").write(tmp_path / "toy.gguf", toys.source(MODEL))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "toy.gguf"]
     assert checkpoint_open.open_checkpoint(tmp_path / "toy.gguf").model == MODEL
 
 
 def test_a_gguf_file_goes_by_the_name_it_will_have(source, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError("512 requested and 0 written")  # what NumPy says
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    export.ask(source, "gguf").write(tmp_path / "toy.gguf", toys.params(MODEL))
+    export.resolve(source, "gguf").write(tmp_path / "toy.gguf", toys.source(MODEL))
     metadata, _ = gguf_header.read(tmp_path / "toy.gguf")
     assert metadata["general.name"] == "toy"
-    monkeypatch.setattr(gguf_file.gguf.GGUFWriter, "write_tensor_data", full)
-    with pytest.raises(OSError, match=rf"{tmp_path}/other\.gguf cannot be written: 512 requested and 0 written; is"):
-        export.ask(source, "gguf").write(tmp_path / "other.gguf", toys.params(MODEL))
+    monkeypatch.setattr(tensor_file.TensorFile, "write", full)
+    with pytest.raises(OSError, match=rf"{tmp_path}/other\.gguf cannot be written: No space left on device$"):
+        export.resolve(source, "gguf").write(tmp_path / "other.gguf", toys.source(MODEL))
 
 
 def test_a_tokenizer_without_turns_has_a_bare_template():
@@ -242,15 +249,15 @@ def test_what_stops_half_way_leaves_nothing(kind, error, source, tmp_path):
 
     done = []
     with pytest.raises(type(error)):
-        export.ask(source, kind, quant="q4_0").write(tmp_path / "out.gguf", toys.params(MODEL), progress)
+        export.resolve(source, kind, quant="q4_0").write(tmp_path / "out.gguf", toys.source(MODEL), progress)
     assert done and [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_progress_is_told_in_bytes_of_what_is_written(source, tmp_path):
     for kind in ("gguf", "hf"):
-        done, asked = [], export.ask(source, kind, quant="q4_0")
-        asked.write(tmp_path / f"out.{kind}", toys.params(MODEL), done.append)
-        assert sum(done) == asked.num_bytes(source.shapes)
+        done, options = [], export.resolve(source, kind, quant="q4_0")
+        options.write(tmp_path / f"out.{kind}", toys.source(MODEL), done.append)
+        assert sum(done) == options.num_bytes(source.shapes)
     assert sum(done) == packed.num_bytes(MODEL, Q4_0) + sum(x.nbytes for x in toys.hf_weights(MODEL).values())
 
 

@@ -85,8 +85,11 @@ def train(**options) -> vocabulary.Tokenizer:
         ({"normalization_rule_name": "nmt_nfkc"}, "the tokenizer normalises text by a table of characters"),
         ({"remove_extra_whitespaces": True}, "the tokenizer removes extra spaces; an engine without"),
         ({"treat_whitespace_as_suffix": True}, "the tokenizer puts the space behind a word"),
-        ({"byte_fallback": False}, "the tokenizer has no pieces for bytes; an engine without SentencePiece would not"),
-        ({"bos_id": -1}, "the tokenizer has no <bos> or no <eos>; llama.cpp begins"),
+        (
+            {"byte_fallback": False},
+            "the tokenizer has no pieces for bytes; an engine without SentencePiece would encode",
+        ),
+        ({"bos_id": -1}, "the tokenizer has no <bos> or no <eos>; llama.cpp starts"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_not_follow_is_refused(options, problem):

@@ -135,5 +135,5 @@ def test_a_query_scale_that_config_json_cannot_hold_is_refused():
 
 
 def test_a_width_that_transformers_refuses_is_refused_before_it():
-    with pytest.raises(ValueError, match=r"model\.width is 26 with 4 heads; Transformers refuses a hidden_size"):
+    with pytest.raises(ValueError, match=r"model\.embed_dim is 26 with 4 heads; Transformers refuses a hidden_size"):
         hf_config.write(dataclasses.replace(toys.TOY, embed_dim=26), "float32")

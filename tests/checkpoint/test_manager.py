@@ -36,7 +36,7 @@ def test_numbers_that_are_not_finite_come_back_to_the_bit(mesh, make_series):
     odd[-1:] = np.asarray([0x7FA00001], np.uint32).view(np.float32)  # a NaN with a message in it
     params = {"w": jax.device_put(odd, saved.everywhere(mesh))}
     of = make_series()
-    of.save(1, params, {"step": params["w"][:1]}, cursor=saved.CURSOR, meta=saved.META, about={})
+    of.save(1, params, {"step": params["w"][:1]}, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata={})
     of.finish()
     found = of.restore(lambda step, cursor, meta: saved.abstract((params, {"step": params["w"][:1]})))
     assert np.asarray(found.params["w"]).tobytes() == odd.tobytes()
@@ -55,7 +55,7 @@ def test_arrays_that_are_given_away_as_soon_as_save_returns_were_saved(mesh, mak
     of, (params, state) = make_series(), saved.make(mesh, 5)
     change = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 7, tree), donate_argnums=0)
     wanted = jax.tree.map(lambda x: np.array(x), (params, state))
-    of.save(5, params, state, cursor=saved.CURSOR, meta=saved.META, about={})
+    of.save(5, params, state, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata={})
     for _ in range(3):
         params, state = change((params, state))
     of.finish()
@@ -69,7 +69,7 @@ def test_a_save_in_hand_is_told_until_it_is_finished(mesh, make_series):
     assert not of.is_saving
     of.finish()  # nothing in hand: no matter
     params, state = saved.make(mesh, 5)
-    of.save(5, params, state, cursor=saved.CURSOR, meta=saved.META, about={})
+    of.save(5, params, state, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata={})
     of.finish()
     assert not of.is_saving and of.steps() == [5]
 
@@ -131,8 +131,11 @@ CHANGED = {
         lambda state: state | {"step": jax.ShapeDtypeStruct((2,), jnp.int32, sharding=state["step"].sharding)},
         r"step is int32\[\] there and int32\[2\] now",
     ),
-    "more": (lambda state: state | {"average": {"w": state["step"]}}, r"average/w is absent there and int32\[\] now"),
-    "less": (lambda state: state | {"normal": None}, r"normal/mean is float32\[2\] there and absent now"),
+    "more": (
+        lambda state: state | {"ema_params": {"w": state["step"]}},
+        r"ema_params/w is absent there and int32\[\] now",
+    ),
+    "less": (lambda state: state | {"loss_stats": None}, r"loss_stats/mean is float32\[2\] there and absent now"),
 }
 
 
@@ -160,7 +163,7 @@ def test_a_saved_step_opens_like_any_checkpoint(make_series, tmp_path):
         moved = jax.tree.map(lambda x, step=step: x + step, params)
         state = {"step": jax.device_put(jnp.asarray(step), saved.everywhere(mesh))}
         of, about = make_series(), {"model": dataclasses.asdict(model), "tokenizer": "abc"}
-        of.save(step, moved, state, cursor=saved.CURSOR, meta=saved.META, about=about)
+        of.save(step, moved, state, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata=about)
         of.finish()
     newest, older = tmp_path, tmp_path / "checkpoints" / "9"
     for path, step in ((newest, 10), (tmp_path / "checkpoints" / "10", 10), (older, 9)):

@@ -97,7 +97,7 @@ def test_arrays_that_are_whole_but_not_those_that_were_saved_are_noticed_by_the_
 ):
     shutil.rmtree(copied / "6" / item)
     shutil.copytree(copied / "5" / item, copied / "6" / item)
-    reason = r"its check sum is [0-9a-f]{8}, and was [0-9a-f]{8} when it was written"
+    reason = r"its checksum is [0-9a-f]{8}, and was [0-9a-f]{8} when it was written"
     assert_one_before_is_used(copied, make_series, mesh, said, reason)
 
 
@@ -108,8 +108,8 @@ def test_any_one_bit_changes_the_check_sum(mesh):
         words = params["w"].view(np.uint32).copy()
         words[bit % 16, bit % 8] ^= np.uint32(1 << bit)
         seen.add(manager._checksum(params | {"w": words.view(np.float32)}, state))
-    normal = dataclasses.replace(state["normal"], num_seen=state["normal"].num_seen ^ 1)
-    seen.add(manager._checksum(params, state | {"normal": normal}))
+    loss_stats = dataclasses.replace(state["loss_stats"], num_seen=state["loss_stats"].num_seen ^ 1)
+    seen.add(manager._checksum(params, state | {"loss_stats": loss_stats}))
     assert len(seen) == 8
 
 

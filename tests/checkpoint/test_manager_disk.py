@@ -24,13 +24,13 @@ def small_disk(tmp_path):
         yield disk  # what failed may still be open in the background
 
 
-def assert_saved(of: manager.Series, step: int, mesh) -> None:
+def assert_saved(of: manager.CheckpointManager, step: int, mesh) -> None:
     found = saved.restore(of, mesh)
     assert found is not None and found.step == step
     saved.assert_same((found.params, found.state), saved.make(mesh, step))
 
 
-def save_until_it_works(of: manager.Series, step: int, mesh, num_attempts: int = 20) -> None:
+def save_until_it_works(of: manager.CheckpointManager, step: int, mesh, num_attempts: int = 20) -> None:
     """What is left of a failed save may still be writing in the background."""
     for attempt in range(num_attempts):
         try:
@@ -95,7 +95,7 @@ def test_a_directory_that_vanishes_below_a_save_in_hand_is_an_oserror(make_serie
     of = make_series()
     saved.save(of, 5, mesh)
     params, state = saved.make(mesh, 6)
-    of.save(6, params, state, cursor=saved.CURSOR, meta=saved.META, about={})
+    of.save(6, params, state, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata={})
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
         of.finish()
@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_while_it_saves_leaves_what_was_saved_before(ma
         "from tests.checkpoint import saved\n"
         f"of = saved.in_directory(pathlib.Path({str(tmp_path / 'checkpoints')!r}), print)\n"
         "params, state = saved.make(sharding.make_mesh(data=4, model=2), 6)\n"
-        "of.save(6, params, state, cursor=saved.CURSOR, meta=saved.META, about={})\n"
+        "of.save(6, params, state, cursor=saved.CURSOR, meta=saved.META, checkpoint_metadata={})\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     root = pathlib.Path(__file__).parents[2]

@@ -35,4 +35,4 @@ def test_layouts_here_are_the_dims_that_annotate_the_parameters():
     model = config.SIZES["4b"]
     dims = parameters.dims(model)
     for slot in names.slots(model):
-        assert names.get(dims, slot.path)[len(slot.index) :] == tuple(slot.row.layout.split())
+        assert names.get(dims, slot.path)[len(slot.index) :] == tuple(slot.spec.layout.split())

@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import encoding, export, hf, names, packed
+from gemma3_jax.checkpoint import encoding, export, hf, names, packed, tensor_source
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.quant import formats
 from tests import disks, toys
@@ -21,7 +21,7 @@ TABLE = "model.embed_tokens.weight"
 
 
 def write(path, format, table="float16", model=MODEL):
-    export.Export("hf", model, encoding.Plan(format, table)).write(path, toys.params(model))
+    export.Export("hf", model, encoding.StoragePlan(format, table)).write(path, toys.source(model))
     return path
 
 
@@ -34,9 +34,9 @@ def rounded(format, table):
     params = jax.tree.map(np.array, toys.params(MODEL))
     for slot, x in zip(names.slots(MODEL), toys.hf_weights(MODEL).values(), strict=True):
         if x.ndim == 2:
-            is_table = "V" in slot.row.layout
+            is_table = "V" in slot.spec.layout
             x = formats.rounded(table if is_table else format, x[: MODEL.vocab_size], (1,))
-            x = names.relayout(x, slot.row.hf_layout, slot.row.layout, names.dim_sizes(MODEL))
+            x = names.relayout(x, slot.spec.hf_layout, slot.spec.layout, names.dim_sizes(MODEL))
             names.get(params, slot.path)[slot.index] = x
     return params
 
@@ -60,8 +60,8 @@ def test_what_is_read_back_is_what_training_saw(format, table, tmp_path):
 
 
 def test_a_directory_in_fewer_bits_is_near(tmp_path):
-    export.Export("hf", MODEL, encoding.Plan("q4_0", "float16"), dtype="bfloat16").write(
-        tmp_path / "hf", toys.params(MODEL)
+    export.Export("hf", MODEL, encoding.StoragePlan("q4_0", "float16"), dtype="bfloat16").write(
+        tmp_path / "hf", toys.source(MODEL)
     )
     content = json.loads((tmp_path / "hf" / "config.json").read_text())
     weights = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
@@ -101,7 +101,7 @@ def test_the_layout_is_as_documented(format, tmp_path):
 def test_equal_weights_give_equal_bytes_of_the_size_foretold(tmp_path):
     one, other = (write(tmp_path / name, "int4") / packed.FILE for name in ("a", "b"))
     assert one.read_bytes() == other.read_bytes()
-    size = packed.num_bytes(MODEL, encoding.Plan("int4", "float16"))
+    size = packed.num_bytes(MODEL, encoding.StoragePlan("int4", "float16"))
     assert one.stat().st_size == size + 8 + int.from_bytes(one.read_bytes()[:8], "little")
 
 
@@ -168,14 +168,15 @@ def test_a_model_that_its_format_does_not_hold_names_the_file(tmp_path):
 
 
 def test_a_full_disk_names_the_file(tmp_path):
-    size = packed.num_bytes(MODEL, encoding.Plan("int4", "float16"))
+    size = packed.num_bytes(MODEL, encoding.StoragePlan("int4", "float16"))
     with disks.small(tmp_path / "disk", kib=size // 2048) as disk:
         with pytest.raises(OSError, match=r"disk/packed\.safetensors cannot be written: No space left on device"):
-            packed.write(disk, MODEL, toys.params(MODEL), encoding.Plan("int4", "float16"))
+            write_tensor = packed.create(disk, MODEL, encoding.StoragePlan("int4", "float16"))
+            tensor_source.copy(toys.source(MODEL), [write_tensor])
 
 
 def test_what_is_not_whole_blocks_is_refused_before_it_is_read():
     model = dataclasses.replace(MODEL, mlp_dim=40)
     with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight \(32, 40\) sums over 40 weights; q4_0"):
-        export.Export("hf", model, encoding.Plan("q4_0", "float16")).check()
+        export.Export("hf", model, encoding.StoragePlan("q4_0", "float16")).check()
     assert names.hf_name(next(names.slots(model))) == TABLE

@@ -83,12 +83,14 @@ def test_a_model_is_rounded_as_the_rows_of_its_file():
     found = jax.jit(view.make(Quant(format="q4_0"), parameters.dims(MODEL)))(params)
     for slot in names.slots(MODEL):
         ours, rounded = (
-            names.relayout(np.asarray(names.get(x, slot.path)[slot.index]), slot.row.layout, slot.row.hf_layout, sizes)
+            names.relayout(
+                np.asarray(names.get(x, slot.path)[slot.index]), slot.spec.layout, slot.spec.hf_layout, sizes
+            )
             for x in (params, found)
         )
-        if slot.row.path in view.CONTRACTED:
+        if slot.spec.path in view.CONTRACTED:
             ours = formats.rounded(
-                "float16" if slot.row.path == view.TABLE else "q4_0", np.ascontiguousarray(ours), (1,)
+                "float16" if slot.spec.path == view.TABLE else "q4_0", np.ascontiguousarray(ours), (1,)
             )
         np.testing.assert_array_equal(bits(rounded), bits(ours))
 

@@ -63,7 +63,7 @@ def test_a_user_who_spells_a_turn_does_not_make_one():
         ([TURNS[0], {"role": "system", "content": "a"}], "turn 1 is of role 'system' where 'model' is due"),
         ([{"role": "tool", "content": "a"}], "turn 0 is of role 'tool' where 'user' is due"),
         ([{"role": "user"}], "turn 0 is .*; it must be a mapping with role and content"),
-        (TURNS[:1], "the last turn is of role 'user'; a chat to learn from ends with a turn of the model"),
+        (TURNS[:1], "the last turn is of role 'user'; a chat to train on ends with a model turn"),
     ],
 )
 def test_turns_that_are_no_chat_are_refused(turns, problem):
@@ -72,7 +72,7 @@ def test_turns_that_are_no_chat_are_refused(turns, problem):
 
 
 def test_a_prompt_that_ends_with_the_model_is_refused():
-    with pytest.raises(ValueError, match="a prompt ends with a turn of the user"):
+    with pytest.raises(ValueError, match="a prompt ends with a user turn"):
         chat.prompt(texts.tokenizer(), TURNS)
 
 
