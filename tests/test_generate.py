@@ -54,19 +54,19 @@ def generate(capsys, monkeypatch):
 
 
 def fails(generate, *flags) -> str:
-    said = generate(*flags, status=1)
-    assert not said.out
-    (line,) = [line for line in said.err.splitlines() if "error" in line]
+    output = generate(*flags, status=1)
+    assert not output.out
+    (line,) = [line for line in output.err.splitlines() if "error" in line]
     return line
 
 
 def test_a_text_is_shown_and_the_same_seed_gives_it_again(generate, checkpoint):
-    ask = (f"--checkpoint={checkpoint}", "--prompt=import os", SHORT, "--seed=3")
-    shown = generate(*ask).out
+    flags = (f"--checkpoint={checkpoint}", "--prompt=import os", SHORT, "--seed=3")
+    shown = generate(*flags).out
     assert terminal.on_stop.note == "the text ends here"
-    found = json.loads(generate(*ask, "--json").out)
-    assert shown == found["text"] + "\n" and len(found["ids"]) <= 6
-    assert found["text"] != json.loads(generate(*ask[:-1], "--seed=4", "--json").out)["text"]
+    result = json.loads(generate(*flags, "--json").out)
+    assert shown == result["text"] + "\n" and len(result["ids"]) <= 6
+    assert result["text"] != json.loads(generate(*flags[:-1], "--seed=4", "--json").out)["text"]
 
 
 def test_several_prompts_have_answers_each(generate, checkpoint):
@@ -78,31 +78,31 @@ def test_several_prompts_have_answers_each(generate, checkpoint):
 
 def test_ids_need_no_tokenizer(generate, tmp_path):
     test_hf.make_directory(tmp_path / "hf")
-    said = generate(f"--checkpoint={tmp_path / 'hf'}", "--prompt_ids=2,9,17", SHORT, "--temperature=0", "--json")
-    found = json.loads(said.out)
-    assert len(found["ids"]) == 6 and found["text"] is None and found["ended_by"] == "length"
-    assert "nothing but --max_new_tokens ends the text" in said.err
-    said = generate(f"--checkpoint={tmp_path / 'hf'}", "--prompt_ids=2,9,17", SHORT, "--temperature=0")
-    assert said.out == ",".join(map(str, found["ids"])) + "\n"
+    output = generate(f"--checkpoint={tmp_path / 'hf'}", "--prompt_ids=2,9,17", SHORT, "--temperature=0", "--json")
+    result = json.loads(output.out)
+    assert len(result["ids"]) == 6 and result["text"] is None and result["ended_by"] == "length"
+    assert "nothing but --max_new_tokens ends the text" in output.err
+    output = generate(f"--checkpoint={tmp_path / 'hf'}", "--prompt_ids=2,9,17", SHORT, "--temperature=0")
+    assert output.out == ",".join(map(str, result["ids"])) + "\n"
     assert "no tokenizer; name one with --tokenizer=FILE" in fails(
         generate, f"--checkpoint={tmp_path / 'hf'}", "--prompt=x"
     )
 
 
 def test_a_talk_goes_on_until_an_empty_line(generate, checkpoint, monkeypatch):
-    asked = []
+    encoded = []
     encode = sampler.Sampler.encode_turns
     monkeypatch.setattr(
-        sampler.Sampler, "encode_turns", lambda gemma, turns: asked.append(turns) or encode(gemma, turns)
+        sampler.Sampler, "encode_turns", lambda gemma, turns: encoded.append(turns) or encode(gemma, turns)
     )
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nhello\n\nnot asked\n"))
     flags = (f"--checkpoint={checkpoint}", "--chat", SHORT, "--ignore_eos")
-    said = generate(*flags)
-    assert "a line is your turn" in said.err
-    _, _, turns = asked  # the first was to see whether it can talk
+    output = generate(*flags)
+    assert "type your turn on one line" in output.err
+    _, _, turns = encoded  # the first was to check that the model has turns
     assert [turn["content"] for turn in turns[::2]] == ["hello", "hello"] and len(turns) == 4
     one = json.loads(generate(*flags, "--prompt=hello", "--json").out)
-    assert said.out == f"{turns[1]['content']}\n{turns[3]['content']}\n" and turns[1]["content"] == one["text"]
+    assert output.out == f"{turns[1]['content']}\n{turns[3]['content']}\n" and turns[1]["content"] == one["text"]
     assert one["turns"] == [{"role": "user", "content": "hello"}, {"role": "model", "content": one["text"]}]
 
 
@@ -125,67 +125,67 @@ def test_text_is_held_to_a_regular_expression(generate, checkpoint):
 
 def test_an_answer_can_be_held_to_a_call(generate, checkpoint, tmp_path):
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
-    ask = (f"--checkpoint={checkpoint}", "--chat", f"--tools={tmp_path / 'tools.json'}", "--prompt=1 + 2?")
-    found = json.loads(generate(*ask, "--force_call", "--max_new_tokens=400", "--json", "--seed=1").out)
-    assert [call["name"] for call in found["calls"]] == ["add"] and type(found["calls"][0]["arguments"]["a"]) is int
+    flags = (f"--checkpoint={checkpoint}", "--chat", f"--tools={tmp_path / 'tools.json'}", "--prompt=1 + 2?")
+    result = json.loads(generate(*flags, "--force_call", "--max_new_tokens=400", "--json", "--seed=1").out)
+    assert [call["name"] for call in result["calls"]] == ["add"] and type(result["calls"][0]["arguments"]["a"]) is int
 
 
 CALL = '{"name": "add", "parameters": {"a": 3}}'
 
 
 @pytest.fixture
-def talk(tmp_path):
-    """A talk with a model that says what it is told to, and a program that is told of calls; and what was asked."""
+def make_session(tmp_path):
+    """Makes a chat with scripted answers and a program that runs calls; returns it and the turns it was given."""
     (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
 
-    def make(said, script=None, **flags):
+    def make(replies, script=None, **flags):
         command = tmp_path / "command"
         command.write_text(f"#!/bin/sh\n{script}\n")
         command.chmod(0o755)
         flags = {"tools": str(tmp_path / "tools.json"), "tool_format": None, "tool_command": str(command)} | flags
-        asked, answers = [], iter(said)
-        reply = lambda turns: asked.append([dict(turn) for turn in turns]) or next(answers)  # noqa: E731
-        return chat.Talk(argparse.Namespace(**flags), reply), asked
+        prompts, answers = [], iter(replies)
+        reply = lambda turns: prompts.append([dict(turn) for turn in turns]) or next(answers)  # noqa: E731
+        return chat.ChatSession(argparse.Namespace(**flags), reply), prompts
 
     return make
 
 
-def test_a_program_gets_the_call_and_what_it_prints_is_fed_back(talk, tmp_path):
-    made, asked = talk([CALL, "It is 4."], f"cat > {tmp_path / 'got'}; echo 4")
-    turns, calls = made.once("3 + 1?")
+def test_a_program_gets_the_call_and_what_it_prints_is_fed_back(make_session, tmp_path):
+    session, prompts = make_session([CALL, "It is 4."], f"cat > {tmp_path / 'got'}; echo 4")
+    turns, calls = session.answer("3 + 1?")
     assert json.loads((tmp_path / "got").read_text()) == {"name": "add", "parameters": {"a": 3}} and not calls
     assert [turn["content"] for turn in turns] == ["3 + 1?", CALL, '{"name": "add", "result": 4}', "It is 4."]
-    assert asked[1][0]["role"] == "system" and "add" in asked[1][0]["content"]
+    assert prompts[1][0]["role"] == "system" and "add" in prompts[1][0]["content"]
 
 
-def test_a_program_that_fails_is_one_line(talk):
-    made, _ = talk([CALL], "echo broken >&2; exit 3")
+def test_a_program_that_fails_is_one_line(make_session):
+    session, _ = make_session([CALL], "echo broken >&2; exit 3")
     with pytest.raises(ValueError, match=r"--tool_command .*command ended with status 3: broken"):
-        made.once("3 + 1?")
+        session.answer("3 + 1?")
 
 
-def test_an_unknown_tool_is_one_line(talk):
-    made, _ = talk(['{"name": "sub", "parameters": {"a": 3}}'], tool_command=None)
+def test_an_unknown_tool_is_one_line(make_session):
+    session, _ = make_session(['{"name": "sub", "parameters": {"a": 3}}'], tool_command=None)
     with pytest.raises(ValueError, match=r"sub.*add"):
-        made.once("3 - 1?")
+        session.answer("3 - 1?")
 
 
-def test_at_a_prompt_the_user_says_what_a_call_gives(talk, monkeypatch):
+def test_at_a_prompt_the_user_says_what_a_call_gives(make_session, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("3 + 1?\n4\n\n"))
-    made, asked = talk([CALL, "It is 4."], tool_command=None)
-    made.at_prompt()
-    assert asked[1][-1]["content"] == '{"name": "add", "result": 4}'
+    session, prompts = make_session([CALL, "It is 4."], tool_command=None)
+    session.run_at_prompt()
+    assert prompts[1][-1]["content"] == '{"name": "add", "result": 4}'
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        ([], "nothing to go on from; give --prompt, --prompt_ids or --chat"),
+        ([], "there is no prompt; give --prompt, --prompt_ids or --chat"),
         (["--prompt="], "--prompt is empty"),
         (["--prompt_ids=2,x"], "--prompt_ids is '2,x'; it must be token ids"),
         (["--prompt_ids=2,800"], "the prompt has id 800; ids are from 0 to 799"),
-        (["--prompt=x", "--prompt_ids=2"], "--prompt_ids stands for the whole prompt"),
-        (["--prompt=x", "--context=4"], "and 256 more are asked for; the context is 4 tokens"),
+        (["--prompt=x", "--prompt_ids=2"], "--prompt_ids is the whole prompt"),
+        (["--prompt=x", "--context=4"], "and max_new_tokens is 256; the context is 4 tokens"),
         (["--prompt=x", "--context=-1"], "--context is -1; it must be at least 1"),
         (["--prompt=x", "--top_p=2"], "top_p is 2.0; it must be over 0 and at most 1 (--top_p)"),
         (["--prompt=x", "--top_k=a"], "argument --top_k: invalid int value: 'a'"),
@@ -193,9 +193,12 @@ def test_at_a_prompt_the_user_says_what_a_call_gives(talk, monkeypatch):
         (["--prompt=x", "--tools=t.json"], "--tools is for --chat with --tools"),
         (["--chat", "--tools=none.json", "--prompt=x"], "none.json does not exist"),
         (["--prompt=x", "--schema=none.json"], "none.json does not exist"),
-        (["--prompt=x", "--schema=s", "--ignore_eos"], "--schema says where the text ends; leave out --ignore_eos"),
-        (["--prompt=x", "--schema=s", "--regex=a"], "--schema and --regex both say what the text is; give one"),
-        (["--prompt=x", "--regex=("], "the regular expression '(' cannot be held to"),
+        (
+            ["--prompt=x", "--schema=s", "--ignore_eos"],
+            "--schema determines where the text ends; leave out --ignore_eos",
+        ),
+        (["--prompt=x", "--schema=s", "--regex=a"], "--schema and --regex both constrain the text; give one"),
+        (["--prompt=x", "--regex=("], "the regular expression '(' cannot be enforced"),
         (["--prompt=x", "--chat", "--prompt=y"], "--chat answers one --prompt"),
         (["--prompt=x", "--temprature=1"], "has no flag --temprature; did you mean --temperature?"),
     ],

@@ -1,4 +1,4 @@
-"""Measures of a run, while it trains and afterwards: the same numbers; and how `evaluate` is asked for them."""
+"""Evaluation tasks during training and afterwards give the same numbers; and the flags of `evaluate`."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ from tests import runs, test_generate, texts
 
 data = runs.data  # a fixture
 
-# task -> the flags of `evaluate`; the settings of an evaluation in training have the same names
-ASKED = {
+# task -> flags of `evaluate`; the settings of an evaluation during training have the same names
+FLAGS = {
     "perplexity": {"window": "32"},
     "context": {"lengths": "20,40,80", "last_tokens": "8", "num_documents": "4"},
     "memorization": {"num_samples": "4", "prefix_tokens": "6", "suffix_tokens": "4"},
@@ -31,22 +31,22 @@ def documents(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A toy that has learned nothing."""
+    """A toy with random weights."""
     return test_generate.save(tmp_path_factory.mktemp("fresh") / "orbax")
 
 
 def measured(documents) -> list[str]:
-    """Flags for a second stage that rounds, and is measured by everything at its end."""
-    where = "--config.stages.second.evaluation"
-    given = [f"{where}.every_steps=20", f"{where}.num_rows=8", f"--config.documents={documents}"]
-    given += [f"{where}.measures.tasks={(*ASKED, 'bytes', 'samples')}", f"{where}.measures.prompts=('import os',)"]
-    given += [f"{where}.measures.sample_tokens=5", f"{where}.measures.cache_lengths=(64,)"]
-    for task, flags in ASKED.items():
-        for name, value in flags.items():
+    """Flags for a second stage that rounds, and runs every task at its end."""
+    prefix = "--config.stages.second.evaluation"
+    flags = [f"{prefix}.every_steps=20", f"{prefix}.num_rows=8", f"--config.documents={documents}"]
+    flags += [f"{prefix}.measures.tasks={(*FLAGS, 'bytes', 'samples')}", f"{prefix}.measures.prompts=('import os',)"]
+    flags += [f"{prefix}.measures.sample_tokens=5", f"{prefix}.measures.cache_lengths=(64,)"]
+    for task, settings in FLAGS.items():
+        for name, value in settings.items():
             is_tuple = name in ("lengths", "kinds")
             value = tuple(map(int, value.split(","))) if name == "lengths" else (value,) if is_tuple else value
-            given.append(f"{where}.measures.{task}.{name}={value}")
-    return [*given, "--config.stages.second.quant.format=int4"]
+            flags.append(f"{prefix}.measures.{task}.{name}={value}")
+    return [*flags, "--config.stages.second.quant.format=int4"]
 
 
 def last_row(workdir) -> dict:
@@ -62,15 +62,15 @@ def run(data, documents, tmp_path_factory):
 
 
 def evaluate(capsys, run, task, documents, *flags, status=0):
-    asked = [f"--{name}={value}" for name, value in ASKED.get(task, {}).items()]
+    settings = [f"--{name}={value}" for name, value in FLAGS.get(task, {}).items()]
     reads = [f"--input={documents}"] if task in READS else []
-    command = ["evaluate", f"--checkpoint={run}", f"--task={task}", "--mesh=data=1", *asked, *reads, *flags]
+    command = ["evaluate", f"--checkpoint={run}", f"--task={task}", "--mesh=data=1", *settings, *reads, *flags]
     assert program.main(command) == status, capsys.readouterr().err
     return capsys.readouterr()
 
 
-def flat(found, prefix=""):
-    for name, value in found.items():
+def flat(summary, prefix=""):
+    for name, value in summary.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -78,12 +78,12 @@ def flat(found, prefix=""):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ASKED)
+@pytest.mark.parametrize("task", FLAGS)
 def test_evaluate_says_of_the_checkpoint_what_was_said_in_training(task, run, documents, capsys):
     row = last_row(run)
-    said = {name.removeprefix(f"{task}/"): value for name, value in row.items() if name.startswith(f"{task}/")}
-    found = dict(flat(json.loads(evaluate(capsys, run, task, documents, "--json").out)))
-    assert found == pytest.approx(said, rel=1e-4) and len(said) > 3
+    in_training = {name.removeprefix(f"{task}/"): value for name, value in row.items() if name.startswith(f"{task}/")}
+    afterwards = dict(flat(json.loads(evaluate(capsys, run, task, documents, "--json").out)))
+    assert afterwards == pytest.approx(in_training, rel=1e-4) and len(in_training) > 3
 
 
 @pytest.mark.slow
@@ -108,15 +108,15 @@ def test_two_hosts_measure_the_same(run, data, documents, tmp_path):
 def test_a_table_is_printed_and_results_are_gone_on_with(checkpoint, documents, capsys, tmp_path):
     straight = evaluate(capsys, checkpoint, "perplexity", documents, f"--output={tmp_path / 'all.jsonl'}").out
     assert "part 0" in straight and "part 1" in straight
-    assert terminal.on_stop.note == f"the same command goes on from {tmp_path / 'all.jsonl'}"
+    assert terminal.on_stop.note == f"the same command resumes from {tmp_path / 'all.jsonl'}"
     lines = (tmp_path / "all.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "half.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:5])
     assert evaluate(capsys, checkpoint, "perplexity", documents, f"--output={tmp_path / 'half.jsonl'}").out == straight
     assert (tmp_path / "half.jsonl").read_bytes() == (tmp_path / "all.jsonl").read_bytes()
-    said = evaluate(
+    output = evaluate(
         capsys, checkpoint, "perplexity", documents, f"--output={tmp_path / 'all.jsonl'}", "--dtype=bfloat16", status=1
     )
-    assert "has results of another run: model" in said.err
+    assert "has results of another run: model" in output.err
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_a_table_is_printed_and_results_are_gone_on_with(checkpoint, documents, 
     ],
 )
 def test_a_mistake_is_one_line(task, flags, text, checkpoint, documents, capsys):
-    said = evaluate(capsys, checkpoint, task, documents, *flags, status=1)
-    (line,) = [line for line in said.err.splitlines() if "error: " in line]
-    assert text in line and not said.out
+    output = evaluate(capsys, checkpoint, task, documents, *flags, status=1)
+    (line,) = [line for line in output.err.splitlines() if "error: " in line]
+    assert text in line and not output.out
 
 
 @pytest.mark.parametrize(
@@ -143,17 +143,17 @@ def test_a_mistake_is_one_line(task, flags, text, checkpoint, documents, capsys)
     [
         (
             "tasks=('context',)",
-            r"tasks has context, and measures.documents is empty, as config.documents is; name what",
+            r"tasks has context, and measures.documents is empty, as config.documents is; name the documents",
         ),
-        ("tasks=('contex',)", r"tasks has 'contex'; it must be of perplexity, context"),
+        ("tasks=('contex',)", r"tasks has 'contex'; each must be one of perplexity, context"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_training(field, text, data, tmp_path, capsys):
-    where = "--config.stages.second.evaluation"
-    flags = [f"{where}.every_steps=20", f"{where}.measures.{field}"]
+    prefix = "--config.stages.second.evaluation"
+    flags = [f"{prefix}.every_steps=20", f"{prefix}.measures.{field}"]
     assert program.main(runs.command(data, tmp_path / "run", "--config.mesh.data=1", *flags)) == 1
     assert text in capsys.readouterr().err and not (tmp_path / "run" / "checkpoints").exists()
-    never = runs.command(data, tmp_path / "run", f"{where}.measures.tasks=('bytes',)")
+    never = runs.command(data, tmp_path / "run", f"{prefix}.measures.tasks=('bytes',)")
     assert program.main(never) == 1 and "but every_steps is 0, which is never" in capsys.readouterr().err
 
 
@@ -165,5 +165,5 @@ def test_a_prompt_of_the_models_own_context_has_room_for_its_answer(checkpoint, 
 
 def test_a_checkpoint_without_a_tokenizer_cannot_read_text(checkpoint, documents, capsys, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer.model"))
-    said = evaluate(capsys, tmp_path / "bare", "perplexity", documents, status=1)
-    assert "has no tokenizer, and this task reads text; name one with --tokenizer=FILE" in said.err
+    output = evaluate(capsys, tmp_path / "bare", "perplexity", documents, status=1)
+    assert "has no tokenizer, and this task reads text; name one with --tokenizer=FILE" in output.err

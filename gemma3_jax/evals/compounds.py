@@ -1,4 +1,4 @@
-"""Made-up words, `stonebridge` and `lemonharbor`: 16,384, all different, none inside another, the same everywhere."""
+"""16,384 made-up words, such as `stonebridge`: all different, none inside another, the same on every machine."""
 
 _FIRST = """
     amber ash bark bean bell birch blue bolt bone book brass bread brick brown brush cake candle cedar chalk cheese

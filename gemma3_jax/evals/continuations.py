@@ -1,80 +1,74 @@
-"""Continuations of contexts, in ids: what they weigh, whether a model would choose them, and what it would say instead.
+"""Continuations of contexts, in ids: their log-probabilities, whether they are greedy, and greedy text.
 
-This is what programs that compare models ask of one; `harness` says it in words of lm-eval.
+These are the questions that evaluation libraries ask of a model; `harness` translates those of lm-eval.
 """
 
 import collections
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
-from gemma3_jax.evals import task
+from gemma3_jax import console
+from gemma3_jax.evals import model_api
 
-LISTS_AT_ONCE = 512  # scored in one call, longest first: few shapes are compiled, and what is too much shows at once
-FIRST_TOKENS = 32  # generated before stop strings are looked for; then twice as many, and so on
-MARGIN = 1e-3  # what rounding in another batch may do to a probability, or to its logarithm
-
-# What is done, and of how many -> what is told how many more are done.
-Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
-
-
-@contextlib.contextmanager
-def silent(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A bar that nobody sees."""
-    yield lambda num_done: None
+LISTS_PER_CALL = 512  # scored together, longest first: few shapes are compiled, and lack of memory shows at once
+FIRST_TOKENS = 32  # generated before the first search for stop strings; the number doubles for each further search
+MARGIN = 1e-3  # by which rounding in another batch may change a probability, or its logarithm
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A context and one thing that may follow it; neither is empty."""
+    """A context and a possible continuation; neither is empty."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """A text to be generated: what it follows, its most tokens, and the strings before which it ends."""
+class GenerationRequest:
+    """A prompt to continue, by at most `num_tokens`, up to the first of some stop strings."""
 
     prompt: tuple[int, ...]
     num_tokens: int
     stops: tuple[str, ...] = ()
 
 
-def score(subject: task.Subject, pairs: Sequence[Pair], *, bar: Bar = silent) -> list[list[float]]:
-    """Nats of each id of each continuation, <= 0, after the context and the ids before it.
+def score(
+    model: model_api.ModelApi, params: dict, pairs: Sequence[Pair], *, bar: console.Bar = console.silent_bar
+) -> list[list[float]]:
+    """For each pair, the log-probability (nats, <= 0) of each id of the continuation.
 
     Raises: ValueError if one is not finite.
     """
-    found: list[list[float]] = [[]] * len(pairs)
+    results: list[list[float]] = [[]] * len(pairs)
     order = sorted(range(len(pairs)), key=lambda number: -len(pairs[number].context + pairs[number].continuation))
     with bar("score", len(pairs)) as progress:
-        for start in range(0, len(order), LISTS_AT_ONCE):
-            numbers = order[start : start + LISTS_AT_ONCE]
-            scores = subject.score([[*pairs[number].context, *pairs[number].continuation] for number in numbers])
-            for number, nats in zip(numbers, scores, strict=True):
-                found[number] = nats[-len(pairs[number].continuation) :]
-                if not all(map(math.isfinite, found[number])):
+        for start in range(0, len(order), LISTS_PER_CALL):
+            numbers = order[start : start + LISTS_PER_CALL]
+            token_lists = [[*pairs[number].context, *pairs[number].continuation] for number in numbers]
+            for number, nats in zip(numbers, model.score(params, token_lists), strict=True):
+                results[number] = nats[-len(pairs[number].continuation) :]
+                if not all(map(math.isfinite, results[number])):
                     raise ValueError(
                         f"the model gives request {number} a log-probability that is not finite; its weights are broken"
                     )
-            progress(len(numbers))
-    return found
+            progress.update(len(numbers))
+    return results
 
 
 def are_greedy(
-    subject: task.Subject,
+    model: model_api.ModelApi,
+    params: dict,
     pairs: Sequence[Pair],
     nats: Sequence[Sequence[float]],
     *,
-    prompts_at_once: int,
-    bar: Bar = silent,
+    prompts_per_call: int,
+    bar: console.Bar = console.silent_bar,
 ) -> list[bool]:
-    """Whether each continuation is what greedy decoding writes after its context; `nats` are those of `score`.
+    """Whether greedy decoding generates each continuation after its context; `nats` are the results of `score`.
 
-    The model is asked only where its scores leave it open: an id is not chosen if another that was scored at its place
-    is likelier, and is if no other can be. Each context is continued once.
+    The model is run only where the scores do not decide: an id is not greedy if another scored id is likelier in its
+    position, and is greedy if no other id can be likelier. Each context is continued once.
     """
     verdicts = _verdicts(pairs, nats)
     longest: dict[tuple[int, ...], int] = collections.defaultdict(int)
@@ -82,81 +76,90 @@ def are_greedy(
         if verdict is None:
             longest[pair.context] = max(longest[pair.context], len(pair.continuation))
     contexts = sorted(longest, key=lambda context: (-longest[context], -len(context)))
-    chosen = {}
+    greedy = {}
     with bar("greedy", len(contexts)) as progress:
-        for start in range(0, len(contexts), prompts_at_once):
-            batch = contexts[start : start + prompts_at_once]
-            texts = subject.go_on([list(context) for context in batch], longest[batch[0]], stop=False)
-            chosen |= dict(zip(batch, map(tuple, texts), strict=True))
-            progress(len(batch))
+        for start in range(0, len(contexts), prompts_per_call):
+            batch = contexts[start : start + prompts_per_call]
+            ids = model.continue_(params, [list(context) for context in batch], longest[batch[0]], stop=False)
+            greedy |= dict(zip(batch, map(tuple, ids), strict=True))
+            progress.update(len(batch))
     return [
-        chosen[pair.context][: len(pair.continuation)] == pair.continuation if verdict is None else verdict
+        greedy[pair.context][: len(pair.continuation)] == pair.continuation if verdict is None else verdict
         for pair, verdict in zip(pairs, verdicts, strict=True)
     ]
 
 
-def until(subject: task.Subject, wishes: Sequence[Wish], *, prompts_at_once: int, bar: Bar = silent) -> list[str]:
-    """The greedy text after each prompt, up to the first of its stops, the end of the document or turn, or its length.
+def generate_until(
+    model: model_api.ModelApi,
+    params: dict,
+    requests: Sequence[GenerationRequest],
+    *,
+    prompts_per_call: int,
+    bar: console.Bar = console.silent_bar,
+) -> list[str]:
+    """The greedy text after each prompt, up to its first stop string, the end of the document or turn, or its length.
 
-    After few tokens those that have met a stop are done, and the others go on from there.
+    Generates a few tokens at first, then continues the requests that are not finished.
     """
-    ids: list[list[int]] = [[] for _ in wishes]
-    at_work, num_tokens = list(range(len(wishes))), FIRST_TOKENS
-    with bar("generate", len(wishes)) as progress:
-        while at_work:
-            at_work.sort(key=lambda number: -len(wishes[number].prompt) - len(ids[number]))
-            going_on = []
-            for start in range(0, len(at_work), prompts_at_once):
-                batch = at_work[start : start + prompts_at_once]
-                asked = min(num_tokens, max(wishes[number].num_tokens - len(ids[number]) for number in batch))
-                texts = subject.go_on([[*wishes[number].prompt, *ids[number]] for number in batch], asked, stop=True)
-                for number, text in zip(batch, texts, strict=True):
-                    wish = wishes[number]
-                    ids[number] = (ids[number] + text)[: wish.num_tokens]
-                    is_whole = len(text) < asked or len(ids[number]) == wish.num_tokens
-                    if is_whole or any(stop in subject.tokenizer.decode(ids[number]) for stop in wish.stops):
-                        progress(1)
+    ids: list[list[int]] = [[] for _ in requests]
+    unfinished, num_tokens = list(range(len(requests))), FIRST_TOKENS
+    with bar("generate", len(requests)) as progress:
+        while unfinished:
+            unfinished.sort(key=lambda number: -len(requests[number].prompt) - len(ids[number]))
+            still_unfinished = []
+            for start in range(0, len(unfinished), prompts_per_call):
+                batch = unfinished[start : start + prompts_per_call]
+                max_tokens = min(num_tokens, max(requests[number].num_tokens - len(ids[number]) for number in batch))
+                prompts = [[*requests[number].prompt, *ids[number]] for number in batch]
+                for number, new_ids in zip(batch, model.continue_(params, prompts, max_tokens, stop=True), strict=True):
+                    request = requests[number]
+                    ids[number] = (ids[number] + new_ids)[: request.num_tokens]
+                    is_complete = len(new_ids) < max_tokens or len(ids[number]) == request.num_tokens
+                    if is_complete or any(stop in model.tokenizer.decode(ids[number]) for stop in request.stops):
+                        progress.update(1)
                     else:
-                        going_on.append(number)
-            at_work, num_tokens = going_on, 2 * num_tokens
-    return [_before(subject.tokenizer.decode(tokens), wish.stops) for tokens, wish in zip(ids, wishes, strict=True)]
+                        still_unfinished.append(number)
+            unfinished, num_tokens = still_unfinished, 2 * num_tokens
+    return [
+        _until(model.tokenizer.decode(tokens), request.stops) for tokens, request in zip(ids, requests, strict=True)
+    ]
 
 
-def _before(text: str, stops: Sequence[str]) -> str:
-    """A text up to the first of some strings."""
-    return text[: min((place for place in map(text.find, stops) if place >= 0), default=len(text))]
+def _until(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of some strings."""
+    return text[: min((position for position in map(text.find, stops) if position >= 0), default=len(text))]
 
 
 @dataclasses.dataclass
-class _Place:
-    """What is known of the ids that may stand at one place: those that were scored there, and what follows each."""
+class _TrieNode:
+    """A prefix of continuations: the ids that were scored after it, and their probabilities."""
 
-    after: dict[int, "_Place"] = dataclasses.field(default_factory=dict)
-    best: float = -math.inf  # nats of the likeliest
+    children: dict[int, "_TrieNode"] = dataclasses.field(default_factory=dict)
+    best: float = -math.inf  # nats of the likeliest child
     second: float = -math.inf
-    mass: float = 0.0  # probability of all of them
+    mass: float = 0.0  # probability of all children
 
 
 def _verdicts(pairs: Sequence[Pair], nats: Sequence[Sequence[float]]) -> list[bool | None]:
-    """Whether each continuation is greedy, as far as the scores of all say it; None: they do not."""
-    starts: dict[tuple[int, ...], _Place] = collections.defaultdict(_Place)
+    """Whether each continuation is greedy, as far as the scores decide it; None where they do not."""
+    roots: dict[tuple[int, ...], _TrieNode] = collections.defaultdict(_TrieNode)
     for pair, values in zip(pairs, nats, strict=True):
-        place = starts[pair.context]
+        node = roots[pair.context]
         for token, value in zip(pair.continuation, values, strict=True):
-            if token not in place.after:
-                place.after[token] = _Place()
-                place.second, place.best = sorted((place.second, place.best, value))[1:]
-                place.mass += math.exp(value)
-            place = place.after[token]
-    return [_verdict(starts[pair.context], pair, values) for pair, values in zip(pairs, nats, strict=True)]
+            if token not in node.children:
+                node.children[token] = _TrieNode()
+                node.second, node.best = sorted((node.second, node.best, value))[1:]
+                node.mass += math.exp(value)
+            node = node.children[token]
+    return [_verdict(roots[pair.context], pair, values) for pair, values in zip(pairs, nats, strict=True)]
 
 
-def _verdict(place: _Place, pair: Pair, nats: Sequence[float]) -> bool | None:
-    is_sure = True
+def _verdict(node: _TrieNode, pair: Pair, nats: Sequence[float]) -> bool | None:
+    is_certain = True
     for token, value in zip(pair.continuation, nats, strict=True):
-        if value < place.best - MARGIN:
+        if value < node.best - MARGIN:
             return False
-        others = max(place.second, math.log(max(1 - place.mass, 1e-9)))  # the likeliest may be, scored or not
-        is_sure &= value > others + MARGIN
-        place = place.after[token]
-    return True if is_sure else None
+        best_other = max(node.second, math.log(max(1 - node.mass, 1e-9)))  # at most, scored or not
+        is_certain &= value > best_other + MARGIN
+        node = node.children[token]
+    return True if is_certain else None

@@ -1,4 +1,4 @@
-"""The log-probability a model gives each token after the first: the score other programs can be held against."""
+"""The log-probability of each token after the first, to compare models and programs by."""
 
 import collections
 import functools
@@ -9,32 +9,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gemma3_jax import console
 from gemma3_jax.losses import cross_entropy, vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 
-TOKENS_PER_BATCH = 8192
+MAX_BATCH_TOKENS = 8192
 
 
-def check(token_lists: object, vocab_size: int, place: str) -> None:
-    """Raises: ValueError naming `place` and the list, unless it is a list of non-empty lists of ids below V."""
+def check(token_lists: object, vocab_size: int, file: str) -> None:
+    """Raises: ValueError naming `file` and the list, unless it is a list of non-empty lists of ids below V."""
     if not isinstance(token_lists, list) or not all(isinstance(tokens, list) for tokens in token_lists):
-        raise ValueError(f"{place} must hold a JSON list of lists of token ids, as [[2, 9259], [2, 106]]")
+        raise ValueError(f"{file} must have a JSON list of lists of token ids, as [[2, 9259], [2, 106]]")
     for number, tokens in enumerate(token_lists):
         if not tokens:
-            raise ValueError(f"{place}: list {number} is empty; it must have at least one token id")
+            raise ValueError(f"{file}: list {number} is empty; it must have at least one token id")
         for token in tokens:
             if type(token) is not int or not 0 <= token < vocab_size:
                 raise ValueError(
-                    f"{place}: list {number} has token id {token!r:.40}; it must be a whole number below {vocab_size}"
+                    f"{file}: list {number} has token id {token!r:.40}; it must be an integer below {vocab_size}"
                 )
 
 
 def next_token_logprobs(
     model: config.Config, execute: execution.Execution, params: dict, tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """Natural log of the probability of tokens[:, t + 1] after tokens[:, :t + 1]; the last column means nothing."""
+    """Log-probability (nats) of tokens[:, t + 1] after tokens[:, :t + 1]. The last column is meaningless."""
     transformer = parameters.bind(model, params)
-    # Rows are filled up at their ends, where no earlier token looks: one document each will do.
+    # Sequences are padded at their ends, where no earlier token attends, so each is one document.
     hidden = transformer(tokens, masks.whole_rows(tokens), execute=execute)
     return cross_entropy.label_log_probs(hidden, params["embedder"]["table"], jnp.roll(tokens, -1, axis=1))
 
@@ -46,26 +47,28 @@ def score(
     *,
     mesh: jax.sharding.Mesh,
     execute: execution.Execution,
-    progress: Callable[[int], None] = lambda num_tokens: None,
+    progress: Callable[[int], None] = console.ignore,
 ) -> list[list[float]]:
     """For every list, the log-probability (nats) of each token after its first, in order.
 
-    Lists of like length share a batch, filled up to a power of two, so few shapes are compiled.
+    Lists of similar length share a batch, padded to a power of two, so that few shapes are compiled.
     """
     compiled = _compiled(model, execute, mesh)
     by_length = collections.defaultdict(list)
     for number, tokens in enumerate(token_lists):
         by_length[_padded_length(len(tokens), mesh.shape["seq"])].append(number)
     results: list[list[float]] = [[]] * len(token_lists)
-    row_multiple = mesh.shape["replica"] * mesh.shape["data"]
+    batch_multiple = mesh.shape["replica"] * mesh.shape["data"]
     for num_tokens, numbers in sorted(by_length.items()):
-        # A chunk has at least one token of every row.
-        most = min(TOKENS_PER_BATCH // num_tokens, vocab_parallel.LOGITS_PER_CHUNK // model.vocab_size * row_multiple)
-        wanted = max(1, min(len(numbers), most))
-        num_rows = -(-(1 << (wanted.bit_length() - 1)) // row_multiple) * row_multiple
-        for start in range(0, len(numbers), num_rows):
-            batch = numbers[start : start + num_rows]
-            tokens = np.zeros((num_rows, num_tokens), np.int32)
+        # A chunk has at least one token of every sequence.
+        limit = min(
+            MAX_BATCH_TOKENS // num_tokens, vocab_parallel.LOGITS_PER_CHUNK // model.vocab_size * batch_multiple
+        )
+        num_rows = max(1, min(len(numbers), limit))
+        batch_size = -(-(1 << (num_rows.bit_length() - 1)) // batch_multiple) * batch_multiple
+        for start in range(0, len(numbers), batch_size):
+            batch = numbers[start : start + batch_size]
+            tokens = np.zeros((batch_size, num_tokens), np.int32)
             for row, number in enumerate(batch):
                 tokens[row, : len(token_lists[number])] = token_lists[number]
             with jax.set_mesh(mesh):
@@ -76,13 +79,13 @@ def score(
     return results
 
 
-@functools.cache  # scores are asked for some lists at a time
+@functools.cache  # `score` is called many times
 def _compiled(model: config.Config, execute: execution.Execution, mesh: jax.sharding.Mesh) -> Callable:
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # on every host
-    return jax.jit(functools.partial(next_token_logprobs, model, execute), out_shardings=whole)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # every host reads them
+    return jax.jit(functools.partial(next_token_logprobs, model, execute), out_shardings=replicated)
 
 
 def _padded_length(num_tokens: int, multiple: int) -> int:
-    """The next power of two, at least 16, then up to a multiple of the `seq` axis."""
+    """The next power of two, at least 16, rounded up to a multiple of the `seq` axis."""
     length = max(16, 1 << (num_tokens - 1).bit_length())
     return -(-length // multiple) * multiple

@@ -1,17 +1,17 @@
-"""What a model finds in a long text: score by kind of question, length and depth, and the length up to which it holds.
+"""Retrieval from long texts: scores by kind of question, length and depth, and the effective context length.
 
-A prompt has as many tokens as are asked for, BOS included; the answer comes on top. (RULER counts the answer too.)
+A prompt has the requested number of tokens, BOS included, and the answer comes on top. (RULER counts the answer too.)
 """
 
 import dataclasses
 import random
 from collections.abc import Sequence
 
-from gemma3_jax.evals import haystack, retrieval, settings, task
+from gemma3_jax.evals import haystack, model_api, retrieval, settings, task
 
-# What Llama-2-7B scores at 4,096 tokens: RULER calls a length effective up to which a model does no worse.
+# Llama-2-7B's score at 4,096 tokens: in RULER, a model's effective length is the longest with no lower score.
 EFFECTIVE_SCORE = 85.6
-# RULER's. A vocabulary of small pieces needs more: twice the tokens of the answer are always given.
+# RULER's. Vocabularies of small pieces need more: the budget is at least twice the tokens of the answer.
 ANSWER_TOKENS = {"single": 128, "multikey": 128, "multivalue": 128, "tracking": 30, "common_words": 120}
 _AT_DEPTH = {
     "single": retrieval.single,
@@ -19,57 +19,57 @@ _AT_DEPTH = {
     "multivalue": retrieval.multivalue,
     "tracking": retrieval.tracking,
 }
-_PROMPTS_AT_ONCE = 8
+_PROMPTS_PER_CALL = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Item:
-    """A prompt that is not made yet."""
+class NeedlePrompt:
+    """What determines a prompt, together with the seed."""
 
     kind: str
     length: int
-    depth_percent: float | None  # None: what is looked for is all over the text
+    depth_percent: float | None  # None: the answer is all over the text
     sample: int
-    times: tuple[int, int] | None  # common_words: how often a common word stands there, and any other
+    times: tuple[int, int] | None  # common_words: how often a common word occurs, and any other
 
 
-def make(subject: task.Subject, asked: settings.Needle) -> task.Task:
-    """Prompts of every kind, length and depth, shortest first.
+def make(model: model_api.ModelApi, options: settings.Needle) -> task.Task:
+    """The task of prompts of every kind, length and depth, shortest first.
 
-    Raises: ValueError if the tokenizer has no BOS, or if prompts of some kind cannot be of some length.
+    Raises: ValueError if the tokenizer has no BOS, or if prompts of some kind cannot have some length.
     """
-    if subject.tokenizer.bos is None:
+    if model.tokenizer.bos is None:
         raise ValueError("the tokenizer has no <bos>, which every prompt starts with")
     items = []
-    for length in sorted(asked.lengths):
-        for kind in asked.kinds:
-            found = _items(subject, asked, kind, length)
-            _check_fits(subject, asked, found[0])
-            items += found
+    for length in sorted(options.lengths):
+        for kind in options.kinds:
+            cell = _items(model, options, kind, length)
+            _check_fits(model, options, cell[0])
+            items += cell
     return task.Task(
         name="needle",
-        asked={"settings": dataclasses.asdict(asked), "tokenizer": subject.tokenizer.digest},
+        identity={"settings": dataclasses.asdict(options), "tokenizer": model.tokenizer.digest},
         items=items,
-        items_at_once=_PROMPTS_AT_ONCE,
-        measure=lambda some: _measure(subject, asked.seed, some),
+        batch_size=_PROMPTS_PER_CALL,
+        measure=lambda params, batch: _measure(model, params, options.seed, batch),
         summarise=summarise,
-        lines=lines,
+        format_lines=lines,
     )
 
 
-def prompt(subject: task.Subject, seed: int, item: Item) -> tuple[list[int], tuple[str, ...]]:
-    """The ids of a prompt, and all that the answer to it has to hold."""
+def prompt(model: model_api.ModelApi, seed: int, item: NeedlePrompt) -> tuple[list[int], tuple[str, ...]]:
+    """The ids of a prompt, and all strings that a correct answer contains."""
     question = _question(seed, item)
-    return haystack.filled(question, subject.tokenizer, item.length), question.references
+    return haystack.fill(question, model.tokenizer, item.length), question.references
 
 
-def score(references: Sequence[str], said: str) -> float:
-    """How many of the references are in what was said, in any case of letters, out of 100."""
-    return 100 * sum(reference.lower() in said.lower() for reference in references) / len(references)
+def score(references: Sequence[str], answer: str) -> float:
+    """The percentage of references that are in the answer, ignoring case."""
+    return 100 * sum(reference.lower() in answer.lower() for reference in references) / len(references)
 
 
 def summarise(results: list[dict]) -> dict:
-    """Scores: each cell a mean over its prompts; kinds count alike in a length, and lengths alike in all."""
+    """Mean scores: of a cell over its prompts, of a length over kinds, and in total over lengths."""
     kinds = list(dict.fromkeys(result["kind"] for result in results))
     lengths = sorted({result["length"] for result in results})
     by_kind: dict = {kind: {} for kind in kinds}
@@ -95,105 +95,105 @@ def summarise(results: list[dict]) -> dict:
         effective = length
     return {
         "score": _mean(by_length.values()),
-        "effective_length": effective,  # tokens; None: not even the shortest
+        "effective_length": effective,  # tokens; None: shorter than the shortest
         "effective_score": EFFECTIVE_SCORE,
         "by_length": by_length,
         "by_kind": by_kind,
-        "by_depth": by_depth,  # of a kind and length: depth in percent -> score; empty where depth means nothing
+        "by_depth": by_depth,  # kind -> length -> depth in percent -> score; empty for kinds without a depth
         "word_times": times,
         "num_prompts": len(results),
     }
 
 
 def lines(summary: dict) -> list[str]:
-    """A grid of lengths and depths for every kind, then all of them."""
-    told = ["retrieval: score out of 100 by tokens of the prompt, and by where in it the (first) needle is"]
+    """A grid of lengths and depths for every kind, then the scores of all."""
+    table = ["retrieval: score out of 100, by prompt length in tokens and depth of the (first) needle"]
     for kind, by_length in summary["by_kind"].items():
         depths = list(next(iter(summary["by_depth"][kind].values())))
-        told.append(f"{kind:<14}" + "".join(f"{depth:>6} %" for depth in depths) + f"{'mean':>8}")
+        table.append(f"{kind:<14}" + "".join(f"{depth:>6} %" for depth in depths) + f"{'mean':>8}")
         for length, mean in by_length.items():
             cells = [*summary["by_depth"][kind][length].values(), mean]
             times = summary["word_times"].get(length) if kind == "common_words" else None
             note = f"   common words {times['common']} times, others {times['other']}" if times else ""
-            told.append(f"{int(length):>14,}" + "".join(f"{cell:>8.1f}" for cell in cells) + note)
-    told.append(f"{'every kind':<14}{'mean':>8}")
-    told += [f"{int(length):>14,}{mean:>8.1f}" for length, mean in summary["by_length"].items()]
+            table.append(f"{int(length):>14,}" + "".join(f"{cell:>8.1f}" for cell in cells) + note)
+    table.append(f"{'every kind':<14}{'mean':>8}")
+    table += [f"{int(length):>14,}{mean:>8.1f}" for length, mean in summary["by_length"].items()]
     effective = summary["effective_length"]
-    told.append(
+    table.append(
         f"effective length: {f'{effective:,} tokens' if effective else 'none of these'} "
         f"(the longest with {summary['effective_score']} or more, as all shorter ones have)"
     )
-    return told
+    return table
 
 
-def _items(subject: task.Subject, asked: settings.Needle, kind: str, length: int) -> list[Item]:
+def _items(model: model_api.ModelApi, options: settings.Needle, kind: str, length: int) -> list[NeedlePrompt]:
     if kind == "common_words":
-        times = _times(subject, asked, length)
-        num_items = asked.num_depths * asked.num_samples  # as many as of the other kinds
-        return [_spread(length, sample, times) for sample in range(num_items)]
+        times = _times(model, options, length)
+        num_items = options.num_depths * options.num_samples  # as many as the other kinds have
+        return [_common_words(length, sample, times) for sample in range(num_items)]
     return [
-        Item(kind=kind, length=length, depth_percent=depth, sample=sample, times=None)
-        for depth in _depths(asked.num_depths)
-        for sample in range(asked.num_samples)
+        NeedlePrompt(kind=kind, length=length, depth_percent=depth, sample=sample, times=None)
+        for depth in _depths(options.num_depths)
+        for sample in range(options.num_samples)
     ]
 
 
 def _depths(num_depths: int) -> list[float]:
-    """In percent, from 0 to 100; one alone is the middle."""
+    """Depths in percent, from 0 to 100; a single one is 50."""
     if num_depths == 1:
         return [50.0]
-    return [round(100 * place / (num_depths - 1), 1) for place in range(num_depths)]
+    return [round(100 * number / (num_depths - 1), 1) for number in range(num_depths)]
 
 
-def _spread(length: int, sample: int, times: tuple[int, int]) -> Item:
-    return Item(kind="common_words", length=length, depth_percent=None, sample=sample, times=times)
+def _common_words(length: int, sample: int, times: tuple[int, int]) -> NeedlePrompt:
+    return NeedlePrompt(kind="common_words", length=length, depth_percent=None, sample=sample, times=times)
 
 
-def _times(subject: task.Subject, asked: settings.Needle, length: int) -> tuple[int, int]:
-    """The first of `retrieval.TIMES` that leaves a third of the list to other words; the last if none does."""
+def _times(model: model_api.ModelApi, options: settings.Needle, length: int) -> tuple[int, int]:
+    """The first of `retrieval.TIMES` that leaves a third of the list to other words, or the last of them."""
     for times in retrieval.TIMES:
-        if _least(subject, asked, _spread(length, 0, times)) <= length:
+        if _min_tokens(model, options, _common_words(length, 0, times)) <= length:
             return times
     return retrieval.TIMES[-1]
 
 
-def _least(subject: task.Subject, asked: settings.Needle, item: Item) -> int:
-    """Tokens that such a prompt takes at any length. Some take a few more: the least filling has room for that."""
-    question = _question(asked.seed, dataclasses.replace(item, length=0))
-    return haystack.least_tokens(question, subject.tokenizer)
+def _min_tokens(model: model_api.ModelApi, options: settings.Needle, item: NeedlePrompt) -> int:
+    """Minimum tokens of such a prompt. Some prompts take a few more, for which the minimal filling has room."""
+    question = _question(options.seed, dataclasses.replace(item, length=0))
+    return haystack.min_tokens(question, model.tokenizer)
 
 
-def _check_fits(subject: task.Subject, asked: settings.Needle, item: Item) -> None:
-    """Makes a first prompt. Raises: ValueError if it cannot be."""
-    if (least := _least(subject, asked, item)) > item.length:
+def _check_fits(model: model_api.ModelApi, options: settings.Needle, item: NeedlePrompt) -> None:
+    """Raises: ValueError if the first prompt cannot be made."""
+    if (minimum := _min_tokens(model, options, item)) > item.length:
         raise ValueError(
-            f"needle.lengths has {item.length} tokens, but prompts of kind {item.kind} take at least {least} with this "
-            "tokenizer; leave out that length, or that kind in needle.kinds"
+            f"needle.lengths has {item.length} tokens, but prompts of kind {item.kind} take at least {minimum} with "
+            "this tokenizer; leave out that length, or that kind in needle.kinds"
         )
     try:
-        prompt(subject, asked.seed, item)
+        prompt(model, options.seed, item)
     except ValueError as error:
         raise ValueError(f"needle.lengths has {item.length}, and prompts of kind {item.kind}: {error}") from error
 
 
-def _question(seed: int, item: Item) -> haystack.Question:
-    draw = random.Random(f"{seed} {item.kind} {item.length} {item.depth_percent} {item.sample}")
+def _question(seed: int, item: NeedlePrompt) -> haystack.Question:
+    rng = random.Random(f"{seed} {item.kind} {item.length} {item.depth_percent} {item.sample}")
     if item.kind == "common_words":
-        return retrieval.common_words(draw, item.times)
-    return _AT_DEPTH[item.kind](draw, item.depth_percent / 100)
+        return retrieval.common_words(rng, item.times)
+    return _AT_DEPTH[item.kind](rng, item.depth_percent / 100)
 
 
-def _measure(subject: task.Subject, seed: int, items: Sequence[Item]) -> list[dict]:
-    prompts, references = zip(*(prompt(subject, seed, item) for item in items), strict=True)
+def _measure(model: model_api.ModelApi, params: dict, seed: int, items: Sequence[NeedlePrompt]) -> list[dict]:
+    prompts, references = zip(*(prompt(model, seed, item) for item in items), strict=True)
     budgets = [
-        max(ANSWER_TOKENS[item.kind], 2 * len(subject.tokenizer.encode(" ".join(expected))))
+        max(ANSWER_TOKENS[item.kind], 2 * len(model.tokenizer.encode(" ".join(expected))))
         for item, expected in zip(items, references, strict=True)
     ]
-    # Greedy text goes on the same however long it goes on, so that what is cut off does not depend on the others.
-    gone_on = subject.go_on(list(prompts), max(budgets), stop=True)
+    # Greedy text does not depend on how long it is, so that an answer cut to its budget does not depend on the batch.
+    answers = model.continue_(params, list(prompts), max(budgets), stop=True)
     results = []
-    for item, tokens, expected, budget, ids in zip(items, prompts, references, budgets, gone_on, strict=True):
-        said = subject.tokenizer.decode(ids[:budget])
+    for item, tokens, expected, budget, ids in zip(items, prompts, references, budgets, answers, strict=True):
+        answer = model.tokenizer.decode(ids[:budget])
         results.append(
             {
                 "kind": item.kind,
@@ -203,8 +203,8 @@ def _measure(subject: task.Subject, seed: int, items: Sequence[Item]) -> list[di
                 "times": list(item.times) if item.times else None,
                 "num_tokens": len(tokens),
                 "references": list(expected),
-                "said": said,
-                "score": score(expected, said),
+                "said": answer,
+                "score": score(expected, answer),
             }
         )
     return results

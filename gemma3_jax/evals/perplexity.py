@@ -1,4 +1,4 @@
-"""How well a model predicts documents: nats per token, perplexity, and bits per byte, by source."""
+"""Loss of a model on documents, by source: nats per token, perplexity, and bits per byte."""
 
 import collections
 import dataclasses
@@ -7,83 +7,83 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gemma3_jax.evals import documents, settings, task
+from gemma3_jax.evals import documents, model_api, settings, task
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Tokens start..stop (excluded) of a document, which are predicted together."""
+class TokenSpan:
+    """Tokens start..stop (excluded) of a document, which are scored together."""
 
     document: int
     start: int
     stop: int
 
 
-def pieces(document: int, num_tokens: int, window: int) -> Iterator[Piece]:
-    """Cuts tokens 1..num_tokens so that none is in two pieces, and each piece with its context fits a window.
+def spans(document: int, num_tokens: int, window: int) -> Iterator[TokenSpan]:
+    """Disjoint spans of tokens 1..num_tokens, each of which fits a window with its context.
 
-    The context is BOS, as the model is used to it, and the token before the piece.
+    The context is BOS, which the model expects, and the token before the span.
     """
     start = 1
     while start < num_tokens:
         stop = min(start + window - (1 if start == 1 else 2), num_tokens)
-        yield Piece(document, start, stop)
+        yield TokenSpan(document, start, stop)
         start = stop
 
 
-def make(subject: task.Subject, texts: Sequence[documents.Document], asked: settings.Perplexity) -> task.Task:
-    """The task that says how well documents are predicted. Each is BOS, its ids, and EOS; all but BOS is predicted.
+def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], options: settings.Perplexity) -> task.Task:
+    """The task of scoring documents. Each is BOS, its ids, and EOS; all but BOS are targets.
 
-    Its summary has, of all documents and in `by_source` of each source: `nats_per_token` and its `perplexity`, where
+    The summary has, for all documents and in `by_source` for each source: `nats_per_token` and its `perplexity`, where
     EOS counts as a token; `bits_per_byte` of UTF-8 text, where EOS adds its bits and no byte, as in training; and
     `num_documents`, `num_tokens`, `num_bytes`.
     """
-    assert texts, "documents.read gives some"
-    token_lists = [subject.tokenizer.document(document.text) for document in texts]
-    items = [piece for number, tokens in enumerate(token_lists) for piece in pieces(number, len(tokens), asked.window)]
-    items.sort(key=lambda piece: piece.start - piece.stop)  # those of one length are scored in one batch
-    num_tokens = sum(piece.stop - piece.start for piece in items)
+    assert texts, "documents.read returns at least one"
+    token_lists = [model.tokenizer.document(document.text) for document in texts]
+    items = [span for number, tokens in enumerate(token_lists) for span in spans(number, len(tokens), options.window)]
+    items.sort(key=lambda span: span.start - span.stop)  # equal lengths share a batch
+    num_tokens = sum(span.stop - span.start for span in items)
 
-    def measure(batch: Sequence[Piece]) -> list[dict]:
-        scores = subject.score([_with_context(token_lists[piece.document], piece) for piece in batch])
-        return [_result(piece, score) for piece, score in zip(batch, scores, strict=True)]
+    def measure(params: dict, batch: Sequence[TokenSpan]) -> list[dict]:
+        scores = model.score(params, [_with_context(token_lists[span.document], span) for span in batch])
+        return [_result(span, score) for span, score in zip(batch, scores, strict=True)]
 
     return task.Task(
         name="perplexity",
-        asked={
-            **dataclasses.asdict(asked),
+        identity={
+            **dataclasses.asdict(options),
             "documents": documents.digest(texts),
-            "tokenizer": subject.tokenizer.digest,
+            "tokenizer": model.tokenizer.digest,
         },
         items=items,
-        items_at_once=max(1, task.TOKENS_AT_ONCE * len(items) // num_tokens),
+        batch_size=max(1, task.BATCH_TOKENS * len(items) // num_tokens),
         measure=measure,
         summarise=lambda results: summarise(texts, results),
-        lines=lines,
+        format_lines=lines,
     )
 
 
-def _with_context(tokens: np.ndarray, piece: Piece) -> list[int]:
-    return [int(tokens[0]), *tokens[max(piece.start - 1, 1) : piece.stop].tolist()]
+def _with_context(tokens: np.ndarray, span: TokenSpan) -> list[int]:
+    return [int(tokens[0]), *tokens[max(span.start - 1, 1) : span.stop].tolist()]
 
 
-def _result(piece: Piece, score: Sequence[float]) -> dict:
-    num_tokens = piece.stop - piece.start
+def _result(span: TokenSpan, score: Sequence[float]) -> dict:
+    num_tokens = span.stop - span.start
     nats = -math.fsum(score[len(score) - num_tokens :])
-    return {"document": piece.document, "num_tokens": num_tokens, "nats": nats}
+    return {"document": span.document, "num_tokens": num_tokens, "nats": nats}
 
 
-def summarise(texts: Sequence[documents.Document], results: Sequence[dict]) -> dict:
-    """What the results of all pieces say of the documents, as `make` has it."""
-    of_documents = collections.defaultdict(list)
+def summarise(texts: Sequence[documents.EvalDocument], results: Sequence[dict]) -> dict:
+    """The summary that `make` describes."""
+    by_source_results = collections.defaultdict(list)
     for result in results:
-        of_documents[texts[result["document"]].source].append(result)
+        by_source_results[texts[result["document"]].source].append(result)
     num_bytes = collections.Counter()
     num_documents = collections.Counter(document.source for document in texts)
     for document in texts:
         num_bytes[document.source] += len(document.text.encode())
     by_source = {
-        source: _figures(of_documents[source], num_documents[source], num_bytes[source])
+        source: _figures(by_source_results[source], num_documents[source], num_bytes[source])
         for source in sorted(num_documents)
     }
     return {**_figures(results, num_documents.total(), num_bytes.total()), "by_source": by_source}
@@ -105,7 +105,7 @@ def _figures(results: Sequence[dict], num_documents: int, num_bytes: int) -> dic
 
 
 def lines(summary: dict) -> list[str]:
-    """A table of a summary, a line for each source and one for all."""
+    """A table of a summary: a line for each source, and one for all."""
     by_source = summary["by_source"]
     rows = [*(by_source.items() if len(by_source) > 1 else ()), ("all", summary)]
     width = max(len("source"), *(len(name) for name, _ in rows))

@@ -1,4 +1,4 @@
-"""Every measure by its name: for `evaluate`, and for evaluations while a stage trains."""
+"""The tasks by name, for `evaluate` and for evaluations during training."""
 
 import pathlib
 from collections.abc import Sequence
@@ -18,50 +18,52 @@ from gemma3_jax.inference import sampler
 from gemma3_jax.model import config
 
 
-def make(name: str, gemma: sampler.Sampler, asked: settings.Measures) -> task.Task:
-    """The task of this name, all that it can refuse refused. Raises: ValueError."""
+def make(name: str, gemma: sampler.Sampler, options: settings.Measures) -> task.Task:
+    """The task with this name, its settings and documents checked. Raises: ValueError."""
     if name == "bytes":
-        return of_bytes(gemma.model, asked.cache_lengths)
+        return bytes_task(gemma.engine.model, options.cache_lengths)
     if name == "samples":
-        return of_samples(gemma, asked)
-    of = model_api.of(gemma)
+        return samples_task(gemma, options)
+    model = model_api.of_sampler(gemma)
     if name == "needle":
-        return needle.make(of, asked.needle)
-    read = documents.read(pathlib.Path(asked.documents))
+        return needle.make(model, options.needle)
+    texts = documents.read(pathlib.Path(options.documents))
     if name == "perplexity":
-        return perplexity.make(of, read, asked.perplexity)
+        return perplexity.make(model, texts, options.perplexity)
     if name == "context":
-        return context.make(of, read, asked.context)
+        return context.make(model, texts, options.context)
     assert name == "memorization", name
-    return memorization.make(of, read, asked.memorization)
+    return memorization.make(model, texts, options.memorization)
 
 
-def of_bytes(model: config.Config, lengths: Sequence[int]) -> task.Task:
-    """What weights and cache take. It has one item."""
+def bytes_task(model: config.Config, lengths: Sequence[int]) -> task.Task:
+    """The task of the bytes of weights and cache. It has one item, and reads no parameters."""
     return task.Task(
         name="bytes",
-        asked={"lengths": list(lengths)},
+        identity={"lengths": list(lengths)},
         items=[model],
-        items_at_once=1,
-        measure=lambda items: [weight_bytes.table(model, lengths)],
+        batch_size=1,
+        measure=lambda params, items: [weight_bytes.table(model, lengths)],
         summarise=lambda results: results[0],
-        lines=lambda table: weight_bytes.lines(model, table),
+        format_lines=lambda table: weight_bytes.lines(model, table),
     )
 
 
-def of_samples(gemma: sampler.Sampler, asked: settings.Measures) -> task.Task:
-    """How each prompt goes on, drawn as Gemma 3 is published to be."""
+def samples_task(gemma: sampler.Sampler, options: settings.Measures) -> task.Task:
+    """The task of sampling a completion of each prompt, with the published sampling options."""
 
-    def measure(prompts: Sequence[str]) -> list[dict]:
-        answers = gemma.sample(prompts, max_new_tokens=asked.sample_tokens)
-        return [{"prompt": prompt, "text": answer.text} for prompt, answer in zip(prompts, answers, strict=True)]
+    def measure(params: dict, prompts: Sequence[str]) -> list[dict]:
+        completions = gemma.sample(params, prompts, max_new_tokens=options.sample_tokens)
+        return [
+            {"prompt": prompt, "text": completion.text} for prompt, completion in zip(prompts, completions, strict=True)
+        ]
 
     return task.Task(
         name="samples",
-        asked={"prompts": list(asked.prompts), "sample_tokens": asked.sample_tokens},
-        items=asked.prompts,
-        items_at_once=len(asked.prompts),
+        identity={"prompts": list(options.prompts), "sample_tokens": options.sample_tokens},
+        items=options.prompts,
+        batch_size=len(options.prompts),
         measure=measure,
         summarise=lambda results: {"samples": results},
-        lines=lambda summary: [f"{sample['prompt']}|{sample['text']}" for sample in summary["samples"]],
+        format_lines=lambda summary: [f"{sample['prompt']}|{sample['text']}" for sample in summary["samples"]],
     )

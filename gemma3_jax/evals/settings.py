@@ -1,4 +1,4 @@
-"""What can be measured of a model, and how much of it: the same for `evaluate` and for evaluations in training."""
+"""Settings of the evaluation tasks, for `evaluate` and for evaluations during training."""
 
 import dataclasses
 
@@ -9,22 +9,23 @@ NEEDLE_KINDS = ("single", "multikey", "multivalue", "tracking", "common_words")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """How well documents are predicted, by source."""
+    """Perplexity of documents, by source."""
 
-    window: int = 4_096  # tokens scored together; longer documents are cut, and each piece repeats BOS and one token
+    window: int = 4_096  # tokens scored together; longer documents are split, and each part repeats BOS and one token
 
     def __post_init__(self):
-        if self.window < 3:  # BOS, the token that is repeated, and one that is predicted
+        if self.window < 3:  # BOS, the repeated token, and one target
             raise ValueError(f"window is {self.window}; it must be at least 3")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """Loss by position, and of the last tokens of documents against how much of what came before is given."""
+    """Loss by position, and loss of documents' last tokens by the length of their context."""
 
-    lengths: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096)  # tokens; shorter documents than the last: left out
-    last_tokens: int = 64  # that are scored, whatever the length: 1,024 in the report's figure 7
-    num_documents: int = 64  # at most; the result says how many were long enough
+    # Tokens. Documents shorter than the last length are left out.
+    lengths: tuple[int, ...] = (128, 256, 512, 1_024, 2_048, 4_096)
+    last_tokens: int = 64  # scored at every length; 1,024 in the report's figure 7
+    num_documents: int = 64  # at most; the result has the number that were long enough
 
     def __post_init__(self):
         for name in ("last_tokens", "num_documents"):
@@ -44,8 +45,8 @@ class Needle:
     """Retrieval from generated text, after RULER (Hsieh et al. 2024)."""
 
     kinds: tuple[str, ...] = NEEDLE_KINDS
-    lengths: tuple[int, ...] = (512, 1_024)  # tokens of the whole prompt, to within 1 %
-    num_depths: int = 5  # places of the needle, from the start to the end
+    lengths: tuple[int, ...] = (512, 1_024)  # tokens of the prompt, to within 1 %
+    num_depths: int = 5  # positions of the needle, evenly from start to end
     num_samples: int = 2  # at each length and depth
     seed: int = 0
 
@@ -65,11 +66,11 @@ class Needle:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memorization:
-    """How much of its training text a model says by heart."""
+    """How much of its training text a model has memorized."""
 
-    num_samples: int = 1_000  # documents, as many of each source
-    prefix_tokens: int = 50  # given, after BOS
-    suffix_tokens: int = 50  # to be said
+    num_samples: int = 1_000  # documents, evenly over sources
+    prefix_tokens: int = 50  # of the prompt, after BOS
+    suffix_tokens: int = 50  # to be generated
     seed: int = 0
 
     def __post_init__(self):
@@ -80,26 +81,27 @@ class Memorization:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Measures of one model. `documents` is read by perplexity, context and memorization."""
+    """The tasks to run, and the settings of each. Perplexity, context and memorization read `documents`."""
 
     tasks: tuple[str, ...] = ()
-    documents: str = ""  # .jsonl (text, and source if there are several), a text file, or a directory of these; in
-    # training empty: config.documents
+    # A .jsonl file (text, and optionally source), a text file, or a directory of these. In training "" means
+    # config.documents.
+    documents: str = ""
     perplexity: Perplexity = Perplexity()
     context: Context = Context()
     needle: Needle = Needle()
     memorization: Memorization = Memorization()
-    cache_lengths: tuple[int, ...] = (32_768,)  # of bytes: tokens in the cache
-    prompts: tuple[str, ...] = ()  # of samples: texts to go on from
+    cache_lengths: tuple[int, ...] = (32_768,)  # for bytes: tokens in the cache
+    prompts: tuple[str, ...] = ()  # for samples: texts to continue
     sample_tokens: int = 64
 
     def __post_init__(self):
         for name in self.tasks:
             if name not in TASKS:
-                raise ValueError(f"tasks has {name!r}; it must be of {', '.join(TASKS)}")
+                raise ValueError(f"tasks has {name!r}; each must be one of {', '.join(TASKS)}")
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks is {self.tasks}; name every task once")
         if "samples" in self.tasks and not self.prompts:
-            raise ValueError("tasks has samples, but prompts is empty; name the texts to go on from")
+            raise ValueError("tasks has samples, but prompts is empty; name the texts to continue")
         if self.sample_tokens < 1:
             raise ValueError(f"sample_tokens is {self.sample_tokens}; it must be at least 1")

@@ -1,4 +1,4 @@
-"""What holds the text of one row to a form while it is generated: which ids may come next."""
+"""What restricts the tokens of one sequence while it is generated."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,22 +7,22 @@ import numpy as np
 
 @runtime_checkable
 class Constraint(Protocol):
-    """A form of text, and how far one row has come in it."""
+    """A form of text, such as a grammar, and the progress of one sequence in it."""
 
     def allowed(self) -> np.ndarray:
-        """bool[V], not to be written to: the ids that may come next, at least one; no control token but an end.
+        """Read-only bool[V]: the ids that may come next, at least one, and no control token but an end.
 
-        Ids that end a document or a turn are True exactly where the text so far is complete; ids beyond the tokenizer
-        never are.
+        Ids that end a document or a turn are True exactly where the text so far is complete. Ids beyond the tokenizer's
+        are False.
         Raises: ValueError if nothing may come next.
         """
         ...
 
-    def take(self, token: int) -> None:
-        """Goes on behind an id that `allowed` has."""
+    def consume(self, token: int) -> None:
+        """Advances past a token, one that `allowed` has."""
         ...
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing may come next but an end."""
+        """Whether nothing but an end may come next."""
         ...

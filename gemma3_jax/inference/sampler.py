@@ -1,37 +1,32 @@
-"""Texts that go on: the public face of inference.
-
-gemma = loaded.open_sampler(pathlib.Path("run"))
-for answer in gemma.sample(["def main():", "import "], max_new_tokens=32):
-    print(answer.text)
-"""
+"""Text generation for one model: prompts in, completions out. `open_sampler` has the version with a checkpoint."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
-from gemma3_jax.inference import constraint, detokenizer, generate, sampling
+from gemma3_jax import console
+from gemma3_jax.inference import constraint, detokenizer, engine, sampling
 from gemma3_jax.model import config, execution
 from gemma3_jax.tokenizer import chat, vocabulary
 
-CHUNK = 256  # tokens of a prompt that are read at once
-ROWS_AT_ONCE, TOKENS_AT_ONCE = 16, 1 << 16  # that are written together at most; one row may be longer
-SLOTS_IN = 128  # the cache has a multiple of so many slots, so that few shapes are compiled
-ANY_CONTEXT = 1 << 30
+PREFILL_CHUNK = 256  # tokens of a prompt per call
+MAX_BATCH_SIZE, MAX_BATCH_TOKENS = 16, 1 << 16  # generated together; a single sequence may be longer
+SLOT_MULTIPLE = 128  # the cache's slots are a multiple of this, so that few shapes are compiled
+STREAMING_STEPS = 4  # tokens per call where text is shown as it comes
 Turns = Sequence[dict[str, str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """How rows are written on."""
+class GenerateOptions:
+    """How completions are generated."""
 
     max_new_tokens: int = 256
-    how: sampling.Sampling = sampling.Sampling()
+    sampling_options: sampling.Sampling = sampling.Sampling()
     seed: int = 0
-    stop: tuple[str, ...] = ()  # strings that end a text, and are no part of it
-    ignore_ends: bool = False  # write on behind ids that end a document or a turn
+    stop: tuple[str, ...] = ()  # strings that end a text, and are not part of it
+    ignore_ends: bool = False  # continue after ids that end a document or a turn
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
@@ -39,237 +34,230 @@ class Asked:
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1 (--seed)")
         if "" in self.stop:
-            raise ValueError("a stop string is empty, and would end every text where it begins (--stop)")
+            raise ValueError("a stop string is empty, and would end every text before it begins (--stop)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """What was written after a prompt."""
+class Completion:
+    """What was generated after one prompt."""
 
-    ids: list[int]  # as drawn, the one that ended it among them
+    ids: list[int]  # as drawn, with the one that ended it
     text: str | None  # without what ended it; None without a tokenizer
-    ended_by: str  # the piece of the id that did, the stop string's name "stop", or "length"
+    ended_by: str  # the piece of the id that ended it, "stop" for a stop string, or "length"
 
 
 class Sampler:
-    """A model ready to write. Without a tokenizer it goes on from ids alone, and nothing ends a row early."""
+    """A tokenizer and a compiled engine. Every call that generates takes the model's parameters.
 
-    def __init__(
-        self,
-        model: config.Config,
-        load: Callable[[], dict],
-        tokenizer: vocabulary.Tokenizer | None,
-        *,
-        mesh: jax.sharding.Mesh,
-        execute: execution.Execution = execution.REFERENCE,
-        context: int,
-    ):
-        """`load` gives the parameters, and is asked when they are needed; `context`: tokens a row may have in all."""
-        self.model, self.tokenizer, self.mesh, self.execute, self.context = model, tokenizer, mesh, execute, context
-        self._load = load
-        self.programs = generate.Programs(model, mesh=mesh, execute=execute, never=_never(model, tokenizer))
-        self.ends = [] if tokenizer is None else [i for i in (tokenizer.eos, tokenizer.end_of_turn) if i is not None]
+    Without a tokenizer it takes and returns ids alone, and nothing ends a sequence early.
+    """
 
-    @functools.cached_property
-    def params(self) -> dict:
-        """Others may be set: the programs are the same."""
-        return self._load()
+    def __init__(self, tokenizer: vocabulary.Tokenizer | None, compiled: engine.Engine):
+        self.tokenizer, self.engine = tokenizer, compiled
+        self.end_ids = [] if tokenizer is None else [i for i in (tokenizer.eos, tokenizer.end_of_turn) if i is not None]
 
-    def sample(self, prompts: Sequence[str], **asked) -> list[Answer]:
-        """How each text goes on. `asked`: fields of `Asked`."""
-        return self.go_on([self.encode(prompt) for prompt in prompts], Asked(**asked))
+    def sample(self, params: dict, prompts: Sequence[str], **options) -> list[Completion]:
+        """Completions of texts. `options` are fields of GenerateOptions."""
+        return self.continue_(params, [self.encode(prompt) for prompt in prompts], GenerateOptions(**options))
 
-    def reply(self, turns: Turns, show: Callable[[str], None] | None = None, **asked) -> Answer:
+    def reply(self, params: dict, turns: Turns, *, show: Callable[[str], None] | None = None, **options) -> Completion:
         """The model's next turn of a chat.
 
         Raises: ValueError if the turns do not alternate, or do not end with one of the user.
         """
-        return self.go_on([self.encode_turns(turns)], Asked(**asked), show=show)[0]
+        return self.continue_(params, [self.encode_turns(turns)], GenerateOptions(**options), show=show)[0]
 
     def encode(self, text: str) -> list[int]:
-        """BOS and the ids of a text that is to go on."""
-        tokenizer = self._needed()
+        """BOS and the ids of a text."""
+        tokenizer = self._require_tokenizer()
         return [*([] if tokenizer.bos is None else [tokenizer.bos]), *tokenizer.encode(text)]
 
     def encode_turns(self, turns: Turns) -> list[int]:
-        """A chat up to where the model writes its next turn."""
-        return chat.prompt(self._needed(), turns)
+        """The ids of a chat, up to where the model writes its next turn."""
+        return chat.prompt(self._require_tokenizer(), turns)
 
-    def go_on(
+    def check(self, prompts: Sequence[Sequence[int]], options: GenerateOptions) -> None:
+        """Raises: ValueError as `continue_`, without any parameters."""
+        self.engine.check(prompts, options.max_new_tokens)
+        if options.stop:
+            self._require_tokenizer()
+
+    def continue_(
         self,
+        params: dict,
         prompts: Sequence[Sequence[int]],
-        asked: Asked,
+        options: GenerateOptions,
         *,
         constraints: Sequence[constraint.Constraint] | None = None,
         show: Callable[[str], None] | None = None,
-        progress: Callable[[int], None] = lambda num_tokens: None,
-    ) -> list[Answer]:
-        """An answer for each prompt, in order.
+        progress: Callable[[int], None] = console.ignore,
+    ) -> list[Completion]:
+        """Completions of prompts in ids, in order; prompts of similar length are batched.
 
-        `constraints`: what each may say. `show` is given the text of the only prompt as it comes; `progress` how many
-        tokens more were read and written, of `num_tokens(prompts, asked)`. Rows of like length go together.
+        `constraints` has one for each prompt. `show` takes the text of the only prompt as it comes; `progress` takes
+        counts of tokens, `num_tokens(prompts, options)` in all.
         Raises: ValueError naming the prompt that is empty, has an unknown id, or leaves no room in the context.
         """
-        self._check(prompts, asked)
+        self.check(prompts, options)
         assert show is None or len(prompts) == 1, "one text is shown at a time"
-        answers: list[Answer | None] = [None] * len(prompts)
-        for numbers in _batches([len(prompt) + asked.max_new_tokens for prompt in prompts]):
-            held_to = [constraints[number] for number in numbers] if constraints else None
-            rows = _Rows(self, numbers, [prompts[number] for number in numbers], asked, constraints=held_to)
-            for number, answer in zip(numbers, rows.write(show, progress), strict=True):
-                answers[number] = answer
-        return answers
+        completions: list[Completion | None] = [None] * len(prompts)
+        for row_ids in _batches([len(prompt) + options.max_new_tokens for prompt in prompts]):
+            batch = _Batch(
+                self,
+                row_ids,
+                [prompts[row_id] for row_id in row_ids],
+                options,
+                constraints=[constraints[row_id] for row_id in row_ids] if constraints else None,
+            )
+            for row_id, completion in zip(row_ids, batch.generate(params, show, progress), strict=True):
+                completions[row_id] = completion
+        return completions
 
-    def _needed(self) -> vocabulary.Tokenizer:
+    def _require_tokenizer(self) -> vocabulary.Tokenizer:
         if self.tokenizer is None:
             raise ValueError("the checkpoint has no tokenizer; name one with --tokenizer=FILE, or give --prompt_ids")
         return self.tokenizer
 
-    def _check(self, prompts: Sequence[Sequence[int]], asked: Asked) -> None:
-        for number, prompt in enumerate(prompts):
-            where = f"prompt {number}" if len(prompts) > 1 else "the prompt"
-            if not len(prompt):
-                raise ValueError(f"{where} is empty; it must have at least one token")
-            unknown = [token for token in prompt if not 0 <= token < self.model.vocab_size]
-            if unknown:
-                raise ValueError(f"{where} has id {unknown[0]}; ids are from 0 to {self.model.vocab_size - 1}")
-            if len(prompt) + asked.max_new_tokens > self.context:
-                raise ValueError(
-                    f"{where} has {len(prompt)} tokens, and {asked.max_new_tokens} more are asked for; the context is "
-                    f"{self.context} tokens: shorten it, lower --max_new_tokens, or raise --context"
-                )
-        if asked.stop:
-            self._needed()
+
+def build(
+    model: config.Config,
+    tokenizer: vocabulary.Tokenizer | None,
+    *,
+    mesh: jax.sharding.Mesh,
+    execute: execution.Execution = execution.REFERENCE,
+    context: int = engine.ANY_CONTEXT,
+) -> Sampler:
+    """A sampler that never draws ids that no text has: image markers, and ids without a piece."""
+    suppressed = [] if tokenizer is None else _ids_without_text(tokenizer, model.vocab_size)
+    compiled = engine.Engine(model, mesh=mesh, execute=execute, context=context, suppressed=suppressed)
+    return Sampler(tokenizer, compiled)
 
 
-class _Rows:
-    """Prompts that are written on together."""
+def num_tokens(prompts: Sequence[Sequence[int]], options: GenerateOptions) -> int:
+    """How many tokens `continue_` reads, plus how many it generates at most."""
+    return sum(map(len, prompts)) + len(prompts) * options.max_new_tokens
+
+
+def _ids_without_text(tokenizer: vocabulary.Tokenizer, vocab_size: int) -> list[int]:
+    markers = (tokenizer.start_of_image, tokenizer.end_of_image)
+    return [*(marker for marker in markers if marker is not None), *range(tokenizer.size, vocab_size)]
+
+
+class _Batch:
+    """Prompts that are continued together."""
 
     def __init__(
         self,
         sampler: Sampler,
-        numbers: Sequence[int],
+        row_ids: Sequence[int],
         prompts: Sequence[Sequence[int]],
-        asked: Asked,
+        options: GenerateOptions,
         *,
         constraints: Sequence[constraint.Constraint] | None,
     ):
-        self._sampler, self._asked, self._prompts = sampler, asked, prompts
-        row_multiple = sampler.mesh.shape["replica"] * sampler.mesh.shape["data"]
-        self._num_filling = -len(prompts) % row_multiple
-        # One's own number, not one's place among those that happen to be as long.
-        self._draws = generate.Draws(asked.seed, np.asarray([*numbers, *[0] * self._num_filling]))
-        self._ends = np.asarray([] if asked.ignore_ends else sampler.ends, np.int32)
+        self._sampler, self._engine, self._options, self._prompts = sampler, sampler.engine, options, prompts
+        batch_multiple = self._engine.mesh.shape["replica"] * self._engine.mesh.shape["data"]
+        self._num_fillers = -len(prompts) % batch_multiple
+        # The prompt's number among all, so that its text does not depend on the batch it is in.
+        self._random = engine.RandomStream(options.seed, np.asarray([*row_ids, *[0] * self._num_fillers]))
+        self._end_ids = np.asarray([] if options.ignore_ends else sampler.end_ids, np.int32)
         self._constraints = constraints
         self._ids: list[list[int]] = [[] for _ in prompts]
         self._texts = [
-            detokenizer.Writing(sampler.tokenizer, asked.stop) if sampler.tokenizer else None for _ in prompts
+            detokenizer.Detokenizer(sampler.tokenizer, options.stop) if sampler.tokenizer else None for _ in prompts
         ]
 
-    def write(self, show: Callable[[str], None] | None, progress: Callable[[int], None]) -> list[Answer]:
-        state, left = self._read(progress), self._asked.max_new_tokens
-        while left:
-            at_most = 1 if self._constraints else min(left, 4 if show else generate.STRETCH)
-            drawn, state = self._sampler.programs.write(
-                self._sampler.params,
+    def generate(
+        self, params: dict, show: Callable[[str], None] | None, progress: Callable[[int], None]
+    ) -> list[Completion]:
+        state, num_left = self._prefill(params, progress), self._options.max_new_tokens
+        while num_left:
+            max_steps = 1 if self._constraints else min(num_left, STREAMING_STEPS if show else engine.MAX_STEPS)
+            drawn, state = self._engine.decode(
+                params,
                 state,
-                at_most=at_most,
-                how=self._asked.how,
-                draws=self._draws,
-                ends=self._ends,
+                max_steps=max_steps,
+                sampling_options=self._options.sampling_options,
+                random=self._random,
+                end_ids=self._end_ids,
                 allowed=self._allowed(np.asarray(state.is_done)),
             )
-            left -= at_most
-            progress(at_most * len(self._prompts))
+            num_left -= max_steps
+            progress(max_steps * len(self._prompts))
             is_done = np.array(state.is_done)
             for row in range(len(self._prompts)):
-                new = [int(token) for token in drawn[row] if token != generate.NOT_DRAWN]
-                is_done[row] |= self._take(row, new, show)
+                new_ids = [int(token) for token in drawn[row] if token != engine.NO_TOKEN]
+                is_done[row] |= self._append(row, new_ids, show)
             if is_done.all():
-                progress(left * len(self._prompts))
+                progress(num_left * len(self._prompts))
                 break
             state = state._replace(is_done=jax.device_put(is_done, state.is_done.sharding))
-        return [self._answer(row, show) for row in range(len(self._prompts))]
+        return [self._completion(row, show) for row in range(len(self._prompts))]
 
-    def _read(self, progress: Callable[[int], None]) -> generate.State:
-        """All prompts but nothing drawn: padding first, so that all end together."""
-        sampler, longest = self._sampler, max(map(len, self._prompts))
-        chunk = CHUNK if longest > CHUNK else max(16, 1 << (longest - 1).bit_length())
+    def _prefill(self, params: dict, progress: Callable[[int], None]) -> engine.DecodeState:
+        """The state after all prompts, left-padded so that they end together."""
+        longest = max(map(len, self._prompts))
+        chunk = PREFILL_CHUNK if longest > PREFILL_CHUNK else max(16, 1 << (longest - 1).bit_length())
         num_tokens = -(-longest // chunk) * chunk
-        tokens = np.zeros((len(self._prompts) + self._num_filling, num_tokens), np.int32)
+        tokens = np.zeros((len(self._prompts) + self._num_fillers, num_tokens), np.int32)
         num_padding = np.full(len(tokens), num_tokens)
         for row, prompt in enumerate(self._prompts):
             num_padding[row] = num_tokens - len(prompt)
             tokens[row, num_padding[row] :] = prompt
-        num_slots = -(-(num_tokens + self._asked.max_new_tokens) // SLOTS_IN) * SLOTS_IN
+        num_slots = -(-(num_tokens + self._options.max_new_tokens) // SLOT_MULTIPLE) * SLOT_MULTIPLE
         is_done = np.arange(len(tokens)) >= len(self._prompts)
-        state = sampler.programs.begin(num_padding, num_slots, is_done)
+        state = self._engine.init_state(num_padding, num_slots, is_done)
         for start in range(0, num_tokens, chunk):
-            state = sampler.programs.read(sampler.params, state, tokens[:, start : start + chunk])
+            state = self._engine.prefill(params, state, tokens[:, start : start + chunk])
             progress(int(np.clip(start + chunk - num_padding[: len(self._prompts)], 0, chunk).sum()))
         return state
 
     def _allowed(self, is_done: np.ndarray) -> np.ndarray | None:
-        """What each row may be next; of one that is done nobody looks at that."""
+        """bool[B, V]: what each sequence may draw next, anything if it is done; None without constraints."""
         if not self._constraints:
             return None
-        found = np.ones((len(is_done), self._sampler.model.vocab_size), bool)
-        for row, held_to in enumerate(self._constraints):
+        allowed = np.ones((len(is_done), self._engine.model.vocab_size), bool)
+        for row, row_constraint in enumerate(self._constraints):
             if not is_done[row]:
-                found[row] = held_to.allowed()
-        return found
+                allowed[row] = row_constraint.allowed()
+        return allowed
 
-    def _take(self, row: int, new: list[int], show: Callable[[str], None] | None) -> bool:
-        """Adds ids to a row; whether they end its text."""
+    def _append(self, row: int, new_ids: list[int], show: Callable[[str], None] | None) -> bool:
+        """Appends ids to a sequence; returns whether they contain a stop string."""
         if self._constraints:
-            for token in new:
-                self._constraints[row].take(token)
+            for token in new_ids:
+                self._constraints[row].consume(token)
         if (text := self._texts[row]) is None:
-            self._ids[row] += new
+            self._ids[row] += new_ids
             return False
-        # One by one where a string may end it: ids behind that are not kept.
-        for part in [[token] for token in new] if self._asked.stop else [new]:
+        # With stop strings one by one: ids after the string are dropped.
+        for part in [[token] for token in new_ids] if self._options.stop else [new_ids]:
             self._ids[row] += part
-            said = text.take([token for token in part if token not in self._ends])
-            if show and said:
-                show(said)
+            new_text = text.add([token for token in part if token not in self._end_ids])
+            if show and new_text:
+                show(new_text)
             if text.is_stopped:
                 return True
         return False
 
-    def _answer(self, row: int, show: Callable[[str], None] | None) -> Answer:
+    def _completion(self, row: int, show: Callable[[str], None] | None) -> Completion:
         ids, text = self._ids[row], self._texts[row]
-        if text is not None and show and (rest := text.finish()):
+        if text is not None and show and (rest := text.flush()):
             show(rest)
         ended_by = "length"
         if text is not None and text.is_stopped:
             ended_by = "stop"
-        elif ids and ids[-1] in self._ends:
+        elif ids and ids[-1] in self._end_ids:
             ended_by = self._sampler.tokenizer.piece(ids[-1])
-        return Answer(ids, text.text if text is not None else None, ended_by)
+        return Completion(ids, text.text if text is not None else None, ended_by)
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of rows that are written together, short ones first."""
-    left = sorted(range(len(lengths)), key=lambda number: lengths[number])
+    """Row ids that are generated together, short sequences first."""
+    left = sorted(range(len(lengths)), key=lambda row_id: lengths[row_id])
     while left:
         size = 1
-        while size < min(ROWS_AT_ONCE, len(left)) and (size + 1) * lengths[left[size]] <= TOKENS_AT_ONCE:
+        while size < min(MAX_BATCH_SIZE, len(left)) and (size + 1) * lengths[left[size]] <= MAX_BATCH_TOKENS:
             size += 1
         yield left[:size]
         left = left[size:]
-
-
-def num_tokens(prompts: Sequence[Sequence[int]], asked: Asked) -> int:
-    """How many tokens `go_on` reads, and writes at most."""
-    return sum(map(len, prompts)) + len(prompts) * asked.max_new_tokens
-
-
-def _never(model: config.Config, tokenizer: vocabulary.Tokenizer | None) -> np.ndarray:
-    """bool[V]: markers of images, which text has no use for, and ids that have no piece."""
-    never = np.zeros(model.vocab_size, bool)
-    if tokenizer is not None:
-        never[tokenizer.size :] = True
-        markers = (tokenizer.start_of_image, tokenizer.end_of_image)
-        never[[marker for marker in markers if marker is not None]] = True
-    return never

@@ -1,7 +1,7 @@
-"""How the next id is drawn from logits.
+"""Drawing the next token from logits.
 
-The order is that of Transformers: temperature, then top-k, then top-p of what is left, renormalised, then min-p of what
-is left of that. (Google's PyTorch code cuts the whole distribution by k and p at once; llama.cpp has temperature last.)
+The filters apply in the order of Transformers: temperature, top-k, then top-p of the renormalised rest, then min-p.
+(Google's PyTorch code applies top-k and top-p to the whole distribution; llama.cpp applies temperature last.)
 """
 
 import dataclasses
@@ -15,39 +15,39 @@ from gemma3_jax.checkpoint import modelfile
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Defaults are what Gemma 3 is published with."""
+    """How tokens are drawn. The defaults are those that Gemma 3 is published with."""
 
-    temperature: float = modelfile.TEMPERATURE  # divides logits; 0: always the most probable id
-    top_k: int = modelfile.TOP_K  # so many most probable ids; 0: all
-    top_p: float = modelfile.TOP_P  # the fewest ids that have this share together; 1: all
-    min_p: float = 0.0  # ids at least so probable as this share of the most probable one
+    temperature: float = modelfile.TEMPERATURE  # divides the logits; 0: greedy
+    top_k: int = modelfile.TOP_K  # keeps the k most probable tokens; 0: all
+    top_p: float = modelfile.TOP_P  # keeps the fewest tokens with this much probability together; 1: all
+    min_p: float = 0.0  # keeps tokens at least this probable, relative to the most probable one
 
     def __post_init__(self):
-        for name, allowed, says in (
+        for name, is_valid, rule in (
             ("temperature", 0 <= self.temperature < float("inf"), "a finite number, at least 0"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
         ):
-            if not allowed:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {says} (--{name})")
+            if not is_valid:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {rule} (--{name})")
 
 
 GREEDY = Sampling(temperature=0.0)
 
 
-def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], sampling: Sampling) -> Int[Array, "B"]:
-    """An id for each row. A row's draw depends on its key and its logits alone."""
-    if sampling.temperature == 0:
+def draw(keys: Key[Array, "B"], logits: Float[Array, "B V"], options: Sampling) -> Int[Array, "B"]:
+    """Draws a token for each sequence, from its own key and logits alone."""
+    if options.temperature == 0:
         return jnp.argmax(logits, axis=-1)
-    logits, ids = jax.lax.top_k(logits / sampling.temperature, min(sampling.top_k, logits.shape[1]) or logits.shape[1])
-    logits = jnp.where(kept(logits, sampling), logits, -jnp.inf)
+    logits, ids = jax.lax.top_k(logits / options.temperature, min(options.top_k, logits.shape[1]) or logits.shape[1])
+    logits = jnp.where(passes_filters(logits, options), logits, -jnp.inf)
     drawn = jax.vmap(jax.random.categorical)(keys, logits)
     return jnp.take_along_axis(ids, drawn[:, None], axis=1)[:, 0]
 
 
-def kept(logits: Float[Array, "B _"], sampling: Sampling) -> Bool[Array, "B _"]:
-    """Which of some logits, the greatest first, are left by top-p and min-p. The first one always is."""
+def passes_filters(logits: Float[Array, "B _"], options: Sampling) -> Bool[Array, "B _"]:
+    """True where a token passes top-p and min-p; `logits` are in descending order, and the first always passes."""
     probs = jax.nn.softmax(logits, axis=-1)
-    left = jnp.cumsum(probs, axis=-1) - probs < sampling.top_p
-    return left & (probs >= sampling.min_p * probs[:, :1])
+    in_top_p = jnp.cumsum(probs, axis=-1) - probs < options.top_p
+    return in_top_p & (probs >= options.min_p * probs[:, :1])

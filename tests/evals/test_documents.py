@@ -1,11 +1,11 @@
-"""Documents to measure on: what is read from where, and what is said of files that hold none."""
+"""Evaluation documents: what is read from which files, and the errors for files without documents."""
 
 import json
 
 import pytest
 
 from gemma3_jax.evals import documents
-from gemma3_jax.evals.documents import Document
+from gemma3_jax.evals.documents import EvalDocument
 from tests import texts
 
 
@@ -13,7 +13,11 @@ def test_rows_of_a_jsonl_file_are_documents_of_their_own_source_or_of_the_file(t
     rows = ["one", {"text": "two\u2028 lines", "source": "news"}, {"text": "drei ü 日", "more": [1]}]
     path = tmp_path / "held.out.jsonl"
     texts.write_lines(path, rows)
-    expected = [Document("held.out", "one"), Document("news", "two\u2028 lines"), Document("held.out", "drei ü 日")]
+    expected = [
+        EvalDocument("held.out", "one"),
+        EvalDocument("news", "two\u2028 lines"),
+        EvalDocument("held.out", "drei ü 日"),
+    ]
     assert documents.read(path) == expected
     path.write_text("\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=False) for row in [{"text": "one"}, *rows[1:]]))
     assert documents.read(path) == expected  # without escapes, with a mark at the start, without an end
@@ -22,19 +26,19 @@ def test_rows_of_a_jsonl_file_are_documents_of_their_own_source_or_of_the_file(t
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a"])
 def test_any_other_file_is_one_document(tmp_path, name):
     (tmp_path / name).write_bytes(b"  first\r\n\n second \n")
-    assert documents.read(tmp_path / name) == [Document("a", "  first\r\n\n second \n")]
+    assert documents.read(tmp_path / name) == [EvalDocument("a", "  first\r\n\n second \n")]
 
 
 def test_a_directory_is_read_in_the_order_of_its_names_without_hidden_files(tmp_path):
     for name in ("b.txt", "a.jsonl", "under/c.txt", ".hidden", ".git/config", "under/.d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "x"}\n{"text": "y", "source": "own"}' if "jsonl" in name else name)
-    found = documents.read(tmp_path)
-    assert found == [
-        Document("a", "x"),
-        Document("own", "y"),
-        Document("b", "b.txt"),
-        Document("under/c", "under/c.txt"),
+    result = documents.read(tmp_path)
+    assert result == [
+        EvalDocument("a", "x"),
+        EvalDocument("own", "y"),
+        EvalDocument("b", "b.txt"),
+        EvalDocument("under/c", "under/c.txt"),
     ]
 
 
@@ -48,13 +52,13 @@ def test_files_are_in_the_order_of_their_names_and_not_of_the_disk(tmp_path):
 def test_a_directory_whose_own_name_is_hidden_is_read(tmp_path):
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "a.txt").write_text("text")
-    assert documents.read(tmp_path / ".cache") == [Document("a", "text")]
+    assert documents.read(tmp_path / ".cache") == [EvalDocument("a", "text")]
 
 
 def test_documents_of_white_space_alone_are_left_out(tmp_path):
     path = tmp_path / "a.jsonl"
     texts.write_lines(path, ["", " \n\t", "x"])
-    assert documents.read(path) == [Document("a", "x")]
+    assert documents.read(path) == [EvalDocument("a", "x")]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,8 @@ def test_a_path_that_does_not_exist_is_an_error(tmp_path):
         (b'["a"]', r"no text; "),
         (b'{"text": "a", "source": 3}', r"source is 3; it must be a name, or absent"),
         (b'{"text": "a", "source": ""}', r"source is ''; it must be a name, or absent"),
-        (b'{"text": "a\\ud800"}', r"text holds half a surrogate pair"),
-        (b'{"text": "a", "source": "\\ud800"}', r"source holds half a surrogate pair"),
+        (b'{"text": "a\\ud800"}', r"text has half of a surrogate pair"),
+        (b'{"text": "a", "source": "\\ud800"}', r"source has half of a surrogate pair"),
         (b'{"text": "\xff"}', r"not UTF-8 \(invalid start byte\)"),
     ],
 )
@@ -108,16 +112,16 @@ def test_a_text_file_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_the_digest_changes_with_every_text_source_and_order():
-    first, second = Document("a", "bc"), Document("ab", "c")
+    first, second = EvalDocument("a", "bc"), EvalDocument("ab", "c")
     lists = [
         [first],
         [second],
-        [Document("b", "bc")],
-        [Document("a", "b")],
+        [EvalDocument("b", "bc")],
+        [EvalDocument("a", "b")],
         [first, second],
         [second, first],
         [first, first],
         [],
     ]
-    assert len({documents.digest(found) for found in lists}) == len(lists)
-    assert documents.digest([first]) == documents.digest([Document("a", "bc")])
+    assert len({documents.digest(each) for each in lists}) == len(lists)
+    assert documents.digest([first]) == documents.digest([EvalDocument("a", "bc")])

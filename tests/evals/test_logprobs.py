@@ -26,7 +26,7 @@ def log_softmax(params, row):
 def one_by_one(params, tokens):
     """Log-softmax of whole logits, one list at a time."""
     table = np.asarray(log_softmax(params, jnp.asarray([tokens]))[0])
-    return [float(table[place, token]) for place, token in enumerate(tokens[1:])]
+    return [float(table[position, token]) for position, token in enumerate(tokens[1:])]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
     num_shapes = program._cache_size()
     assert score() == whole and program._cache_size() == num_shapes, "what is compiled once serves again"
     logprobs._compiled.cache_clear()  # or the program might be one of the old size of chunks
-    monkeypatch.setattr(logprobs, "TOKENS_PER_BATCH", 32)
+    monkeypatch.setattr(logprobs, "MAX_BATCH_TOKENS", 32)
     monkeypatch.setattr(vocab_parallel, "LOGITS_PER_CHUNK", 96 * 8)
     for a, b in zip(whole, score(), strict=True):
         np.testing.assert_allclose(a, b, atol=toys.ROUNDING)
@@ -72,8 +72,8 @@ def test_logits_are_never_whole():
 
     def largest(jaxpr):
         inner = [sub for eqn in jaxpr.eqns for sub in jax.extend.core.jaxprs_in_params(eqn.params)]
-        own = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
-        return max(own + [largest(sub) for sub in inner])
+        sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars]
+        return max(sizes + [largest(sub) for sub in inner])
 
     assert largest(jaxpr.jaxpr) <= max(vocab_parallel.LOGITS_PER_CHUNK, 4 * 4096**2)
 
@@ -88,10 +88,10 @@ def test_probabilities_of_all_next_tokens_sum_to_one():
 @pytest.mark.parametrize(
     "token_lists, text",
     [
-        ({"a": 1}, r"ids\.json must hold a JSON list of lists of token ids"),
-        ([1, 2], r"ids\.json must hold a JSON list of lists of token ids"),
+        ({"a": 1}, r"ids\.json must have a JSON list of lists of token ids"),
+        ([1, 2], r"ids\.json must have a JSON list of lists of token ids"),
         ([[1], []], r"ids\.json: list 1 is empty; it must have at least one token id"),
-        ([[1, 96]], r"ids\.json: list 0 has token id 96; it must be a whole number below 96"),
+        ([[1, 96]], r"ids\.json: list 0 has token id 96; it must be an integer below 96"),
         ([[1, -1]], r"ids\.json: list 0 has token id -1; "),
         ([[1, 2.5]], r"ids\.json: list 0 has token id 2\.5; "),
         ([[1, True]], r"ids\.json: list 0 has token id True; "),

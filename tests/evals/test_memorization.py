@@ -1,4 +1,4 @@
-"""What a model was shown often it says by heart, and that is counted; what it saw once it does not."""
+"""Memorized text is counted, exactly and approximately; text that was seen once is not memorized."""
 
 import collections
 import dataclasses
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from gemma3_jax.evals import edits, memorization, settings, task
+from gemma3_jax.evals import edits, memorization, model_api, settings
+from gemma3_jax.evals.documents import EvalDocument
 from gemma3_jax.model import config, masks, parameters
 from tests import texts, toys
 from tests.evals import characters
@@ -19,40 +20,34 @@ from tests.evals import characters
 LETTERS = characters.Characters()
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    source: str
-    text: str
-
-
-def subject(go_on, tokenizer=LETTERS):
-    return task.Subject(tokenizer=tokenizer, score=lambda token_lists: [], go_on=go_on)
+def model(continue_, tokenizer=LETTERS):
+    return model_api.ModelApi(tokenizer=tokenizer, score=lambda params, token_lists: [], continue_=continue_)
 
 
 def documents(num_documents, source="web", length=40):
     """Texts of letters, all different."""
     draw = np.random.default_rng([len(source), length])
-    return [Document(source, "".join(map(chr, draw.integers(65, 91, length)))) for _ in range(num_documents)]
+    return [EvalDocument(source, "".join(map(chr, draw.integers(65, 91, length)))) for _ in range(num_documents)]
 
 
-def by_heart(of, change=lambda ids: ids):
-    """Goes on from anywhere in these documents as they do, but for a change; finds the place by the prefix."""
+def memorized(known, change=lambda ids: ids):
+    """Continues a prefix as the document that has it, but for a change."""
 
-    def go_on(prompts, num_tokens, *, stop=True):
+    def continue_(params, prompts, num_tokens, *, stop=True):
         assert not stop
-        said = []
+        continuations = []
         for bos, *prefix in prompts:
             assert bos == LETTERS.bos
-            text = next(document.text for document in of if LETTERS.decode(prefix) in document.text)
+            text = next(document.text for document in known if LETTERS.decode(prefix) in document.text)
             start = text.index(LETTERS.decode(prefix)) + len(prefix)
-            said.append(change(LETTERS.encode(text[start : start + num_tokens])))
-        return said
+            continuations.append(change(LETTERS.encode(text[start : start + num_tokens])))
+        return continuations
 
-    return go_on
+    return continue_
 
 
-def summary_of(made):
-    return made.summarise(json.loads(json.dumps(made.measure(made.items))))
+def summary_of(made, params=None):
+    return made.summarise(json.loads(json.dumps(made.measure(params or {}, made.items))))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +98,8 @@ def test_intervals_are_wilsons(count, total, low, high):
 
 def test_a_model_that_knows_all_is_exact_everywhere():
     known = documents(12) + documents(9, "books")
-    asked = settings.Memorization(num_samples=10, prefix_tokens=8, suffix_tokens=20)
-    summary = summary_of(memorization.make(subject(by_heart(known)), known, asked))
+    options = settings.Memorization(num_samples=10, prefix_tokens=8, suffix_tokens=20)
+    summary = summary_of(memorization.make(model(memorized(known)), known, options))
     assert summary["exact"] == {"count": 10, "rate": 1.0, "low": pytest.approx(0.7225, abs=1e-4), "high": 1.0}
     assert summary["approximate"] == summary["exact"] and summary["ratio"] == 1.0
     assert {source: rates["num_documents"] for source, rates in summary["by_source"].items()} == {"books": 5, "web": 5}
@@ -122,8 +117,8 @@ def test_a_model_that_knows_all_is_exact_everywhere():
 )
 def test_as_many_edits_as_a_tenth_of_the_suffix_are_approximate(change, exact, approximate):
     known = documents(10)
-    asked = settings.Memorization(num_samples=10, prefix_tokens=8, suffix_tokens=20)
-    summary = summary_of(memorization.make(subject(by_heart(known, change)), known, asked))
+    options = settings.Memorization(num_samples=10, prefix_tokens=8, suffix_tokens=20)
+    summary = summary_of(memorization.make(model(memorized(known, change)), known, options))
     assert (summary["exact"]["count"], summary["approximate"]["count"]) == (exact, approximate)
     assert summary["ratio"] is None and summary["most_edits"] == 2
 
@@ -144,43 +139,43 @@ def test_rates_are_of_all_and_of_each_source_and_their_ratio_is_told():
 
 @pytest.mark.parametrize(("suffix", "most"), [(50, 5), (9, 0), (10, 1), (59, 5)])
 def test_a_tenth_is_rounded_down(suffix, most):
-    assert memorization.most_edits(suffix) == most
+    assert memorization.max_edits(suffix) == most
 
 
 def test_pieces_are_of_different_documents_from_places_all_over_them():
     known = documents(250, length=30)
     known[::5] = documents(50, length=29)
-    asked = settings.Memorization(num_samples=200, prefix_tokens=10, suffix_tokens=15)
-    made = memorization.make(subject(by_heart(known)), known, asked)
-    places = collections.Counter()
+    options = settings.Memorization(num_samples=200, prefix_tokens=10, suffix_tokens=15)
+    made = memorization.make(model(memorized(known)), known, options)
+    starts = collections.Counter()
     for item in made.items:
         assert (len(item.prefix), len(item.suffix)) == (10, 15)
-        piece = LETTERS.decode(item.prefix + item.suffix)
-        (text,) = [document.text for document in known if piece in document.text]
-        places[text.index(piece)] += 1
+        excerpt = LETTERS.decode(item.prefix + item.suffix)
+        (text,) = [document.text for document in known if excerpt in document.text]
+        starts[text.index(excerpt)] += 1
         known = [document for document in known if document.text != text]
-    assert set(places) == set(range(6)) and len(known) == 50
-    assert min(places.values()) > 10  # of 33
+    assert set(starts) == set(range(6)) and len(known) == 50
+    assert min(starts.values()) > 10  # of 33
 
 
 def test_a_document_of_just_prefix_and_suffix_is_long_enough():
-    asked = settings.Memorization(num_samples=3, prefix_tokens=10, suffix_tokens=15)
-    made = memorization.make(subject(by_heart([])), documents(3, length=25), asked)
+    options = settings.Memorization(num_samples=3, prefix_tokens=10, suffix_tokens=15)
+    made = memorization.make(model(memorized([])), documents(3, length=25), options)
     assert len(made.items) == 3
 
 
 def test_every_source_has_as_many_pieces_to_one():
     known = documents(500) + documents(30, "books") + documents(30, "code")
-    asked = settings.Memorization(num_samples=50, prefix_tokens=5, suffix_tokens=5)
-    made = memorization.make(subject(by_heart(known)), known, asked)
+    options = settings.Memorization(num_samples=50, prefix_tokens=5, suffix_tokens=5)
+    made = memorization.make(model(memorized(known)), known, options)
     assert collections.Counter(item.source for item in made.items) == {"books": 17, "code": 17, "web": 16}
 
 
 def test_the_seed_says_which_pieces():
-    def items(seed, of):
-        asked = settings.Memorization(num_samples=20, prefix_tokens=5, suffix_tokens=5, seed=seed)
-        made = memorization.make(subject(by_heart([])), iter(of), asked)
-        return made.items, made.asked
+    def items(seed, texts):
+        options = settings.Memorization(num_samples=20, prefix_tokens=5, suffix_tokens=5, seed=seed)
+        made = memorization.make(model(memorized([])), iter(texts), options)
+        return made.items, made.identity
 
     known = documents(100)
     assert items(0, known) == items(0, known)
@@ -205,16 +200,16 @@ def test_the_seed_says_which_pieces():
     ],
 )
 def test_too_few_documents_are_refused_by_number(known, changes, problem):
-    asked = dataclasses.replace(settings.Memorization(num_samples=10, prefix_tokens=10, suffix_tokens=10), **changes)
+    options = dataclasses.replace(settings.Memorization(num_samples=10, prefix_tokens=10, suffix_tokens=10), **changes)
     with pytest.raises(ValueError, match=problem):
-        memorization.make(subject(by_heart(known)), known, asked)
+        memorization.make(model(memorized(known)), known, options)
 
 
 def test_a_tokenizer_without_bos_is_refused():
     tokenizer = characters.Characters()
     tokenizer.bos = None
     with pytest.raises(ValueError, match="no <bos>"):
-        memorization.make(subject(by_heart([]), tokenizer), documents(1), settings.Memorization())
+        memorization.make(model(memorized([]), tokenizer), documents(1), settings.Memorization())
 
 
 @pytest.mark.parametrize("name", ["num_samples", "prefix_tokens", "suffix_tokens"])
@@ -239,19 +234,19 @@ NUM_TOKENS, PREFIX, SUFFIX = 36, 12, 20
 
 
 def chunks() -> list[list[int]]:
-    """Pieces of the library's text, of 36 tokens that come back from their text."""
-    tokenizer, found = texts.tokenizer(), []
+    """Pieces of 36 tokens of the library's text that survive decoding and encoding."""
+    tokenizer, result = texts.tokenizer(), []
     for text in texts.library()[:6]:
         ids = tokenizer.encode(text)
         for start in range(0, len(ids) - NUM_TOKENS, NUM_TOKENS):
             piece = ids[start : start + NUM_TOKENS]
             if tokenizer.encode(tokenizer.decode(piece)) == piece and len(set(piece)) > 20:
-                found.append(piece)
-    return found
+                result.append(piece)
+    return result
 
 
 def trained(bos: int, canaries: np.ndarray, fresh: np.ndarray) -> dict:
-    """Parameters that saw every canary at every step, from one place in it or another, and others once each."""
+    """Parameters trained on every canary at every step, from varying starts, and on the fresh pieces once each."""
     optimizer = optax.adam(3e-3)
 
     def loss(params, rows):
@@ -273,23 +268,23 @@ def trained(bos: int, canaries: np.ndarray, fresh: np.ndarray) -> dict:
     return params
 
 
-def greedy(model: config.Config, params: dict):
-    """The likeliest id after the likeliest id, each from all before it anew."""
+def greedy(model_config: config.Config):
+    """Greedy continuations, each id from a forward pass over the whole sequence."""
 
     @jax.jit
-    def logits(rows):
-        bound = parameters.bind(model, params)
+    def logits(params, rows):
+        bound = parameters.bind(model_config, params)
         return bound.logits(bound(rows, masks.whole_rows(rows)))
 
-    def go_on(prompts, num_tokens, *, stop=True):
+    def continue_(params, prompts, num_tokens, *, stop=True):
         start = len(prompts[0])
         rows = np.zeros((len(prompts), start + num_tokens), np.int32)
         rows[:, :start] = prompts
-        for place in range(start, start + num_tokens):
-            rows[:, place] = np.argmax(logits(jnp.asarray(rows))[:, place - 1], axis=-1)
+        for position in range(start, start + num_tokens):
+            rows[:, position] = np.argmax(logits(params, jnp.asarray(rows))[:, position - 1], axis=-1)
         return rows[:, start:].tolist()
 
-    return go_on
+    return continue_
 
 
 @pytest.mark.slow
@@ -301,12 +296,12 @@ def test_planted_canaries_are_said_by_heart_and_what_was_seen_once_is_not():
     canaries, fresh = pieces[:num_canaries], pieces[num_canaries:][: num_steps * per_step]
     params = trained(tokenizer.bos, canaries, fresh.reshape(num_steps, per_step, -1))
     known = [
-        Document(source, tokenizer.decode(piece))
-        for source, of in (("canaries", canaries), ("fresh", fresh[:200]))
-        for piece in of
+        EvalDocument(source, tokenizer.decode(piece))
+        for source, pieces in (("canaries", canaries), ("fresh", fresh[:200]))
+        for piece in pieces
     ]
-    asked = settings.Memorization(num_samples=2 * num_canaries, prefix_tokens=PREFIX, suffix_tokens=SUFFIX)
-    made = memorization.make(subject(greedy(MODEL, params), tokenizer), known, asked)
-    rates = summary_of(made)["by_source"]
+    options = settings.Memorization(num_samples=2 * num_canaries, prefix_tokens=PREFIX, suffix_tokens=SUFFIX)
+    made = memorization.make(model(greedy(MODEL), tokenizer), known, options)
+    rates = summary_of(made, params)["by_source"]
     assert rates["canaries"]["exact"]["count"] == num_canaries
     assert rates["fresh"]["exact"]["count"] == 0 and rates["fresh"]["approximate"]["count"] == 0

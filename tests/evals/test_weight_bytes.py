@@ -60,7 +60,7 @@ def test_beside_the_report(size):
     model = config.SIZES[size]
     table = weight_bytes.table(dataclasses.replace(model, vocab_padding=0), [32_768])
     report = table["report"]
-    assert report["size"] == size and "not that at batch 1" in table["note"]
+    assert report["size"] == size and "not 8 bits at batch 1" in table["note"]
     assert table["weights"]["bfloat16"] == pytest.approx(2 * parameters.count(model), rel=1e-3)
     assert report["weights_gb"]["bfloat16"] == pytest.approx(table["weights"]["bfloat16"] / GB, rel=0.035)
     # The note's three numbers.

@@ -1,27 +1,27 @@
-"""Draws: by hand, and against the order that is documented."""
+"""Draws by hand, and in the documented order of filters."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma3_jax.inference import generate, sampling
+from gemma3_jax.inference import engine, sampling
 
 LOGITS = jnp.log(jnp.asarray([[0.05, 0.4, 0.1, 0.25, 0.2]]))
 
 
-def drawn(num_draws: int = 4_000, **columns) -> dict[int, float]:
-    """Share of each id over many draws of one row."""
-    how = sampling.Sampling(**({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | columns))
-    keys = generate.keys(0, np.arange(num_draws))
-    ids = sampling.draw(keys, jnp.broadcast_to(LOGITS, (num_draws, 5)), how)
-    found, counts = np.unique(np.asarray(ids), return_counts=True)
-    return dict(zip(found.tolist(), (counts / num_draws).tolist(), strict=True))
+def drawn(num_draws: int = 4_000, **fields) -> dict[int, float]:
+    """Fraction of each id over many draws of one row."""
+    options = sampling.Sampling(**({"temperature": 1.0, "top_k": 0, "top_p": 1.0} | fields))
+    keys = engine.row_keys(0, np.arange(num_draws))
+    ids = sampling.draw(keys, jnp.broadcast_to(LOGITS, (num_draws, 5)), options)
+    unique, counts = np.unique(np.asarray(ids), return_counts=True)
+    return dict(zip(unique.tolist(), (counts / num_draws).tolist(), strict=True))
 
 
-def close(found: dict[int, float], expected: dict[int, float]) -> bool:
+def close(fractions: dict[int, float], expected: dict[int, float]) -> bool:
     """Within 4 standard errors of 4,000 draws."""
-    return found.keys() == expected.keys() and all(abs(found[i] - expected[i]) < 0.032 for i in expected)
+    return fractions.keys() == expected.keys() and all(abs(fractions[i] - expected[i]) < 0.032 for i in expected)
 
 
 def test_all_of_the_distribution():
@@ -62,21 +62,22 @@ def test_temperature_comes_before_top_p():
 
 def test_what_may_not_be_is_not_drawn():
     logits = jnp.asarray([[-jnp.inf, 1.0, -jnp.inf, -jnp.inf, -jnp.inf]])
-    how = sampling.Sampling(top_k=4)
-    assert {int(sampling.draw(generate.keys(seed, np.zeros(1)), logits, how)[0]) for seed in range(20)} == {1}
+    options = sampling.Sampling(top_k=4)
+    assert {int(sampling.draw(engine.row_keys(seed, np.zeros(1)), logits, options)[0]) for seed in range(20)} == {1}
 
 
 def test_a_row_draws_alone_what_it_draws_beside_others():
     logits = jax.random.normal(jax.random.key(3), (4, 50))
-    together = sampling.draw(generate.keys(7, np.arange(4)), logits, sampling.Sampling())
+    together = sampling.draw(engine.row_keys(7, np.arange(4)), logits, sampling.Sampling())
     alone = [
-        sampling.draw(generate.keys(7, np.array([row])), logits[row : row + 1], sampling.Sampling()) for row in range(4)
+        sampling.draw(engine.row_keys(7, np.array([row])), logits[row : row + 1], sampling.Sampling())
+        for row in range(4)
     ]
     assert together.tolist() == [int(ids[0]) for ids in alone]
 
 
 @pytest.mark.parametrize(
-    ("columns", "says"),
+    ("fields", "message"),
     [
         ({"temperature": -0.5}, r"temperature is -0\.5; it must be a finite number, at least 0 \(--temperature\)"),
         ({"top_k": -1}, r"top_k is -1; it must be at least 0"),
@@ -84,6 +85,6 @@ def test_a_row_draws_alone_what_it_draws_beside_others():
         ({"min_p": 1.5}, r"min_p is 1\.5; it must be from 0 to 1"),
     ],
 )
-def test_what_cannot_be_is_refused(columns, says):
-    with pytest.raises(ValueError, match=says):
-        sampling.Sampling(**columns)
+def test_what_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        sampling.Sampling(**fields)

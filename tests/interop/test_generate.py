@@ -1,4 +1,4 @@
-"""Against `generate` of Transformers: greedy ids on toys, and what its filters leave of a distribution."""
+"""Against `generate` of Transformers: greedy ids on toys, and the ids that pass its sampling filters."""
 
 import json
 
@@ -40,27 +40,27 @@ def test_greedy_ids_are_those_of_transformers_with_windows_wrapped_several_times
 
 
 @pytest.mark.parametrize(
-    "columns",
+    "fields",
     [
         {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "min_p": 0.0},
         {"temperature": 0.7, "top_k": 20, "top_p": 0.6, "min_p": 0.05},
         {"temperature": 1.5, "top_k": 0, "top_p": 0.9, "min_p": 0.1},
     ],
 )
-def test_what_is_left_to_draw_from_is_what_the_filters_of_transformers_leave_in_their_order(columns):
+def test_what_is_left_to_draw_from_is_what_the_filters_of_transformers_leave_in_their_order(fields):
     from transformers.generation import logits_process
 
     logits = np.asarray(jax.random.normal(jax.random.key(0), (50, 300))) * 3
-    scores = torch.from_numpy(logits / columns["temperature"])
-    filters = [logits_process.TopKLogitsWarper(columns["top_k"])] if columns["top_k"] else []
-    filters += [logits_process.TopPLogitsWarper(columns["top_p"])]
-    filters += [logits_process.MinPLogitsWarper(columns["min_p"])] if columns["min_p"] else []
+    scores = torch.from_numpy(logits / fields["temperature"])
+    filters = [logits_process.TopKLogitsWarper(fields["top_k"])] if fields["top_k"] else []
+    filters += [logits_process.TopPLogitsWarper(fields["top_p"])]
+    filters += [logits_process.MinPLogitsWarper(fields["min_p"])] if fields["min_p"] else []
     for each in filters:
         scores = each(None, scores)
-    how = sampling.Sampling(**columns)
-    sorted_logits, ids = jax.lax.top_k(jnp.asarray(logits) / how.temperature, how.top_k or logits.shape[1])
-    left = np.asarray(sampling.kept(sorted_logits, how))
+    options = sampling.Sampling(**fields)
+    sorted_logits, ids = jax.lax.top_k(jnp.asarray(logits) / options.temperature, options.top_k or logits.shape[1])
+    passes = np.asarray(sampling.passes_filters(sorted_logits, options))
     for row in range(len(logits)):
-        assert set(np.asarray(ids)[row][left[row]].tolist()) == set(
+        assert set(np.asarray(ids)[row][passes[row]].tolist()) == set(
             torch.isfinite(scores[row]).nonzero()[:, 0].tolist()
         )

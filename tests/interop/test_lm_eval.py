@@ -1,4 +1,4 @@
-"""lm-eval itself on a toy of ours, and against its own Hugging Face model on the same weights."""
+"""lm-eval on a toy, and against lm-eval's Hugging Face model on the same weights."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance  # noqa: E402
 
-from gemma3_jax import sharding  # noqa: E402
+from gemma3_jax import console, sharding  # noqa: E402
 from gemma3_jax.checkpoint import hf, hf_config  # noqa: E402
 from gemma3_jax.cli import program  # noqa: E402
-from gemma3_jax.evals import harness, logprobs, task  # noqa: E402
+from gemma3_jax.evals import harness, logprobs, model_api  # noqa: E402
 from gemma3_jax.model import execution, masks, parameters  # noqa: E402
 from gemma3_jax.tokenizer import templates  # noqa: E402
 from tests import test_generate, texts, toys  # noqa: E402
@@ -32,7 +32,7 @@ TEXTS = [text[100:260] for text in texts.library()[:8]]
 
 @functools.cache
 def params() -> dict:
-    """A toy's, which hardly ever says control tokens or single bytes: programs spell these out in their own ways."""
+    """A toy's, which hardly ever generates control tokens or single bytes: programs differ in how they decode these."""
     tokenizer, tree = texts.tokenizer(), toys.params(MODEL)
     rare = [token for token in range(tokenizer.size) if tokenizer.num_bytes()[token] == 0 or _is_byte(tokenizer, token)]
     tree["embedder"]["table"] = tree["embedder"]["table"].at[jnp.asarray(rare)].multiply(0.05)
@@ -44,8 +44,8 @@ def _is_byte(tokenizer, token: int) -> bool:
 
 
 @functools.cache
-def subject() -> task.Subject:
-    """The toy, scored by the program's own function, and generated from with whole rows."""
+def api() -> model_api.ModelApi:
+    """The toy, scored by `logprobs.score`, and decoded by forward passes over whole sequences."""
     tokenizer = texts.tokenizer()
 
     @jax.jit
@@ -53,28 +53,28 @@ def subject() -> task.Subject:
         bound = parameters.bind(MODEL, params)
         return bound.logits(bound(row, masks.whole_rows(row)))[0].argmax(-1)
 
-    def go_on(prompts, num_tokens, *, stop=True):
-        found = []
+    def continue_(params, prompts, num_tokens, *, stop=True):
+        continuations = []
         for prompt in prompts:
             row, end = np.zeros((1, 256), np.int32), len(prompt)
             row[0, :end] = prompt
             while end < len(prompt) + num_tokens:
-                token = int(likeliest(params(), jnp.asarray(row))[end - 1])
+                token = int(likeliest(params, jnp.asarray(row))[end - 1])
                 if stop and token in (tokenizer.eos, tokenizer.end_of_turn):
                     break
                 row[0, end], end = token, end + 1
-            found.append(row[0, len(prompt) : end].tolist())
-        return found
+            continuations.append(row[0, len(prompt) : end].tolist())
+        return continuations
 
     score = functools.partial(
-        logprobs.score, MODEL, params(), mesh=sharding.make_mesh(), execute=execution.Execution(dtype="float32")
+        logprobs.score, MODEL, mesh=sharding.make_mesh(), execute=execution.Execution(dtype="float32")
     )
-    return task.Subject(tokenizer=tokenizer, score=score, go_on=go_on)
+    return model_api.ModelApi(tokenizer=tokenizer, score=score, continue_=continue_)
 
 
-def ours(said=None, **changes) -> harness.Model:
-    listen = {} if said is None else {"say": said.append}
-    return harness.Model(subject(), **({"max_tokens": MAX_TOKENS, "prompts_at_once": 3} | listen | changes))
+def ours(warnings=None, **changes) -> harness.LmEvalModel:
+    say = {} if warnings is None else {"say": warnings.append}
+    return harness.LmEvalModel(api(), params, **({"max_tokens": MAX_TOKENS, "prompts_per_call": 3} | say | changes))
 
 
 def requests(kind, arguments):
@@ -82,20 +82,20 @@ def requests(kind, arguments):
 
 
 def greedy_text(context: str, num_tokens: int) -> str:
-    """What the toy says after a context."""
-    tokenizer = subject().tokenizer
-    ids = subject().go_on([[tokenizer.bos, *tokenizer.encode(context)]], num_tokens, stop=False)[0]
+    """The toy's greedy continuation of a context."""
+    tokenizer = api().tokenizer
+    ids = api().continue_(params(), [[tokenizer.bos, *tokenizer.encode(context)]], num_tokens, stop=False)[0]
     return tokenizer.decode(ids)
 
 
 @functools.cache
-def asked() -> list[tuple[str, str]]:
+def pairs() -> list[tuple[str, str]]:
     """Contexts and continuations: long, short, ended by spaces or newlines, empty; some the toy's own."""
     found = []
     for number, text in enumerate(TEXTS):
         context = text[: 10 + 8 * number]
         found += [(context, " " + text[-8:]), (context, text[-4:]), (context + " ", "x = 1"), (context + "\n\n", "def")]
-        found += [(context, own) for size in (1, 2, 4) if (own := greedy_text(context, size)).strip()]
+        found += [(context, greedy) for size in (1, 2, 4) if (greedy := greedy_text(context, size)).strip()]
     return [*found, ("", "import os"), ("", TEXTS[0][:30]), (" \n", "a"), ("longer " * 40, "than that")]
 
 
@@ -145,20 +145,22 @@ def their_tokenizer():
 
 
 def test_log_likelihoods_and_greedy_choices_are_those_of_its_hugging_face_model(theirs):
-    said = []
-    expected = theirs().loglikelihood(requests("loglikelihood", asked()), disable_tqdm=True)
-    found = ours(said).loglikelihood(requests("loglikelihood", asked()))
+    warnings = []
+    expected = theirs().loglikelihood(requests("loglikelihood", pairs()), disable_tqdm=True)
+    found = ours(warnings).loglikelihood(requests("loglikelihood", pairs()))
     np.testing.assert_allclose([nats for nats, _ in found], [nats for nats, _ in expected], atol=1e-4, rtol=0)
     assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
     assert 5 < sum(is_greedy for _, is_greedy in found) < len(found) - 5
-    lengths = [len(subject().tokenizer.encode(context + end)) + 1 for context, end in asked()]
-    num_cut = sum(length > MAX_TOKENS + 1 for length in lengths)  # the last is scored, and not read
-    assert [f"warning: {num_cut} of {len(lengths)} requests are longer than 48 tokens" in line for line in said] == [1]
+    lengths = [len(api().tokenizer.encode(context + end)) + 1 for context, end in pairs()]
+    num_truncated = sum(length > MAX_TOKENS + 1 for length in lengths)  # the last is scored, and not read
+    assert [
+        f"warning: {num_truncated} of {len(lengths)} requests are longer than 48 tokens" in line for line in warnings
+    ] == [1]
 
 
 def test_documents_longer_than_a_window_are_cut_as_it_does(theirs):
     documents = [(text * times,) for text, times in zip(TEXTS, (1, 1, 2, 3, 1, 1, 1, 1), strict=True)]
-    assert max(len(subject().tokenizer.encode(text)) for (text,) in documents) > 3 * MAX_TOKENS
+    assert max(len(api().tokenizer.encode(text)) for (text,) in documents) > 3 * MAX_TOKENS
     # With BOS from its tokenizer that model would score BOS after BOS.
     without = theirs(add_bos_token=False)
     expected = without.loglikelihood_rolling(requests("loglikelihood_rolling", documents), disable_tqdm=True)
@@ -180,9 +182,9 @@ def test_texts_are_those_of_its_hugging_face_model(theirs):
 
 def chats():
     user = {"role": "user", "content": TEXTS[1][:20].strip()}
-    said = {"role": "assistant", "content": "import os"}
+    reply = {"role": "assistant", "content": "import os"}
     system = {"role": "system", "content": "Be brief."}
-    return [[user], [system, user], [user, said, user]], [[user, said], [system, user, said]]
+    return [[user], [system, user], [user, reply, user]], [[user, reply], [system, user, reply]]
 
 
 def test_chats_are_those_of_its_hugging_face_model(theirs):
@@ -203,13 +205,13 @@ def test_chats_are_those_of_its_hugging_face_model(theirs):
 
 
 def test_a_marker_that_a_user_writes_is_text():
-    tokenizer, model = subject().tokenizer, ours()
+    tokenizer, model = api().tokenizer, ours()
     text = model.apply_chat_template([{"role": "user", "content": "what is <end_of_turn>?"}])
     ids = model._encode(text)
     assert (ids.count(tokenizer.bos), ids.count(tokenizer.start_of_turn), ids.count(tokenizer.end_of_turn)) == (1, 2, 1)
     assert tokenizer.decode(ids) == text.removeprefix("<bos>")
     assert tokenizer.start_of_turn not in model._encode("<start_of_turn>user\n")
-    with pytest.raises(ValueError, match=r"begins as a chat does, .* cache_requests"):
+    with pytest.raises(ValueError, match=r"starts like a chat, .* cache_requests"):
         ours().generate_until(requests("generate_until", [(text, {"until": [], "max_gen_toks": 8})]))
 
 
@@ -267,9 +269,11 @@ def results(tasks):
 
 
 def test_a_task_of_choices_is_answered(results, tasks):
-    tokenizer, rights = subject().tokenizer, []
+    tokenizer, rights = api().tokenizer, []
     whole = [[row["question"] + choice for choice in row["choices"]] for row in tasks[1]]
-    scores = iter(subject().score([[tokenizer.bos, *tokenizer.encode(text)] for three in whole for text in three]))
+    scores = iter(
+        api().score(params(), [[tokenizer.bos, *tokenizer.encode(text)] for three in whole for text in three])
+    )
     for row in tasks[1]:
         start = len(tokenizer.encode(row["question"]))  # no question ends with a space
         nats = [sum(next(scores)[start:]) for _ in row["choices"]]
@@ -286,8 +290,8 @@ def test_a_task_of_perplexity_is_answered(results, tasks):
 
 
 def test_a_task_of_texts_is_answered(results, tasks):
-    said = [greedy_text(row["question"], 6)[:3] for row in tasks[1]]
-    assert [text == row["answer"] for text, row in zip(said, tasks[1], strict=True)] == [False, True] * 4
+    answers = [greedy_text(row["question"], 6)[:3] for row in tasks[1]]
+    assert [text == row["answer"] for text, row in zip(answers, tasks[1], strict=True)] == [False, True] * 4
     assert results["results"]["toy_answer"]["exact_match,start"] == 0.5
 
 
@@ -302,7 +306,7 @@ def test_shots_limits_and_chats_reach_it(tasks):
 
     def bar(label, total):
         bars.append((label, total))
-        return harness.continuations.silent(label, total)
+        return console.silent_bar(label, total)
 
     model = ours(max_tokens=400, bar=bar)
     found = harness.evaluate(
@@ -323,35 +327,35 @@ def test_what_cannot_be_asked_is_one_line(tasks):
     evaluate = functools.partial(harness.evaluate, ours(), include_path=tasks[0])
     with pytest.raises(ValueError, match=r"no task 'toy_chioce', nor has .*; did you mean toy_choice"):
         evaluate(["toy_chioce"])
-    with pytest.raises(ValueError, match=r"what lm-eval needs for toy_far cannot be had: "):
+    with pytest.raises(ValueError, match=r"the data of toy_far is not available: "):
         evaluate(["toy_far"])
     with pytest.raises(ValueError, match=r"limit is 0 documents of each task; it must be >= 1"):
         evaluate(["toy_choice"], limit=0)
     with pytest.raises(ValueError, match=r"num_fewshot is -1 examples; it must be >= 0"):
         evaluate(["toy_choice"], num_fewshot=-1)
-    with pytest.raises(ValueError, match=r"no/dir is no directory; tasks of one's own are YAML files"):
+    with pytest.raises(ValueError, match=r"no/dir is not a directory; custom tasks are YAML files"):
         harness.evaluate(ours(), ["toy_choice"], include_path=tasks[0] / "no" / "dir")
 
 
 @pytest.mark.parametrize(
-    "asked, match",
+    "options, match",
     [
-        ({"do_sample": True}, r"task a_task has generation_kwargs\.do_sample: True; only the likeliest"),
-        ({"temperature": 0.7}, r"generation_kwargs\.temperature: 0\.7; only the likeliest"),
-        ({"num_beams": 4}, r"generation_kwargs\.num_beams: 4; only the likeliest"),
+        ({"do_sample": True}, r"task a_task has generation_kwargs\.do_sample: True; decoding is always greedy"),
+        ({"temperature": 0.7}, r"generation_kwargs\.temperature: 0\.7; decoding is always greedy"),
+        ({"num_beams": 4}, r"generation_kwargs\.num_beams: 4; decoding is always greedy"),
         ({"until": [3]}, r"generation_kwargs\.until: \[3\]; it must be strings"),
         ({"max_gen_toks": 48}, r"max_gen_toks: 48; it must be >= 1 and below max_tokens, 48"),
     ],
 )
-def test_generation_of_another_kind_is_refused(asked, match):
+def test_generation_of_another_kind_is_refused(options, match):
     with pytest.raises(ValueError, match=match):
-        ours().generate_until(requests("generate_until", [("a", asked)]))
+        ours().generate_until(requests("generate_until", [("a", options)]))
 
 
 def test_settings_that_change_nothing_are_taken():
-    asked = {"do_sample": False, "temperature": 1, "top_p": 0.9, "num_beams": 1, "max_new_tokens": 3}
-    [text] = ours().generate_until(requests("generate_until", [(TEXTS[0][:20], asked)]))
-    assert len(subject().tokenizer.encode(text)) <= 3
+    options = {"do_sample": False, "temperature": 1, "top_p": 0.9, "num_beams": 1, "max_new_tokens": 3}
+    [text] = ours().generate_until(requests("generate_until", [(TEXTS[0][:20], options)]))
+    assert len(api().tokenizer.encode(text)) <= 3
 
 
 def test_requests_that_make_no_sense_are_refused(monkeypatch):
@@ -359,11 +363,11 @@ def test_requests_that_make_no_sense_are_refused(monkeypatch):
         ours().loglikelihood(requests("loglikelihood", [("a", "")]))
     with pytest.raises(ValueError, match=r"adds \d+ tokens to its context; it must be between 1 and max_tokens, 48"):
         ours().loglikelihood(requests("loglikelihood", [("a", TEXTS[0])]))
-    with pytest.raises(ValueError, match=r"max_tokens is 1 and prompts_at_once 3; they must be >= 2 and >= 1"):
+    with pytest.raises(ValueError, match=r"max_tokens is 1 and prompts_per_call 3; they must be >= 2 and >= 1"):
         ours(max_tokens=1)
     with pytest.raises(ValueError, match="the last turn is not the model's"):
         ours().apply_chat_template(chats()[0][0], add_generation_prompt=False)
-    monkeypatch.setattr(subject().tokenizer, "bos", None)
+    monkeypatch.setattr(api().tokenizer, "bos", None)
     with pytest.raises(ValueError, match="the tokenizer has no <bos>"):
         ours()
 
@@ -374,8 +378,8 @@ def test_evaluate_asks_its_tasks_of_a_checkpoint_and_cuts_what_is_too_long(tasks
     flags = [f"--include_path={tasks[0]}", "--lm_tasks=toy_choice,toy_answer", "--limit=2", "--num_fewshot=0"]
     command = ["evaluate", f"--checkpoint={path}", "--task=lm_eval", "--json", "--mesh=data=1", *flags]
     assert program.main(command) == 0, capsys.readouterr().err
-    said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert set(found["results"]) == {"toy_choice", "toy_answer"} and "24 tokens" in said.err
+    output = capsys.readouterr()
+    results = json.loads(output.out)["results"]
+    assert set(results) == {"toy_choice", "toy_answer"} and "24 tokens" in output.err
     assert program.main([*command[:-3], "--lm_tasks=toy_chioce"]) == 1
     assert "lm-eval has no task 'toy_chioce'" in capsys.readouterr().err

@@ -1,9 +1,9 @@
-"""Calls of tools as text, in the two forms that Gemma 3 is prompted for; it has no tokens of its own for them.
+"""Tool calls as text, in the two formats that Gemma 3 is prompted for; it has no special tokens for them.
 
     json     {"name": "weather", "parameters": {"city": "Paris"}}
     python   [weather(city="Paris")]     alone, or in a fence of tool_code
 
-What a tool gives comes back in a turn of the user. Source: ai.google.dev, "Function calling with Gemma".
+A tool's result goes back in a turn of the user. Source: ai.google.dev, "Function calling with Gemma".
 """
 
 import ast
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from gemma3_jax.inference.tools import json_schema, schemas
 
 FORMATS = ("json", "python")
-_HOW = {
+_FORMAT_INSTRUCTIONS = {
     "json": (
         "To call one, answer with one JSON object and nothing else: "
         '{"name": NAME, "parameters": {ARGUMENT: VALUE, ...}}\nTo call several, answer with a list of such objects.'
@@ -36,88 +36,84 @@ _PYTHON_CALL = re.compile(r"([^\W\d]\w*)\s*\(.*\)\Z", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call that a model asks for: of a tool there is, with arguments that it takes."""
+    """A call of a known tool, with arguments that the tool accepts."""
 
     name: str
     arguments: Mapping
 
 
-def check_format(known: Sequence[schemas.Tool], format: str) -> None:
-    """Refuses a format that there is not, and tools whose calls cannot be written in it.
-
-    Raises: ValueError saying which.
-    """
+def check_format(tools: Sequence[schemas.Tool], format: str) -> None:
+    """Raises: ValueError if the format is unknown, or if calls of one of the tools cannot be written in it."""
     if format not in FORMATS:
         raise ValueError(f"the format of calls is {format!r}; it must be one of: {', '.join(FORMATS)}")
-    schemas.check_names(known)
+    schemas.check_names(tools)
     if format == "python":
-        for tool in known:
+        for tool in tools:
             for name in (tool.name, *tool.parameters.get("properties", {})):
                 if not name.isidentifier() or keyword.iskeyword(name):
                     raise ValueError(
-                        f"tool {tool.name!r} has the name {name!r}, which is no name in Python; use format json"
+                        f"tool {tool.name!r} has the name {name!r}, which is not an identifier in Python; "
+                        "use format json"
                     )
 
 
-def instructions(known: Sequence[schemas.Tool], format: str) -> str:
-    """What tells a model of its tools and how to call them: it goes before the first turn of the user.
+def instructions(tools: Sequence[schemas.Tool], format: str) -> str:
+    """The text that lists a model's tools and how to call them; it goes before the user's first turn.
 
     Raises: ValueError as `check_format`.
     """
-    check_format(known, format)
-    listed = ",\n".join(json.dumps(dataclasses.asdict(tool), ensure_ascii=False) for tool in known)
+    check_format(tools, format)
+    listed = ",\n".join(json.dumps(dataclasses.asdict(tool), ensure_ascii=False) for tool in tools)
     return (
-        f"You can call functions. {_HOW[format]}\nWhat they return comes in the next turn. "
+        f"You can call functions. {_FORMAT_INSTRUCTIONS[format]}\nWhat they return comes in the next turn. "
         f"Where no function is needed, answer in words.\n\nThe functions:\n[{listed}]"
     )
 
 
-def parse(text: str, known: Sequence[schemas.Tool], format: str) -> list[Call] | None:
-    """The calls in what a model wrote, in their order; None if it is an answer in words.
+def parse(text: str, tools: Sequence[schemas.Tool], format: str) -> list[Call] | None:
+    """The calls in a text that a model wrote, in order; None if it is an answer in words.
 
-    A call stands alone, or in a fence among words. In Python's form it is read and never run: literals only. Text that
-    begins as a call does and is cut off or malformed is an error, and no answer.
-    Raises: ValueError as `check_format`; if a call is malformed, of a tool there is not, or with arguments that the
-    tool does not take.
+    A call stands alone, or in a fence among words. A call in Python is parsed, never run; its arguments are literals.
+    Raises: ValueError as `check_format`; if a call is cut off, malformed, of an unknown tool, or with arguments that
+    the tool does not accept.
     """
-    check_format(known, format)
+    check_format(tools, format)
     try:
-        found = (_read_json if format == "json" else _read_python)(text, known)
-        for call in found:
-            schemas.find(known, call.name).check(call.arguments)
+        parsed = (_parse_json if format == "json" else _parse_python)(text, tools)
+        for call in parsed:
+            schemas.find(tools, call.name).check(call.arguments)
     except RecursionError as error:
-        raise ValueError("the call is nested too deep") from error
-    return found or None
+        raise ValueError("the call is nested too deeply") from error
+    return parsed or None
 
 
 def result_turn(call: Call, result: object, format: str) -> str:
-    """The text of the turn of the user that tells the model what a call of it gave.
+    """The text of the user turn that has the result of a call. It is JSON; in format python, strings stay as they are.
 
-    Text stays as it is in Python's form; all else is JSON.
     Raises: ValueError if JSON cannot hold the result.
     """
     try:
-        written = json.dumps(result, ensure_ascii=False, allow_nan=False)
-        written.encode()  # half of a surrogate pair is no text
+        result_json = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        result_json.encode()  # fails on an unpaired surrogate
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"tool {call.name!r} gave a {type(result).__name__} that JSON cannot hold: {error}") from error
+        raise ValueError(f"tool {call.name!r} returned a {type(result).__name__} that is not JSON: {error}") from error
     if format == "json":
-        return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "result": {written}}}'
-    return _fenced(result if isinstance(result, str) else written)
+        return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "result": {result_json}}}'
+    return _fenced(result if isinstance(result, str) else result_json)
 
 
 def error_turn(problem: str, format: str) -> str:
-    """The text of the turn of the user that tells the model why its call was not made."""
+    """The text of the user turn that has the reason why a call was not made."""
     return json.dumps({"error": problem}, ensure_ascii=False) if format == "json" else _fenced(f"error: {problem}")
 
 
 def _fenced(text: str) -> str:
-    """A fence that the text cannot close: longer than any in it."""
+    """The text in a fence that it cannot close: one longer than any in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}tool_output\n{text}\n{fence}"
 
 
-def _read_json(text: str, known: Sequence[schemas.Tool]) -> list[Call]:
+def _parse_json(text: str, tools: Sequence[schemas.Tool]) -> list[Call]:
     calls: list[Call] = []
     for body in [text] if _JSON_CALL.match(text) else _JSON_FENCE.findall(text):
         if not _JSON_CALL.match(body):
@@ -127,21 +123,21 @@ def _read_json(text: str, known: Sequence[schemas.Tool]) -> list[Call]:
         except ValueError as error:
             raise ValueError(f"the call is not JSON: {error}") from error
         items = value if isinstance(value, list) else [value]
-        if any(_is_call(item, known) for item in items):
-            calls += [_call(item, known) for item in items]
+        if any(_is_call(item, tools) for item in items):
+            calls += [_call(item, tools) for item in items]
     return calls
 
 
-def _is_call(item: object, known: Sequence[schemas.Tool]) -> bool:
-    """An object with a name is no call yet: a person has one too."""
+def _is_call(item: object, tools: Sequence[schemas.Tool]) -> bool:
+    """Whether a value is a call; an object with a name alone may be an answer that describes a person."""
     return isinstance(item, Mapping) and (
-        {"name", "parameters"} <= set(item) or item.get("name") in [tool.name for tool in known]
+        {"name", "parameters"} <= set(item) or item.get("name") in [tool.name for tool in tools]
     )
 
 
-def _call(item: object, known: Sequence[schemas.Tool]) -> Call:
-    is_good = _is_call(item, known) and set(item) <= {"name", "parameters"} and isinstance(item["name"], str)
-    if not is_good or not isinstance(item.get("parameters", {}), Mapping):
+def _call(item: object, tools: Sequence[schemas.Tool]) -> Call:
+    is_valid = _is_call(item, tools) and set(item) <= {"name", "parameters"} and isinstance(item["name"], str)
+    if not is_valid or not isinstance(item.get("parameters", {}), Mapping):
         raise ValueError(
             f"the call is {json.dumps(item, ensure_ascii=False):.80}; it must be an object with a name and parameters "
             "(an object) alone"
@@ -149,12 +145,12 @@ def _call(item: object, known: Sequence[schemas.Tool]) -> Call:
     return Call(item["name"], item.get("parameters", {}))
 
 
-def _read_python(text: str, known: Sequence[schemas.Tool]) -> list[Call]:
+def _parse_python(text: str, tools: Sequence[schemas.Tool]) -> list[Call]:
     if bodies := _PYTHON_FENCE.findall(text):
         return [call for body in bodies for call in _python_calls(body.strip())]
-    body, names = text.strip(), [tool.name for tool in known]
+    body, names = text.strip(), [tool.name for tool in tools]
     listed, single = _PYTHON_LIST.match(body), _PYTHON_CALL.match(body)
-    # "[see(1)] for more" is an answer, unless it is a tool that is named.
+    # "[see(1)] for more" is an answer, unless `see` is a tool.
     is_list = listed and (listed[1] in names or body.endswith(")]"))
     return _python_calls(body) if is_list or (single and single[1] in names) else []
 
@@ -163,9 +159,9 @@ def _python_calls(body: str) -> list[Call]:
     """The calls in a list, or alone on lines of their own."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes such as "\d", to whoever reads the terminal
+            warnings.simplefilter("ignore")  # escapes such as "\d" print a warning
             statements = ast.parse(body).body
-    except (SyntaxError, ValueError, MemoryError) as error:  # ValueError: a null byte; MemoryError: nested too deep
+    except (SyntaxError, ValueError, MemoryError) as error:  # ValueError: a null byte; MemoryError: nested too deeply
         raise ValueError(f"the call {body!r:.80} is not Python: {error}") from error
     calls = []
     for statement in statements:
@@ -176,22 +172,22 @@ def _python_calls(body: str) -> list[Call]:
 
 def _python_call(node: ast.AST, body: str) -> Call:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise ValueError(f"{_source(node, body)} is no call of a tool; a call is name(argument=value, ...)")
+        raise ValueError(f"{_source(node, body)} is not a call of a tool; a call is name(argument=value, ...)")
     name, arguments = node.func.id, {}
     if node.args:
         raise ValueError(
             f"the call of {name!r:.60} has {_source(node.args[0], body)} without a name; name every argument"
         )
-    for given in node.keywords:
-        if given.arg is None:
-            raise ValueError(f"the call of {name!r:.60} has **{_source(given.value, body)}; name every argument")
-        if given.arg in arguments:
-            raise ValueError(f"the call of {name!r:.60} has argument {given.arg!r:.60} twice")
-        arguments[given.arg] = value = _literal(given.value, given.arg, body)
+    for keyword_node in node.keywords:
+        if keyword_node.arg is None:
+            raise ValueError(f"the call of {name!r:.60} has **{_source(keyword_node.value, body)}; name every argument")
+        if keyword_node.arg in arguments:
+            raise ValueError(f"the call of {name!r:.60} has argument {keyword_node.arg!r:.60} twice")
+        arguments[keyword_node.arg] = value = _literal(keyword_node.value, keyword_node.arg, body)
         try:
             json_schema.check_plain(value)
         except ValueError as error:
-            raise ValueError(f"argument {given.arg!r:.60} of {name!r:.60} cannot be used: {error}") from error
+            raise ValueError(f"argument {keyword_node.arg!r:.60} of {name!r:.60} is not JSON: {error}") from error
     return Call(name, arguments)
 
 
@@ -210,8 +206,8 @@ def _literal(node: ast.AST, argument: str, body: str) -> object:
             if len(set(names)) == len(names):
                 return {name: _literal(inner, argument, body) for name, inner in zip(names, node.values, strict=True)}
     raise ValueError(
-        f"argument {argument!r:.60} has {_source(node, body)}; values are text, numbers, True, False, None, and lists "
-        "and dicts of these with each key once"
+        f"argument {argument!r:.60} has {_source(node, body)}; values are strings, numbers, True, False, None, and "
+        "lists and dicts of these with each key once"
     )
 
 

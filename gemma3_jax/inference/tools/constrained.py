@@ -1,6 +1,6 @@
-"""Generation held to a JSON Schema or to a regular expression, by llguidance: at every step, a mask over the ids.
+"""Generation constrained to a JSON Schema or a regular expression, by llguidance: a mask over the ids at every step.
 
-An id is allowed where the bytes it stands for go on with some text of the form, however that text is cut into ids.
+An id is allowed if its bytes continue some text of the grammar, however that text would be tokenized.
 """
 
 import json
@@ -14,16 +14,16 @@ from gemma3_jax.inference import constraint
 from gemma3_jax.inference.tools import json_schema
 from gemma3_jax.tokenizer import vocabulary
 
-# Between the parts of a document: enough for a line break and its indent, not enough to go on for ever.
+# Between the parts of a document: enough for a line break and its indent, and bounded.
 _WHITESPACE = r"[ \t\r\n]{1,32}"
-# Without it, text that can only go one way has to be cut into ids as the tokenizer would.
+# Without no_forcing, text that is determined must be tokenized as the tokenizer would.
 _HEAD = '%llguidance {"no_forcing": true}\nstart: '
 
 
-def spelled(tokenizer: vocabulary.Tokenizer) -> list[bytes]:
-    """The bytes that each id stands for within a text: a space for U+2581, one byte for a byte piece; controls b"".
+def token_bytes(tokenizer: vocabulary.Tokenizer) -> list[bytes]:
+    """The bytes of each id within a text: a space for U+2581, one byte for a byte piece, and b"" for control tokens.
 
-    At the start of a text, a tokenizer that adds a space before it takes one away where it decodes.
+    A tokenizer that adds a space before a text removes it when it decodes the text's start.
     """
     counts, result = tokenizer.num_bytes(), []
     for token in range(tokenizer.size):
@@ -38,9 +38,9 @@ def spelled(tokenizer: vocabulary.Tokenizer) -> list[bytes]:
 
 
 class Grammars:
-    """Makes constraints for one tokenizer; seconds to set up at 262,144 ids, so it is made once.
+    """Builds constraints for one tokenizer. Its own construction takes seconds at 262,144 ids, so do it once.
 
-    `vocab_size`: the ids a model gives logits of; at least the tokenizer's.
+    `vocab_size`: the model's number of ids, at least the tokenizer's.
     Raises: ValueError if the tokenizer has more ids than that, or none that ends a text.
     """
 
@@ -49,40 +49,40 @@ class Grammars:
             raise ValueError(f"the tokenizer has {tokenizer.size} ids, but the model only {vocab_size}")
         self.ends = [token for token in (tokenizer.eos, tokenizer.end_of_turn) if token is not None]
         if not self.ends:
-            raise ValueError("the tokenizer has no <eos> and no <end_of_turn>; text held to a form ends with one")
+            raise ValueError("the tokenizer has no <eos> and no <end_of_turn>; constrained text ends with one")
         self.vocab_size = vocab_size
-        self.spelled = spelled(tokenizer)
+        self.token_bytes = token_bytes(tokenizer)
         self._tokenizer = llguidance.LLTokenizer(
-            _Pieces(tokenizer, self.spelled), slices=llguidance.LLTokenizer.json_slices()
+            _LlguidanceVocabulary(tokenizer, self.token_bytes), slices=llguidance.LLTokenizer.json_slices()
         )
 
     def schema(self, schema: Mapping | bool) -> Callable[[], constraint.Constraint]:
-        """Makes constraints, one a row, to JSON documents of a schema.
+        """Returns a function that makes a constraint, one for each sequence, to JSON documents of a schema.
 
-        The properties come in the schema's order, then those it does not list; of these a name may come twice. `format`
-        is held to where llguidance knows it. Whitespace is that of JSON, at most 32 characters in a row; an object
-        `x-guidance` in the schema may change that, and goes to llguidance as it is.
-        Raises: ValueError if it is not a JSON Schema, or asks for what cannot be held to.
+        Properties come in the schema's order, then those it does not list, whose names may repeat. `format` is enforced
+        where llguidance knows it. At most 32 characters of whitespace come in a row; an object `x-guidance` in the
+        schema goes to llguidance as it is, and may change that.
+        Raises: ValueError if it is not a JSON Schema, or has what llguidance cannot enforce.
         Source: guidance-ai/llguidance docs/json_schema.md.
         """
         json_schema.check(schema)
         if not isinstance(schema, bool):
-            own = schema.get("x-guidance", {})
-            if not isinstance(own, Mapping):
-                raise ValueError(f"x-guidance in the schema is {own!r:.60}; it must be an object")
-            schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **own}}
+            guidance = schema.get("x-guidance", {})
+            if not isinstance(guidance, Mapping):
+                raise ValueError(f"x-guidance in the schema is {guidance!r:.60}; it must be an object")
+            schema = {**schema, "x-guidance": {"whitespace_pattern": _WHITESPACE, **guidance}}
         elif schema:
             schema = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
         return self._factory(f"{_HEAD}%json {json.dumps(schema)}", "the schema")
 
     def regex(self, pattern: str) -> Callable[[], constraint.Constraint]:
-        r"""Makes constraints, one a row, to texts that match a regular expression from end to end.
+        r"""Returns a function that makes a constraint, one for each sequence, to full matches of a regular expression.
 
-        In Rust's syntax, without assertions and back references; `\d` is 0-9, and `.` all but a line break.
-        Raises: ValueError if it is none.
+        The syntax is Rust's, without assertions and back references; `\d` is 0-9, and `.` is all but a line break.
+        Raises: ValueError if it is not one.
         """
         if not pattern:
-            raise ValueError("the regular expression is empty; it must match some text")
+            raise ValueError("the regular expression is empty; it must match at least one text")
         return self._factory(
             f"{_HEAD}/{llguidance.regex_to_lark(pattern, 'd')}/", f"the regular expression {pattern!r}"
         )
@@ -90,22 +90,22 @@ class Grammars:
     def _factory(self, grammar: str, what: str) -> Callable[[], constraint.Constraint]:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise ValueError(f"{what} cannot be held to: {_reason(matcher.get_error())}")
-        return lambda: _Matching(self, matcher.deep_copy())
+            raise ValueError(f"{what} cannot be enforced: {_reason(matcher.get_error())}")
+        return lambda: _GrammarConstraint(self, matcher.deep_copy())
 
 
-class _Matching:
-    """One row's text against a grammar."""
+class _GrammarConstraint:
+    """The progress of one sequence in a grammar."""
 
     def __init__(self, grammars: Grammars, matcher: llguidance.LLMatcher):
         self._grammars, self._matcher = grammars, matcher
-        self._taken: list[int] = []
+        self._consumed: list[int] = []
         self._has_ended = False
         self._allowed: np.ndarray | None = None
 
     def allowed(self) -> np.ndarray:
         if self._allowed is None:
-            is_complete, size = self._matcher.is_accepting(), len(self._grammars.spelled)
+            is_complete, size = self._matcher.is_accepting(), len(self._grammars.token_bytes)
             allowed = np.zeros(self._grammars.vocab_size, bool)
             if not self._has_ended:
                 bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -113,21 +113,21 @@ class _Matching:
             allowed[self._grammars.ends] = is_complete
             allowed.flags.writeable = False
             if self._matcher.is_error():
-                text = b"".join(self._grammars.spelled[token] for token in self._taken).decode(errors="replace")
+                text = b"".join(self._grammars.token_bytes[token] for token in self._consumed).decode(errors="replace")
                 reason = _reason(self._matcher.get_error())
-                reason = "no id spells what is due" if reason.startswith("NoExtension") else reason
-                raise ValueError(f"the constraint cannot go on after {text[-60:]!r}: {reason}")
+                reason = "no id has the bytes that must come next" if reason.startswith("NoExtension") else reason
+                raise ValueError(f"the constraint cannot continue after {text[-60:]!r}: {reason}")
             assert allowed.any()
             self._allowed = allowed
         return self._allowed
 
-    def take(self, token: int) -> None:
-        assert self.allowed()[token], f"id {token} is not allowed after {self._taken}"
+    def consume(self, token: int) -> None:
+        assert self.allowed()[token], f"id {token} is not allowed after {self._consumed}"
         if token in self._grammars.ends:
             self._has_ended = True
         else:
             self._matcher.consume_token(token)
-        self._taken.append(token)
+        self._consumed.append(token)
         self._allowed = None
 
     @property
@@ -135,8 +135,8 @@ class _Matching:
         return bool(self.allowed().sum() == self.allowed()[self._grammars.ends].sum())
 
 
-class _Pieces:
-    """A tokenizer as llguidance asks for it; the id that ends a text is one more, so that none of ours is special."""
+class _LlguidanceVocabulary:
+    """A tokenizer in llguidance's interface, with one more id to end a text, so that none of the others is special."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -152,7 +152,7 @@ class _Pieces:
 
 
 def _reason(message: str) -> str:
-    """What went wrong, out of a report of llguidance's in several lines."""
+    """The problem, from a report of llguidance that has several lines."""
     if inner := re.search(r"^error: (.*)", message, re.MULTILINE):
         return inner[1]
     return re.sub(r"^(at \d+\(\d+\): |failed to compile JSON schema: |Parser Error: )*", "", message).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""JSON, and JSON Schema: texts read strictly, schemas checked before they are used, values held to them."""
+"""JSON and JSON Schema: strict parsing, checks of schemas before use, validation of values."""
 
 import copy
 import json
@@ -13,8 +13,8 @@ import referencing.exceptions
 import referencing.jsonschema
 
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
-# Where schemas stand in a schema: as the value of a keyword, in its list, or in its map.
-_IN_VALUES = (
+# Keywords with schemas in them: as the value, in a list, or in a map.
+_WITH_SCHEMA = (
     "items",
     "additionalProperties",
     "additionalItems",
@@ -22,26 +22,26 @@ _IN_VALUES = (
     "unevaluatedProperties",
     "contains",
 )
-_IN_VALUES += ("propertyNames", "not", "if", "then", "else")
-_IN_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_IN_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_SAYING_NOTHING = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_SAYING_NOTHING |= {"$schema", "$id", "$anchor", "$defs", "definitions", "then", "else", "minContains", "maxContains"}
-_SAYING_NOTHING |= {"contentEncoding", "contentMediaType"}
+_WITH_SCHEMA += ("propertyNames", "not", "if", "then", "else")
+_WITH_LIST = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_WITH_MAP = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
+_ANNOTATIONS |= {"$schema", "$id", "$anchor", "$defs", "definitions", "then", "else", "minContains", "maxContains"}
+_ANNOTATIONS |= {"contentEncoding", "contentMediaType"}
 
 
 def read(text: str) -> object:
-    """What a JSON text holds; an object has each name once, numbers are finite, whole ones are of 64 bits.
+    """The value of a JSON text. Names in an object must be unique, numbers finite, and integers fit 64 bits.
 
-    Raises: ValueError saying what is wrong.
+    Raises: ValueError with the problem.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
         check_plain(value)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos}") from error
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     return value
 
 
@@ -53,24 +53,21 @@ def _unique(pairs: list) -> dict:
     return dict(pairs)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def check_plain(value: object) -> None:
-    """Refuses numbers and text that other programs could not read back.
-
-    Raises: ValueError saying which.
-    """
+    """Raises: ValueError for numbers and strings that other programs could not read back."""
     if isinstance(value, str):
         if re.search("[\ud800-\udfff]", value):
-            raise ValueError("a text has half of a surrogate pair, which is no character")
+            raise ValueError("a string has half of a surrogate pair, which is not a character")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError("a number is too large for a float of 64 bits")
     elif isinstance(value, int):
         if not _MIN_INT <= value <= _MAX_INT:
-            raise ValueError("a whole number is too large for 64 bits")
+            raise ValueError("an integer is too large for 64 bits")
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             check_plain(name)
@@ -81,9 +78,9 @@ def check_plain(value: object) -> None:
 
 
 def load(path: pathlib.Path) -> Mapping | list:
-    """The object or list in a JSON file, as `read` reads it.
+    """The object or list in a JSON file, parsed by `read`.
 
-    Raises: ValueError if there is no such file, or if it holds something else.
+    Raises: ValueError if there is no such file, or it has something else in it.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; it must be a JSON file")
@@ -92,89 +89,89 @@ def load(path: pathlib.Path) -> Mapping | list:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, Mapping | list):
-        raise ValueError(f"{path} holds {value!r:.60}; it must hold an object or a list")
+        raise ValueError(f"{path} has {value!r:.60}; it must have an object or a list")
     return value
 
 
 def check(schema: object, what: str = "the schema") -> None:
-    """Refuses what is not a JSON Schema, has keywords that no draft knows, or refers to what it does not have.
+    """Checks a JSON Schema: its keywords are known or begin with `x-`, and its references resolve within it.
 
-    Names that begin with `x-` are anybody's own. `what` names the schema in the error.
-    Raises: ValueError saying what is wrong, and where.
+    `what` names the schema in the error.
+    Raises: ValueError with the problem, and where it is.
     """
     if not isinstance(schema, Mapping | bool):
         raise ValueError(f"{what} is {schema!r:.60}; a JSON Schema is an object, true or false")
     if isinstance(schema, Mapping) and not isinstance(schema.get("$schema", ""), str):
-        raise ValueError(f"{what} is not a JSON Schema: $schema is {schema['$schema']!r:.60}, and must be text")
+        raise ValueError(f"{what} is not a JSON Schema: $schema is {schema['$schema']!r:.60}, and must be a string")
     try:
         check_plain(schema)
         validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        place = _place(error.absolute_path)
-        raise ValueError(f"{what} is not a JSON Schema: {place and place + ': '}{error.message:.200}") from error
+        path = _format_path(error.absolute_path)
+        raise ValueError(f"{what} is not a JSON Schema: {path and path + ': '}{error.message:.200}") from error
     except RecursionError as error:
-        raise ValueError(f"{what} is nested too deep") from error
+        raise ValueError(f"{what} is nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{what} is not a JSON Schema: {error}") from error
-    known = {*jsonschema.Draft202012Validator.VALIDATORS, *validator.VALIDATORS, *_SAYING_NOTHING}
+    known = {*jsonschema.Draft202012Validator.VALIDATORS, *validator.VALIDATORS, *_ANNOTATIONS}
     resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
     resolver = referencing.Registry().resolver_with_root(resource)
-    for part in _parts(schema):
+    for part in _subschemas(schema):
         for name in part:
             if name not in known and not name.startswith("x-"):
                 raise ValueError(
-                    f"{what} has a keyword {name!r:.60}, which JSON Schema does not know; a name of your own begins "
-                    "with x-"
+                    f"{what} has a keyword {name!r:.60}, which JSON Schema does not have; custom keywords begin with x-"
                 )
         for name in ("$ref", "$dynamicRef"):
             try:
                 resolver.lookup(part.get(name, "#"))
             except referencing.exceptions.Unresolvable as error:
                 raise ValueError(
-                    f"{what} refers to {part[name]!r:.60}, which it does not hold; put it under $defs and refer to "
+                    f"{what} refers to {part[name]!r:.60}, which is not in it; put it under $defs and refer to "
                     "'#/$defs/NAME'"
                 ) from error
 
 
-def _parts(schema: object) -> Iterator[Mapping]:
-    """A schema and all those in it, objects alone."""
+def _subschemas(schema: object) -> Iterator[Mapping]:
+    """Yields a schema and all schemas in it that are objects."""
     if not isinstance(schema, Mapping):
         return
     yield schema
     for name, value in schema.items():
-        if name in _IN_VALUES:
-            yield from _parts(value)
-        if name in _IN_LISTS and isinstance(value, list | tuple):
+        if name in _WITH_SCHEMA:
+            yield from _subschemas(value)
+        if name in _WITH_LIST and isinstance(value, list | tuple):
             for inner in value:
-                yield from _parts(inner)
-        if name in _IN_MAPS and isinstance(value, Mapping):
+                yield from _subschemas(inner)
+        if name in _WITH_MAP and isinstance(value, Mapping):
             for inner in value.values():
-                yield from _parts(inner)
+                yield from _subschemas(inner)
 
 
-def moved(schema: Mapping, pointer: str) -> dict:
-    """A copy that means the same where it stands at `pointer` (such as `/anyOf/0`) in another schema."""
+def rebased(schema: Mapping, pointer: str) -> dict:
+    """A copy for use at `pointer` (such as `/anyOf/0`) in another schema: its references point there."""
     result = copy.deepcopy({name: value for name, value in schema.items() if name not in ("$schema", "$id")})
-    for part in _parts(result):
+    for part in _subschemas(result):
         if re.match(r"#(/|$)", part.get("$ref", "")):
             part["$ref"] = f"#{pointer}{part['$ref'][1:]}"
     return result
 
 
 def violation(schema: Mapping | bool, value: object) -> tuple[str, str] | None:
-    """Where in a value it is not what the schema asks (`a.b[0]`; "" for the whole), and how; None where it is.
+    """The path in a value that violates the schema (`a.b[0]`; "" for the whole) and the message; None if it is valid.
 
-    `format` is not checked: it is an annotation unless a reader says otherwise.
+    `format` is not checked: by default it is an annotation.
     """
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        # An empty registry: what a schema refers to is never fetched.
-        found = jsonschema.exceptions.best_match(validator(schema, registry=referencing.Registry()).iter_errors(value))
+        # An empty registry: references are never fetched.
+        errors = validator(schema, registry=referencing.Registry()).iter_errors(value)
+        worst = jsonschema.exceptions.best_match(errors)
     except RecursionError:
-        return "", "it is nested too deep"
-    return None if found is None else (_place(found.absolute_path), f"{found.message:.200}")
+        return "", "it is nested too deeply"
+    return None if worst is None else (_format_path(worst.absolute_path), f"{worst.message:.200}")
 
 
-def _place(path: object) -> str:
+def _format_path(path: object) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")

@@ -49,9 +49,9 @@ def written(call: calls.Call, format: str) -> str:
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_a_call_is_read_back_as_it_was_written(format, value):
     call = calls.Call("f", {"b": value, "a": [value]})
-    (found,) = calls.parse(written(call, format), TOOLS, format)
-    assert found == call and type(found.arguments["b"]) is type(value)
-    assert list(found.arguments) == ["b", "a"]
+    (parsed,) = calls.parse(written(call, format), TOOLS, format)
+    assert parsed == call and type(parsed.arguments["b"]) is type(value)
+    assert list(parsed.arguments) == ["b", "a"]
 
 
 F1, F2 = calls.Call("f", {"a": 1}), calls.Call("f", {"b": "```"})
@@ -111,7 +111,7 @@ def test_calls_in_jsons_form_are_told_from_words(text, expected):
     assert calls.parse(text, TOOLS, "json") == expected
 
 
-LITERALS = "values are text, numbers, True, False, None, and lists and dicts"
+LITERALS = "values are strings, numbers, True, False, None, and lists and dicts"
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,22 @@ LITERALS = "values are text, numbers, True, False, None, and lists and dicts"
         ("[f(a={1: 2})]", "argument 'a' has .*; values are"),
         ("[f(a={**{}})]", "argument 'a' has .*; values are"),
         ("[f(a={'k': 1, 'k': 2})]", "argument 'a' has .* with each key once"),
-        ("[f(a=0x" + "f" * 9_000 + ")]", "argument 'a' of 'f' cannot be used: a whole number is too large for 64 bits"),
+        ("[f(a=0x" + "f" * 9_000 + ")]", "argument 'a' of 'f' is not JSON: an integer is too large for 64 bits"),
         ("[f(a=" + "9" * 9_000 + ")]", "is not Python: Exceeds the limit"),
-        ("[f(a=-1e999)]", "argument 'a' of 'f' cannot be used: a number is too large for a float"),
-        ("[f(a='\\ud800')]", "argument 'a' of 'f' cannot be used: a text has half of a surrogate pair"),
-        ("[f(a=" + "[" * 5_000 + "]" * 5_000 + ")]", "is not Python: too many nested parentheses|nested too deep"),
-        ("[f(a=" + "-" * 90_000 + "1)]", "is not Python|nested too deep"),
+        ("[f(a=-1e999)]", "argument 'a' of 'f' is not JSON: a number is too large for a float"),
+        ("[f(a='\\ud800')]", "argument 'a' of 'f' is not JSON: a string has half of a surrogate pair"),
+        ("[f(a=" + "[" * 5_000 + "]" * 5_000 + ")]", "is not Python: too many nested parentheses|nested too deeply"),
+        ("[f(a=" + "-" * 90_000 + "1)]", "is not Python|nested too deeply"),
         ("[f('x')]", "the call of 'f' has \"'x'\" without a name; name every argument"),
         ("[f(*'x')]", "the call of 'f' has .* without a name"),
         ("[f(**{'a': 1})]", r"the call of 'f' has \*\*.*; name every argument"),
         ("[f(a=1, a=2)]", "the call of 'f' has argument 'a' twice"),
-        ("[f.__call__(a=1)]", r"'f\.__call__\(a=1\)' is no call of a tool"),
-        ("```tool_code\nimport os\n```", "'import os' is no call of a tool"),
-        ("```tool_code\nx = now()\n```", "is no call of a tool; a call is"),
+        ("[f.__call__(a=1)]", r"'f\.__call__\(a=1\)' is not a call of a tool"),
+        ("```tool_code\nimport os\n```", "'import os' is not a call of a tool"),
+        ("```tool_code\nx = now()\n```", "is not a call of a tool; a call is"),
         ("```tool_code\nprint(a=now())\n```", "argument 'a' has 'now"),
         ("```tool_code\nprint(now())\n```", "the call of 'print' has .* without a name"),
-        ("[now(), 3]", "'3' is no call of a tool"),
+        ("[now(), 3]", "'3' is not a call of a tool"),
         ("[weather(city='Par", r"the call .* is not Python"),
         ("[weather(city='Paris')] it is.", "the call .* is not Python"),
         ("[f(a='\0')]", "the call .* is not Python"),
@@ -174,9 +174,9 @@ def test_what_is_no_call_in_pythons_form_is_refused(text, problem):
         ('{"name": "f", "parameters": {"a": 1}', "the call is not JSON: Expecting ',' delimiter at character 36"),
         ('{"name": "f", "parameters": {}} Done.', "the call is not JSON: Extra data at character 32"),
         ('{"name": "f", "parameters": {"a": 1, "a": 2}}', "the call is not JSON: an object has 'a' twice"),
-        ('{"name": "f", "parameters": {"a": NaN}}', "the call is not JSON: NaN is no number"),
+        ('{"name": "f", "parameters": {"a": NaN}}', "the call is not JSON: NaN is not a number"),
         ('{"name": "f", "parameters": {"a": 1e999}}', "the call is not JSON: a number is too large"),
-        ('{"name": "f", "parameters": {"a": ' + "[" * 9**5, "the call is not JSON: it is nested too deep"),
+        ('{"name": "f", "parameters": {"a": ' + "[" * 9**5, "the call is not JSON: it is nested too deeply"),
         ('{"name": "f", "parameters": {}, "id": 3}', 'the call is .*"id": 3}; it must be an object with a name and'),
         ('{"name": "f", "parameters": [1]}', "the call is .*; it must be an object with a name and parameters"),
         ('{"name": 3, "parameters": {}}', "the call is .*; it must be an object with a name and parameters"),
@@ -214,12 +214,12 @@ def test_a_result_goes_back_in_the_form_of_the_call():
 @pytest.mark.parametrize("result", [{1, 2}, float("nan"), "\ud800", 10**9_999], ids=["set", "nan", "surrogate", "huge"])
 @pytest.mark.parametrize("format", calls.FORMATS)
 def test_a_result_that_is_no_json_is_refused(format, result):
-    with pytest.raises(ValueError, match=f"tool 'weather' gave a {type(result).__name__} that JSON cannot hold: "):
+    with pytest.raises(ValueError, match=f"tool 'weather' returned a {type(result).__name__} that is not JSON: "):
         calls.result_turn(PARIS, result, format)
 
 
 def test_formats_that_there_are_not_are_refused():
-    for function in (calls.instructions, lambda known, format: calls.parse("", known, format)):
+    for function in (calls.instructions, lambda tools, format: calls.parse("", tools, format)):
         with pytest.raises(ValueError, match="the format of calls is 'xml'; it must be one of: json, python"):
             function(TOOLS, "xml")
 
@@ -227,8 +227,10 @@ def test_formats_that_there_are_not_are_refused():
 @pytest.mark.parametrize("name", ["from", "a-b", "a.b"])
 def test_names_that_python_cannot_write_are_refused_in_its_form_alone(name):
     argument = [schemas.Tool(name="f", parameters={"type": "object", "properties": {name: {}}})]
-    for known in (argument, [schemas.Tool(name=name)]):
-        with pytest.raises(ValueError, match=f"has the name '{name}', which is no name in Python; use format json"):
-            calls.instructions(known, "python")
+    for tools in (argument, [schemas.Tool(name=name)]):
+        with pytest.raises(
+            ValueError, match=f"has the name '{name}', which is not an identifier in Python; use format json"
+        ):
+            calls.instructions(tools, "python")
     call = calls.Call("f", {name: 1})
     assert calls.parse(written(call, "json"), argument, "json") == [call]

@@ -1,4 +1,4 @@
-"""Text held to a form: whatever is chosen among what is allowed, the result is of the form."""
+"""Constrained text: whatever is chosen among the allowed ids, the result matches the grammar."""
 
 import json
 import re
@@ -41,32 +41,32 @@ def grammars():
     return constrained.Grammars(texts.tokenizer(), VOCAB_SIZE)
 
 
-def generate(grammars, made, seed: int, max_ids: int = 400) -> list[int]:
+def generate(grammars, make, seed: int, max_ids: int = 400) -> list[int]:
     """Ids chosen at random, text rather than an end until nothing but an end is left; without the end."""
-    random, held, ids = np.random.default_rng(seed), made(), []
-    while not held.is_done and len(ids) < max_ids:
-        allowed = np.flatnonzero(held.allowed())
+    random, constraint, ids = np.random.default_rng(seed), make(), []
+    while not constraint.is_done and len(ids) < max_ids:
+        allowed = np.flatnonzero(constraint.allowed())
         token = int(random.choice(allowed))
         if token in grammars.ends:
             break
-        held.take(token)
+        constraint.consume(token)
         ids.append(token)
     return ids
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_whatever_is_chosen_is_a_document_of_the_schema(grammars, name):
-    made, tokenizer = grammars.schema(SCHEMAS[name]), texts.tokenizer()
-    documents = [tokenizer.decode(generate(grammars, made, seed)) for seed in range(20)]
+    make, tokenizer = grammars.schema(SCHEMAS[name]), texts.tokenizer()
+    documents = [tokenizer.decode(generate(grammars, make, seed)) for seed in range(20)]
     for document in documents:
         assert json_schema.violation(SCHEMAS[name], json.loads(document)) is None, document
     assert len(set(documents)) > 5  # and not always the same one
 
 
 def test_whatever_is_chosen_is_an_object_where_any_will_do(grammars):
-    made, num_whole = grammars.schema({"type": "object"}), 0
+    make, num_whole = grammars.schema({"type": "object"}), 0
     for seed in range(20):
-        ids = generate(grammars, made, seed)
+        ids = generate(grammars, make, seed)
         if len(ids) < 400:
             assert isinstance(json.loads(texts.tokenizer().decode(ids)), dict)
             num_whole += 1
@@ -91,14 +91,14 @@ WEATHER = {
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("city", ["Paris", "São Paulo  ▁ 東京 😀", '<table>\\n"<end_of_turn>"', ""])
 def test_a_document_cut_as_the_tokenizer_cuts_it_is_allowed_id_by_id(grammars, city, indent):
-    held, document = (
+    constraint, document = (
         grammars.schema(WEATHER)(),
         json.dumps({"city": city, "days": 10}, ensure_ascii=False, indent=indent),
     )
     for token in texts.tokenizer().encode(document):
-        assert not held.is_done and not held.allowed()[grammars.ends].any()
-        held.take(token)
-    assert held.is_done
+        assert not constraint.is_done and not constraint.allowed()[grammars.ends].any()
+        constraint.consume(token)
+    assert constraint.is_done
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_a_document_cut_as_the_tokenizer_cuts_it_is_allowed_id_by_id(grammars, c
     ],
 )
 def test_a_document_of_another_form_is_refused_at_its_first_wrong_byte(grammars, document, good):
-    held, ids = grammars.schema(WEATHER)(), byte_ids(document)
+    constraint, ids = grammars.schema(WEATHER)(), byte_ids(document)
     taken = b""
     for token in ids:
-        if not held.allowed()[token]:
+        if not constraint.allowed()[token]:
             break
-        held.take(token)
-        taken += grammars.spelled[token]
+        constraint.consume(token)
+        taken += grammars.token_bytes[token]
     assert taken.decode() == good
 
 
@@ -131,74 +131,76 @@ def byte_ids(text: str) -> list[int]:
 
 def test_a_mask_has_all_ids_of_the_model_and_no_control_token(grammars):
     tokenizer = texts.tokenizer()
-    controls = [token for token, spelling in enumerate(grammars.spelled) if not spelling and token not in grammars.ends]
+    controls = [
+        token for token, spelling in enumerate(grammars.token_bytes) if not spelling and token not in grammars.ends
+    ]
     assert {tokenizer.bos, tokenizer.pad, tokenizer.start_of_turn, tokenizer.start_of_image} <= set(controls)
     assert tokenizer.end_of_image in controls and 3 in controls  # 3 is <unk>
-    for made in (grammars.schema({"type": "string"}), grammars.regex(r"(.|\n)*")):
-        held = made()
+    for make in (grammars.schema({"type": "string"}), grammars.regex(r"(.|\n)*")):
+        constraint = make()
         for token in byte_ids('"<bos>'):
-            mask = held.allowed()
+            mask = constraint.allowed()
             assert mask.shape == (VOCAB_SIZE,) and mask.dtype == bool
             assert not mask[controls].any() and not mask[texts.TOKENIZER_SIZE :].any()
-            held.take(token)
-        assert held.allowed().sum() > 400
+            constraint.consume(token)
+        assert constraint.allowed().sum() > 400
 
 
 def test_ends_are_allowed_exactly_where_the_text_is_complete(grammars):
-    held, tokenizer = grammars.schema({"type": "integer", "maximum": 30, "minimum": 3})(), texts.tokenizer()
+    constraint, tokenizer = grammars.schema({"type": "integer", "maximum": 30, "minimum": 3})(), texts.tokenizer()
     assert grammars.ends == [tokenizer.eos, tokenizer.end_of_turn]
-    assert not held.allowed()[grammars.ends].any()
-    held.take(*tokenizer.encode("3"))
-    assert held.allowed()[grammars.ends].all() and not held.is_done  # 30 may be meant
+    assert not constraint.allowed()[grammars.ends].any()
+    constraint.consume(*tokenizer.encode("3"))
+    assert constraint.allowed()[grammars.ends].all() and not constraint.is_done  # 30 may be meant
     other = grammars.schema({"type": "integer", "maximum": 30, "minimum": 3})()
-    other.take(*tokenizer.encode("3"))
-    other.take(tokenizer.eos)
+    other.consume(*tokenizer.encode("3"))
+    other.consume(tokenizer.eos)
     assert other.is_done and list(np.flatnonzero(other.allowed())) == grammars.ends
-    held.take(*tokenizer.encode("0"))
-    assert held.allowed()[grammars.ends].all() and held.is_done
-    held.take(tokenizer.end_of_turn)
-    assert held.is_done and list(np.flatnonzero(held.allowed())) == grammars.ends
+    constraint.consume(*tokenizer.encode("0"))
+    assert constraint.allowed()[grammars.ends].all() and constraint.is_done
+    constraint.consume(tokenizer.end_of_turn)
+    assert constraint.is_done and list(np.flatnonzero(constraint.allowed())) == grammars.ends
 
 
 def test_half_a_character_is_not_complete(grammars):
-    held = grammars.regex(".{0,2}")()
+    constraint = grammars.regex(".{0,2}")()
     completes = []
     for token in byte_ids("é"):
-        completes.append(held.allowed()[grammars.ends].all())
-        held.take(token)
-    assert [*completes, held.allowed()[grammars.ends].all()] == [True, False, True]
+        completes.append(constraint.allowed()[grammars.ends].all())
+        constraint.consume(token)
+    assert [*completes, constraint.allowed()[grammars.ends].all()] == [True, False, True]
 
 
 def test_rows_go_their_own_ways(grammars):
-    made = grammars.regex("ab|cd")
-    first, second = made(), made()
-    first.take(byte_ids("a")[0])
-    second.take(byte_ids("c")[0])
+    make = grammars.regex("ab|cd")
+    first, second = make(), make()
+    first.consume(byte_ids("a")[0])
+    second.consume(byte_ids("c")[0])
     assert first.allowed()[byte_ids("b")[0]] and not first.allowed()[byte_ids("d")[0]]
     assert second.allowed()[byte_ids("d")[0]] and not second.allowed()[byte_ids("b")[0]]
 
 
 def test_an_id_that_is_not_allowed_is_not_taken(grammars):
     with pytest.raises(AssertionError, match="is not allowed after"):
-        grammars.regex("ab")().take(byte_ids("b")[0])
+        grammars.regex("ab")().consume(byte_ids("b")[0])
 
 
 def test_ids_spell_the_bytes_that_are_counted_and_decoded(grammars):
     tokenizer, counts = texts.tokenizer(), texts.tokenizer().num_bytes()
-    for token, spelling in enumerate(grammars.spelled):
+    for token, spelling in enumerate(grammars.token_bytes):
         assert len(spelling) == counts[token] or token == tokenizer.end_of_image
         if spelling and (len(spelling) > 1 or spelling < b"\x80"):
             assert tokenizer.decode([token]) == spelling.decode()
     for text in ("a  b\t\tc", "naïve ▁ 東京\n\n<table>"):
-        assert b"".join(grammars.spelled[token] for token in tokenizer.encode(text)).decode() == text
+        assert b"".join(grammars.token_bytes[token] for token in tokenizer.encode(text)).decode() == text
 
 
 def test_the_end_of_an_image_is_no_text_whatever_its_piece():
     tokenizer = vocabulary.Tokenizer(texts.tokenizer_model())
     (token,) = tokenizer.encode("a")
-    assert constrained.spelled(tokenizer)[token] == b"a"
+    assert constrained.token_bytes(tokenizer)[token] == b"a"
     tokenizer.end_of_image = token
-    assert constrained.spelled(tokenizer)[token] == b""
+    assert constrained.token_bytes(tokenizer)[token] == b""
 
 
 def test_a_tokenizer_that_adds_a_space_before_text_gives_documents_too():
@@ -216,11 +218,13 @@ def test_text_that_no_id_spells_is_an_error_where_it_is_due(tmp_path):
     trainer.train(
         sentence_iterator=iter(["abc"] * 9), model_prefix=str(tmp_path / "m"), model_type="char", vocab_size=7
     )
-    held = constrained.Grammars(vocabulary.load(tmp_path / "m.model"), 7).regex("aé")()
-    held.take(int(np.flatnonzero(held.allowed())[0]))
+    constraint = constrained.Grammars(vocabulary.load(tmp_path / "m.model"), 7).regex("aé")()
+    constraint.consume(int(np.flatnonzero(constraint.allowed())[0]))
     for _ in range(2):
-        with pytest.raises(ValueError, match="the constraint cannot go on after 'a': no id spells what is due"):
-            held.allowed()
+        with pytest.raises(
+            ValueError, match="the constraint cannot continue after 'a': no id has the bytes that must come next"
+        ):
+            constraint.allowed()
 
 
 @pytest.mark.parametrize(
@@ -229,11 +233,11 @@ def test_text_that_no_id_spells_is_an_error_where_it_is_due(tmp_path):
         ({"type": "strin"}, "the schema is not a JSON Schema: type: 'strin' is not valid"),
         (
             {"type": "object", "propertys": {}},
-            "the schema has a keyword 'propertys', which JSON Schema does not know; ",
+            "the schema has a keyword 'propertys', which JSON Schema does not have; ",
         ),
-        ({"not": {"type": "string"}}, r"the schema cannot be held to: Unimplemented keys: \[\"not\"\]"),
-        ({"type": "integer", "minimum": 2, "maximum": 1}, r"cannot be held to: .*minimum \(2\) is greater"),
-        (False, "cannot be held to: Unsatisfiable schema"),
+        ({"not": {"type": "string"}}, r"the schema cannot be enforced: Unimplemented keys: \[\"not\"\]"),
+        ({"type": "integer", "minimum": 2, "maximum": 1}, r"cannot be enforced: .*minimum \(2\) is greater"),
+        (False, "cannot be enforced: Unsatisfiable schema"),
         ({"x-guidance": 3}, "x-guidance in the schema is 3; it must be an object"),
     ],
 )
@@ -245,7 +249,7 @@ def test_schemas_that_cannot_be_held_to_are_refused(grammars, schema, problem):
 @pytest.mark.parametrize(
     ("pattern", "problem"),
     [
-        ("a(b", r"the regular expression 'a\(b' cannot be held to: unclosed group"),
+        ("a(b", r"the regular expression 'a\(b' cannot be enforced: unclosed group"),
         ("(?<=a)b", "look-behind, is not supported"),
         ("", "the regular expression is empty"),
     ],

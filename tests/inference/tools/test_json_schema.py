@@ -13,14 +13,14 @@ from gemma3_jax.inference.tools import json_schema
     [
         ('{"a": 1,}', "at character 8"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "an object has 'c' twice"),
-        ('{"a": NaN}', "NaN is no number of JSON"),
-        ("[-Infinity]", "-Infinity is no number of JSON"),
+        ('{"a": NaN}', "NaN is not a number in JSON"),
+        ("[-Infinity]", "-Infinity is not a number in JSON"),
         ("1e999", "too large for a float of 64 bits"),
         (str(2**64), "too large for 64 bits"),
         ("9" * 5_000, "limit"),
         (r'"\ud800"', "half of a surrogate pair"),
         (r'{"\udfff": 1}', "half of a surrogate pair"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_other_programs_would_not_read_back_is_refused(text, problem):
@@ -39,7 +39,7 @@ def test_the_rest_is_read_as_it_is():
         (None, "does not exist; it must be a JSON file"),
         (b"{", "is not JSON: Expecting property name"),
         (b'"\xff"', "is not JSON: 'utf-8' codec"),
-        (b"3", "holds 3; it must hold an object or a list"),
+        (b"3", "has 3; it must have an object or a list"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, content, problem):
@@ -77,10 +77,10 @@ def test_schemas_are_let_through(schema):
         ({"properties": {"a": {"minimum": "x"}}}, r"properties\.a\.minimum: 'x' is not of type 'number'"),
         (
             {"typ": "object"},
-            "mine has a keyword 'typ', which JSON Schema does not know; a name of your own begins with",
+            "mine has a keyword 'typ', which JSON Schema does not have; custom keywords begin with",
         ),
         ({"anyOf": [{"items": {"nullable": True}}]}, "mine has a keyword 'nullable'"),
-        ({"$ref": "#/$defs/a"}, r"mine refers to '#/\$defs/a', which it does not hold; put it under \$defs"),
+        ({"$ref": "#/$defs/a"}, r"mine refers to '#/\$defs/a', which is not in it; put it under \$defs"),
         ({"items": {"$ref": "https://example.com/a"}}, "mine refers to 'https://example.com/a'"),
         ({"pattern": "("}, r"mine is not a JSON Schema: pattern: '\(' is not a 'regex'"),
         ({"patternProperties": {"(": True}}, r"patternProperties: '\(' is not a 'regex'"),
@@ -100,7 +100,7 @@ def test_a_schema_means_the_same_where_it_is_moved_to():
         "properties": {"of": {"$ref": "#/$defs/a~1b"}, "next": {"$ref": "#"}},
         "required": ["of"],
     }
-    outer = {"anyOf": [{"const": 1}, json_schema.moved(schema, "/anyOf/1")]}
+    outer = {"anyOf": [{"const": 1}, json_schema.rebased(schema, "/anyOf/1")]}
     json_schema.check(outer)
     assert "anyOf" not in json.dumps(schema)  # it was a copy
     for value in ({"of": 1, "next": {"of": 2}}, {"of": "x"}, {"of": 1, "next": {}}, {"of": 1, "next": {"of": "x"}}):
@@ -114,4 +114,4 @@ def test_a_violation_says_where_and_what():
     assert json_schema.violation(schema, {"a": [{"b": "x"}, {}]}) is None
     assert json_schema.violation(schema, {"a": [{}, {"b": 3}]}) == ("a[1].b", "3 is not of type 'string'")
     assert json_schema.violation(schema, {}) == ("", "'a' is a required property")
-    assert json_schema.violation({"$ref": "#"}, 3) == ("", "it is nested too deep")
+    assert json_schema.violation({"$ref": "#"}, 3) == ("", "it is nested too deeply")

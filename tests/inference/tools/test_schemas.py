@@ -47,11 +47,11 @@ def test_both_usual_forms_are_read_alike(tmp_path):
         ([NOW, {"description": "a"}], "tool 1 is .*; it must be an object with a name"),
         ([{"type": "function", "function": {}}], "tool 0 is .*; it must be an object with a name"),
         ([{"name": " "}], "a tool has no name"),
-        ([{"name": "a", "description": 3}], "tool 'a' must have a description that is text"),
+        ([{"name": "a", "description": 3}], "tool 'a' must have a description that is a string"),
         ([{"name": "a", "parameters": []}], "tool 'a' must have .* parameters that are a JSON Schema"),
         (
             [{"name": "a", "parameters": {"type": "string"}}],
-            "'parameters' of tool 'a' is a schema of 'string'; .* object",
+            "'parameters' of tool 'a' is a schema of 'string'; .* schema of an object",
         ),
         ([{"name": "a", "parameters": {"type": "objekt"}}], "'parameters' of tool 'a' is not a JSON Schema: type: "),
         ([NOW, WEATHER, NOW], "two tools have the name 'now'"),
@@ -78,7 +78,7 @@ def test_arguments_that_a_tool_takes_pass(arguments):
     ("arguments", "problem"),
     [
         ({"city": "a", "town": "b"}, "tool 'weather' has no argument 'town'; it takes city, days, units, at"),
-        ({"days": 1}, "tool 'weather' lacks argument 'city', which it requires; it takes city"),
+        ({"days": 1}, "tool 'weather' lacks argument 'city', which is required; it takes city"),
         ({"city": 3}, "argument city of tool 'weather': 3 is not of type 'string'"),
         ({"city": "a", "days": True}, "argument days of tool 'weather': True is not of type 'integer'"),
         ({"city": "a", "days": 13}, "argument days of tool 'weather': 13 is greater than the maximum of 12"),
@@ -101,7 +101,7 @@ def test_a_schema_that_says_what_else_it_takes_is_left_to_say_so():
     schemas.Tool(name="a", parameters={"type": "object", "patternProperties": {"^b": True}}).check({"b": "c"})
     either = {"type": "object", "anyOf": [{"properties": {"b": True}, "required": ["b"]}, {"required": ["c"]}]}
     schemas.Tool(name="a", parameters=either).check({"b": "c"})
-    with pytest.raises(ValueError, match="what is asked of tool 'a': "):
+    with pytest.raises(ValueError, match="the arguments of tool 'a': "):
         schemas.Tool(name="a", parameters=either).check({"d": "c"})
 
 
@@ -112,17 +112,17 @@ def test_a_tool_that_there_is_not_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("seed", range(30))
 def test_text_held_to_the_schema_of_a_call_is_a_call(seed):
-    held = constrained.Grammars(texts.tokenizer(), texts.TOKENIZER_SIZE).schema(schemas.schema(BOTH))()
+    constraint = constrained.Grammars(texts.tokenizer(), texts.TOKENIZER_SIZE).schema(schemas.call_schema(BOTH))()
     random, ids = np.random.default_rng(seed), []
-    while not held.is_done:
-        ids.append(int(random.choice(np.flatnonzero(held.allowed()))))
-        held.take(ids[-1])
+    while not constraint.is_done:
+        ids.append(int(random.choice(np.flatnonzero(constraint.allowed()))))
+        constraint.consume(ids[-1])
     (call,) = calls.parse(texts.tokenizer().decode(ids), BOTH, "json")
     assert call.name in ("weather", "now")
 
 
 def test_the_schema_of_a_call_is_one_and_has_the_references_of_each_tool():
-    schema = schemas.schema(BOTH)
+    schema = schemas.call_schema(BOTH)
     json_schema.check(schema)
     for at, is_good in ([{"hour": 3}], True), ([{"hour": 24}], False), ([{"minute": 1}], False):
         call = {"name": "weather", "parameters": {"city": "a", "at": at}}
@@ -132,4 +132,4 @@ def test_the_schema_of_a_call_is_one_and_has_the_references_of_each_tool():
 
 def test_no_tools_make_no_schema():
     with pytest.raises(ValueError, match="there are no tools; give one or more"):
-        schemas.schema([])
+        schemas.call_schema([])

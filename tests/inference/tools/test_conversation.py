@@ -1,9 +1,8 @@
-"""Asking, calling and feeding back, with a model that says what it is told to."""
+"""Questions, calls and results, with a model whose answers are scripted."""
 
 import pytest
 
-from gemma3_jax.inference import conversation
-from gemma3_jax.inference.tools import calls, schemas
+from gemma3_jax.inference.tools import calls, conversation, schemas
 from gemma3_jax.tokenizer import chat
 from tests import texts
 
@@ -17,14 +16,14 @@ USER = {"role": "user", "content": "Add 2."}
 
 
 class Script:
-    """A model that gives its answers in their order, and keeps what it was asked."""
+    """A model that gives its answers in order, and records the turns it gets."""
 
     def __init__(self, *answers: str):
-        self.answers, self.asked = list(answers), []
+        self.answers, self.prompts = list(answers), []
 
     def __call__(self, turns: list[dict]) -> str:
-        self.asked.append(turns)
-        return self.answers[len(self.asked) - 1]
+        self.prompts.append(turns)
+        return self.answers[len(self.prompts) - 1]
 
 
 def converse(model, turns=(USER,), **changes):
@@ -66,18 +65,18 @@ def test_several_calls_are_made_in_order_and_told_in_one_turn():
 def test_every_question_begins_with_the_tools_and_is_a_chat():
     model = Script("[now()]", "Noon.")
     turns, _ = converse(model, [{"role": "system", "content": "Be brief."}, USER])
-    introduction = calls.instructions(TOOLS, "python")
-    for asked in model.asked:
-        assert chat.fold_system(asked)[0] == ("user", f"{introduction}\n\nBe brief.\n\nAdd 2.")
-        assert chat.prompt(texts.tokenizer(), asked)
-    assert turns[:2] == [{"role": "system", "content": "Be brief."}, USER]  # without the tools, to be gone on with
+    instructions = calls.instructions(TOOLS, "python")
+    for prompt in model.prompts:
+        assert chat.fold_system(prompt)[0] == ("user", f"{instructions}\n\nBe brief.\n\nAdd 2.")
+        assert chat.prompt(texts.tokenizer(), prompt)
+    assert turns[:2] == [{"role": "system", "content": "Be brief."}, USER]  # without the instructions
 
 
 def test_a_conversation_is_gone_on_with():
     first, _ = converse(Script("Hello."))
     second, _ = converse(model := Script("[now()]", "Noon."), [*first, {"role": "user", "content": "When?"}])
     assert [turn["role"] for turn in second] == ["user", "model", "user", "model", "user", "model"]
-    assert sum("The functions:" in turn["content"] for turn in model.asked[-1]) == 1
+    assert sum("The functions:" in turn["content"] for turn in model.prompts[-1]) == 1
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_a_model_that_goes_on_calling_is_stopped(answer):
     model = Script(*[answer] * 9)
     with pytest.raises(conversation.TooManyCalls, match="call 4 of a tool; at most 3 are made") as stopped:
         converse(model, max_calls=3)
-    assert len(model.asked) == 4 and len(stopped.value.turns) == 8
+    assert len(model.prompts) == 4 and len(stopped.value.turns) == 8
     assert stopped.value.turns[-1] == {"role": "model", "content": answer}
 
 
@@ -123,7 +122,7 @@ def test_what_a_tool_raises_goes_through():
 @pytest.mark.parametrize(
     ("turns", "changes", "problem"),
     [
-        ([USER, {"role": "model", "content": "a"}], {}, "a conversation goes on from a turn of the user"),
+        ([USER, {"role": "model", "content": "a"}], {}, "a conversation continues from a turn of the user"),
         ([], {}, "there is no turn of a user"),
         ([USER], {"format": "xml"}, "the format of calls is 'xml'"),
         ([USER], {"max_calls": -1}, "max_calls is -1; it must be >= 0"),
@@ -133,4 +132,4 @@ def test_what_is_no_conversation_is_refused_before_the_model_is_asked(turns, cha
     model = Script("Hello.")
     with pytest.raises(ValueError, match=problem):
         converse(model, turns, **changes)
-    assert not model.asked
+    assert not model.prompts
