@@ -1,4 +1,4 @@
-"""What a chip can do at most: the one table that shares of it are counted by."""
+"""Peak FLOPs, memory and links of each chip: the table that MFU and lower bounds are computed from."""
 
 import re
 from typing import NamedTuple
@@ -7,27 +7,27 @@ GIB = 1 << 30
 
 
 class Link(NamedTuple):
-    """How a chip is tied to others. Bytes a second are those that come in."""
+    """The links of a chip to others. Bandwidths are those of incoming bytes, a second."""
 
-    num_axes: int  # of the torus of a slice, with a neighbour on both sides
+    num_axes: int  # of the torus of a slice; a chip has two neighbours along each
     bytes_per_second: float  # from one neighbour
-    between_slices: float  # of the network between slices, a chip's share of its host's
+    between_slices: float  # of the network between slices: that of the host, divided by its chips
 
 
 class Chip(NamedTuple):
-    """One kind of chip."""
+    """A kind of chip."""
 
-    name: str  # as topologies and machines are named
-    pattern: str  # of JAX's device_kind
-    peak_flops: float  # bfloat16, a second
+    name: str  # as in names of topologies and machines
+    pattern: str  # regular expression that JAX's device_kind matches
+    peak_flops: float  # in bfloat16, a second
     hbm_bytes: int
     hbm_bytes_per_second: float
     link: Link | None = None
 
 
-# The first pattern that matches counts.
-# Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e: peak, memory, links; hosts of 4 chips, of v5e and v6e 8, have 25
-# GB/s and more of network, v6e 100); NVIDIA's data sheets of the SXM parts, without sparsity.
+# The first chip whose pattern matches is taken.
+# Source: docs.cloud.google.com/tpu for peak, memory and links. A host has 25 GB/s of network and 4 chips (v5e: 8 chips;
+# v6e: 8 chips and 100 GB/s). NVIDIA's data sheets of the SXM parts, without sparsity.
 CHIPS = (
     Chip("v4", "TPU v4", 275e12, 32 * GIB, 1.2e12, Link(3, 45e9, 25e9 / 4)),
     Chip("v5e", "TPU v5 lite|TPU v5e", 197e12, 16 * GIB, 819e9, Link(2, 45e9, 25e9 / 8)),
@@ -39,5 +39,5 @@ CHIPS = (
 
 
 def find(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None for a device that is not in the table (a CPU is not)."""
+    """Returns the chip of a JAX device_kind; None if the table does not have it, as for a CPU."""
     return next((chip for chip in CHIPS if re.search(chip.pattern, device_kind)), None)

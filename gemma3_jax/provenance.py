@@ -1,4 +1,4 @@
-"""What made a run: versions of packages, the commit of the code, the fields of its config. It loads nothing heavy."""
+"""The origin of a run: package versions, the commit of the code, the fields of its config. Imports nothing heavy."""
 
 import importlib.metadata
 import os
@@ -7,7 +7,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 
-CONFIG, STARTS = "config.json", "starts.jsonl"  # of a run directory
+CONFIG, STARTS = "config.json", "starts.jsonl"  # files of a run directory
 PACKAGES = ("gemma3_jax", "jax", "flax", "optax", "orbax-checkpoint")
 CHANGED = "+changes"
 SECONDS_FOR_GIT = 10.0
@@ -15,20 +15,20 @@ PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 def versions() -> dict[str, str | None]:
-    """Version of each package that the numbers of a run hang on, and of Python; None for one that is not installed."""
+    """Returns the versions of Python and of the packages that results depend on; None for a missing package."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def commit(package: pathlib.Path = PACKAGE) -> str | None:
-    """The commit of the checkout that a package lies in, with "+changes" if the package is not as committed there.
+    """Returns the commit of the checkout of a package, with "+changes" if files of the package differ from it.
 
-    None outside a checkout, without git, and for a package that a checkout holds but does not track, as one installed
-    into a virtual environment.
+    None if git is missing, outside a checkout, and for a package that git does not track, such as one in a virtual
+    environment inside the checkout.
     """
     if _git(package, "ls-files", "--error-unmatch", "--", "__init__.py") is None:
         return None
-    found, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "--porcelain", "--", ".")
-    return found and found + (CHANGED if changes else "")
+    head, changes = _git(package, "rev-parse", "HEAD"), _git(package, "status", "--porcelain", "--", ".")
+    return head and head + (CHANGED if changes else "")
 
 
 def _version(name: str) -> str | None:
@@ -39,8 +39,8 @@ def _version(name: str) -> str | None:
 
 
 def _git(directory: pathlib.Path, *command: str) -> str | None:
-    """What git says of the checkout that a directory lies in; None if it fails or is not there."""
-    # Of whoever started this process, as a hook: they would have git look at another checkout.
+    """Returns the output of a git command in a directory; None if it fails or git is missing."""
+    # GIT_* variables, which a git hook sets, would point git to another checkout.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
@@ -56,11 +56,11 @@ def _git(directory: pathlib.Path, *command: str) -> str | None:
 
 
 def fields(config: Mapping, prefix: str = "") -> dict:
-    """The fields of a nested config by their paths, as "stages.qat.num_steps"; tuples are lists, as in JSON."""
-    found: dict = {}
+    """Flattens a nested config: the key of a field is its path, as "stages.qat.num_steps". Tuples become lists."""
+    flat: dict = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
-            found |= fields(value, f"{prefix}{name}.")
+            flat |= fields(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,9 +1,11 @@
-"""What `train` can be told: every field with its default and its unit.
+"""The config of `train`: every field with its default and its unit.
 
-A config file (`experiments/demo.py` is one) sets what differs; `--config.a.b=value` overrides that.
+A config file (`experiments/demo.py` is one) sets what differs; `--config.a.b=value` overrides that. The rest of the
+program reads `StageConfig`, made by `resolve`: a stage with everything that it inherits from the run filled in.
 """
 
 import dataclasses
+import itertools
 
 from gemma3_jax.data import settings as data_settings
 from gemma3_jax.distill import settings as distill_settings
@@ -16,15 +18,15 @@ from gemma3_jax.train import settings as train_settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """How many ways each axis splits. 0 in config.mesh: `data` takes the devices that are left, the others are 1.
+    """The size of each mesh axis. 0 in config.mesh: `data` takes the remaining devices, the others are 1.
 
-    0 in the mesh of a stage: as config.mesh says.
+    0 in the mesh of a stage: the value of config.mesh.
     """
 
-    replica: int = 0  # whole copies of the parameters; over several slices a multiple of their number
-    data: int = 0  # shards of parameters (ZeRO-3) and of the rows of a step
-    seq: int = 0  # shards of a row
-    model: int = 0  # shards of heads and of the MLP
+    replica: int = 0  # copies of the parameters; over several slices a multiple of the number of slices
+    data: int = 0  # shards of the parameters (ZeRO-3) and of the batch
+    seq: int = 0  # shards of a sequence
+    model: int = 0  # shards of the heads and of the MLP
 
     def __post_init__(self):
         for axis, size in dataclasses.asdict(self).items():
@@ -33,16 +35,16 @@ class Mesh:
 
 
 LOSSES = ("next_token", "distill")
-START = "start"  # as a teacher: the parameters that the stage starts with
+START = "start"  # as a teacher: the initial parameters of the stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is measured while a stage trains."""
+class EvaluationConfig:
+    """Evaluation while a stage trains."""
 
     every_steps: int = 0  # and at the end of the stage; 0: never
-    num_rows: int = 64  # of the stage's data that no stage of the stage_order comes to in this form
-    measures: evals_settings.Measures = evals_settings.Measures()  # what `evaluate` measures, too
+    num_rows: int = 64  # sequences of the stage's data that no stage trains on
+    measures: evals_settings.Measures = evals_settings.Measures()  # as `evaluate` has them
 
     def __post_init__(self):
         if self.every_steps < 0 or self.num_rows < 1:
@@ -55,28 +57,28 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of the recipe."""
+class StageEntry:
+    """One entry of config.stages. An empty field is inherited from the run; `resolve` fills it in."""
 
     num_steps: int
     seq_len: int  # tokens
-    batch_size: int
-    grad_accum_steps: int = 1  # parts of a step's rows, one after the other: less memory, the same gradient
+    batch_size: int  # sequences of a step
+    grad_accum_steps: int = 1  # parts of a batch, computed one after the other to save memory
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
-    loss: str = "next_token"  # or distill: from what a teacher says of every token
-    teacher: str = ""  # a checkpoint of any kind that `convert` reads; start: the stage's own; empty: config.teacher
+    loss: str = "next_token"  # or distill: against a teacher's distribution over the next token
+    teacher: str = ""  # a checkpoint that `convert` reads; start: the stage's initial parameters; empty: config.teacher
     targets: str = ""  # directory that `teach` wrote; empty: the teacher runs beside the student
     samples: distill_settings.Samples = distill_settings.Samples()
     quant: quant_settings.Quant = quant_settings.Quant()  # what the weights are rounded to where they are used
-    evaluation: Evaluation = Evaluation()
-    hard_label_weight: float = 0.0  # share of the token that did come in what is minimised, beside the teacher's word
+    evaluation: EvaluationConfig = EvaluationConfig()
+    hard_label_weight: float = 0.0  # weight of the next token's cross-entropy; the distillation loss has the rest
     data: str = ""  # directory that `prepare` wrote; empty: config.data
     mixture: dict[str, data_settings.Bucket] = dataclasses.field(default_factory=dict)  # empty: as it was prepared
     mesh: Mesh = Mesh()
     optimizer: train_settings.AdamW = train_settings.AdamW()
     spike_guard: train_settings.SpikeGuard = train_settings.SpikeGuard()
-    ema_decay: float = 0.0  # of an exponential average of the parameters, kept beside them; 0: none
-    z_loss: float = 0.0  # of the squared log-denominator of the softmax, added to what is minimised
+    ema_decay: float = 0.0  # of an exponential moving average of the parameters; 0: none
+    z_loss: float = 0.0  # weight of the squared log-denominator of the softmax in the loss
 
     def __post_init__(self):
         for name in ("num_steps", "seq_len", "batch_size", "grad_accum_steps"):
@@ -104,6 +106,23 @@ class Stage:
         self.optimizer.check_fits(self.num_steps)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig(StageEntry):
+    """A stage with everything that it inherits filled in: `data`, `teacher`, `mesh`, its model and the run's fields."""
+
+    name: str
+    first_step: int  # steps of the run before it
+    model: model_config.Config  # with the stage's RoPE scale
+    execution: model_execution.Execution
+    seed: int
+    init_from: str
+    num_data_workers: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.seq_len
+
+
 def _check_is_directory(name: str, path: str) -> None:
     if "://" in path:
         raise ValueError(f"{name} is {path}; it must be a directory (of a file system that all hosts share)")
@@ -111,19 +130,19 @@ def _check_is_directory(name: str, path: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """The whole of a run."""
+    """The config of a run."""
 
     model: model_config.Config
     data: str = ""  # directory that `prepare` wrote
-    teacher: str = ""  # of the stages whose loss is distill: a checkpoint of any kind that `convert` reads
-    documents: str = ""  # that evaluations read, where they name none of their own; as `evaluate --input`
+    teacher: str = ""  # of the stages that distil: a checkpoint of any kind that `convert` reads
+    documents: str = ""  # the default of evaluation.measures.documents; as `evaluate --input`
     num_data_workers: int = 0  # processes that read ahead on each host; 0: threads
     init_from: str = ""  # a checkpoint of any kind that `convert` reads; empty: fresh parameters
-    seed: int = 0  # of fresh parameters and of the order of the data
+    seed: int = 0  # of fresh parameters, the order of the data, and sampled targets
     mesh: Mesh = Mesh()
     execution: model_execution.Execution = model_execution.Execution(dtype="bfloat16", remat="full")
-    stage_order: tuple[str, ...] = ()  # names of stages, in the order they are walked
-    stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
+    stage_order: tuple[str, ...] = ()  # names of stages, in the order they run
+    stages: dict[str, StageEntry] = dataclasses.field(default_factory=dict)
     checkpoints: train_settings.Checkpoints = train_settings.Checkpoints()
     deadlines: train_settings.Deadlines = train_settings.Deadlines()
     log: train_settings.Log = train_settings.Log()
@@ -147,3 +166,32 @@ class Train:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
         if self.num_data_workers < 0:
             raise ValueError(f"num_data_workers is {self.num_data_workers}; it must be at least 0")
+
+
+def resolve(config: Train, name: str) -> StageConfig:
+    """Returns the stage `name` with everything that it inherits from the run filled in."""
+    entry = config.stages[name]
+    needs_teacher = entry.loss == "distill" and not entry.targets
+    measures = entry.evaluation.measures
+    inherited = {
+        "data": entry.data or config.data,
+        "teacher": entry.teacher or (config.teacher if needs_teacher else ""),
+        "mesh": Mesh(
+            **{axis: size or getattr(config.mesh, axis) for axis, size in dataclasses.asdict(entry.mesh).items()}
+        ),
+        "rope_scale": entry.rope_scale or config.model.rope_scale,
+        "evaluation": dataclasses.replace(
+            entry.evaluation, measures=dataclasses.replace(measures, documents=measures.documents or config.documents)
+        ),
+    }
+    before = itertools.takewhile(lambda other: other != name, config.stage_order)
+    return StageConfig(
+        **{field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)} | inherited,
+        name=name,
+        first_step=sum(config.stages[other].num_steps for other in before) if name in config.stage_order else 0,
+        model=dataclasses.replace(config.model, rope_scale=inherited["rope_scale"]),
+        execution=config.execution,
+        seed=config.seed,
+        init_from=config.init_from,
+        num_data_workers=config.num_data_workers,
+    )

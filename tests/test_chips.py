@@ -1,4 +1,4 @@
-"""The kinds that JAX names, and the speed each is counted by."""
+"""Chips by JAX's device_kind."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from gemma3_jax import chips
     [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918),
      ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989)],
 )  # fmt: skip
-def test_a_chip_is_known_by_what_jax_calls_it(kind, teraflops):
+def test_a_chip_is_found_by_its_device_kind(kind, teraflops):
     assert chips.find(kind).peak_flops == teraflops * 1e12
 
 

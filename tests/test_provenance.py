@@ -1,4 +1,4 @@
-"""What made a run: by git, in checkouts of our own."""
+"""Commits and versions, in checkouts made for the test."""
 
 import os
 import subprocess
@@ -11,14 +11,14 @@ from gemma3_jax import provenance
 @pytest.fixture
 def package(tmp_path):
     """A package in a checkout, as it was committed."""
-    found = tmp_path / "checkout" / "package"
-    found.mkdir(parents=True)
-    (found / "__init__.py").write_text("")
-    (found.parent / "notes").write_text("")
-    git(found.parent, "init", "--quiet")
-    git(found.parent, "add", "package", "notes")
-    git(found.parent, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "first")
-    return found
+    path = tmp_path / "checkout" / "package"
+    path.mkdir(parents=True)
+    (path / "__init__.py").write_text("")
+    (path.parent / "notes").write_text("")
+    git(path.parent, "init", "--quiet")
+    git(path.parent, "add", "package", "notes")
+    git(path.parent, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "first")
+    return path
 
 
 def git(directory, *command):
@@ -54,7 +54,7 @@ def test_outside_a_checkout_and_without_git_there_is_no_commit(package, tmp_path
     assert provenance.commit(package) is None
 
 
-def test_who_started_the_process_does_not_choose_the_checkout(package, tmp_path, monkeypatch):
+def test_git_variables_of_the_parent_process_do_not_choose_the_checkout(package, tmp_path, monkeypatch):
     expected = provenance.commit(package)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     assert provenance.commit(package) == expected and os.environ["GIT_DIR"]
@@ -63,7 +63,7 @@ def test_who_started_the_process_does_not_choose_the_checkout(package, tmp_path,
 def test_versions_are_those_that_are_installed(monkeypatch):
     import jax
 
-    found = provenance.versions()
-    assert found["jax"] == jax.__version__ and found["python"].count(".") == 2
+    versions = provenance.versions()
+    assert versions["jax"] == jax.__version__ and versions["python"].count(".") == 2
     monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
     assert provenance.versions()["no-such-package"] is None

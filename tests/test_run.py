@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma3_jax import provenance, stages
+from gemma3_jax import provenance, settings
 from gemma3_jax.checkpoint import manager
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.cli import program
-from gemma3_jax.data import dataset
-from gemma3_jax.losses import objectives
+from gemma3_jax.data import batches, dataset
+from gemma3_jax.losses import next_token
+from gemma3_jax.stages import build
 from tests import disks, runs, texts
 from tests.checkpoint.test_hf import make_directory
 
@@ -114,8 +115,8 @@ def test_json_says_how_it_ended(data, tmp_path, capsys):
 
 def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets(straight, data):
     row = json.loads((straight / "metrics.jsonl").read_text().splitlines()[0])
-    given = stages.build(load_settings(data), ["first"], data)[0]
-    rows = given.stage.next_batch(0).rows
+    [first] = build.build([settings.resolve(load_settings(data), "first")], data)
+    rows = first.program.stage.next_batch(0, None).rows
     targets = np.asarray(rows.labels)[np.asarray(rows.loss_mask)]
     num_bytes = texts.tokenizer().num_bytes()[targets].sum()
     assert row["num_targets"] == targets.size
@@ -123,7 +124,6 @@ def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets(straight, data):
 
 
 def load_settings(data):
-    from gemma3_jax import settings
     from gemma3_jax.cli import configs
 
     return configs.load(f"{data.parent / 'toy_run.py'}:{data}", [], settings.Train)
@@ -164,15 +164,19 @@ def test_a_stage_that_cannot_begin_says_what_to_run_first(straight, train):
     assert "run that first, or name a checkpoint with --config.init_from" in runs.error(err)
 
 
-def test_other_microbatches_and_an_average_change_no_loss(straight, train):
+def test_gradient_accumulation_and_a_moving_average_change_no_loss(straight, train):
     status, _ = train(
         "--stage=first", "--config.stages.first.grad_accum_steps=1", "--config.stages.first.ema_decay=0.5"
     )
     assert status == 0 and runs.rows(train.workdir) == runs.rows(straight)[:20]
     average, params = (
-        {name.rpartition("params")[2].rpartition("average")[2]: array for name, array in found.items() if part in name}
+        {
+            name.rpartition("params")[2].rpartition("ema_params")[2]: array
+            for name, array in found.items()
+            if part in name
+        }
         for found in [runs.arrays(train.workdir, 20)]
-        for part in ("average/", "['params']")
+        for part in ("ema_params/", "['params']")
     )
     assert len(average) == len(params) > 10
 
@@ -189,7 +193,7 @@ def test_changed_settings_are_told_and_others_kept_from_going_on(straight, train
         "--config.stages.first.num_steps=25": "is of step 16 of second, which now has 20 steps and 25 before it",
         "--config.stage_order=('first',)": "step 36 is of stage second, which config.stage_order does not have",
         "--config.seed=1": "the data is not what the checkpoint was trained on: seed was 0 and is 1",
-        "--config.stages.second.optimizer.first_moment_dtype=bfloat16": "saved by another optimizer: moments/1/mu/",
+        "--config.stages.second.optimizer.first_moment_dtype=bfloat16": "saved by another optimizer: opt_state/1/mu/",
     }.items():
         status, err = train(flag)
         assert status == 1
@@ -204,7 +208,7 @@ def test_another_tokenizer_is_named(straight, train, tmp_path):
     go_back(workdir, 36)
     other = tmp_path / "other"
     other.mkdir()
-    changed = texts.toy_dataset(other, tokenizer=texts.settings.Tokenizer(size=780, max_characters=300_000)).path
+    changed = texts.toy_dataset(other, tokenizer=texts.settings.TokenizerConfig(size=780, max_characters=300_000)).path
     status, err = train(f"--config.data={changed}")
     assert status == 1 and re.search("tokenizer of the checkpoint of step 36 is .*the config says", runs.error(err))
 
@@ -224,27 +228,27 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
 
 def poison(monkeypatch, value, *steps):
     """The loss of these steps of a stage is `value`."""
-    next_token, call = objectives.next_token, stages.Batches.__call__
+    make, call = next_token.make, batches.Batches.__call__
 
     def poisoned(*args, **kwargs):
-        inner = next_token(*args, **kwargs)
+        inner = make(*args, **kwargs)
 
-        def outer(params, rows):
-            total, num_targets, sums = inner(params, rows)
+        def outer(params, frozen, rows):
+            total, num_targets, sums = inner(params, frozen, rows)
             factor = jnp.where(rows.labels[0, 0] == 799, value * num_targets, 1.0)
             return factor * total, num_targets, {**sums, "loss": factor * sums["loss"]}
 
         return outer
 
-    def marked(self, step):
-        batch = call(self, step)
+    def marked(self, step, now):
+        batch = call(self, step, now)
         if step in steps:
             labels = batch.rows.labels.at[0, 0].set(799)
             return dataclasses.replace(batch, rows=batch.rows._replace(labels=labels))
         return batch
 
-    monkeypatch.setattr(objectives, "next_token", poisoned)
-    monkeypatch.setattr(stages.Batches, "__call__", marked)
+    monkeypatch.setattr(next_token, "make", poisoned)
+    monkeypatch.setattr(batches.Batches, "__call__", marked)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train, monkeypatch):
@@ -272,7 +276,7 @@ def test_too_many_in_a_row_end_the_run_with_its_own_status_and_the_last_good_che
     poison(monkeypatch, float("nan"), *range(7, 20))
     status, err = train("--config.stages.first.spike_guard.max_skipped_in_a_row=4")
     assert status == 70
-    assert "diverged: the last 4 steps of first had a loss or gradient norm not finite" in err
+    assert "diverged: the last 4 steps of first were skipped: their loss or gradient norm was not finite" in err
     assert "the last good checkpoint is that of step 9" in err
     assert len((train.workdir / "skipped.jsonl").read_text().splitlines()) == 4
 
@@ -320,7 +324,7 @@ def test_a_checkpoint_of_another_model_or_tokenizer_is_refused(straight, train, 
     assert status == 1 and "config.init_from" in runs.error(err) and "make them one" in runs.error(err)
     other = tmp_path / "other"
     other.mkdir()
-    changed = texts.toy_dataset(other, tokenizer=texts.settings.Tokenizer(size=780, max_characters=300_000)).path
+    changed = texts.toy_dataset(other, tokenizer=texts.settings.TokenizerConfig(size=780, max_characters=300_000)).path
     status, err = train(f"--config.init_from={straight}", f"--config.data={changed}")
     assert status == 1 and "was made with tokenizer" in runs.error(err)
 
@@ -331,7 +335,7 @@ def test_checkpoints_none_of_which_can_be_read_end_the_run_and_cost_it_nothing(s
         file.write_text("{")
     status, err = train()
     assert status == 1
-    assert re.search("none of the 4 checkpoints in .*begin anew in another --workdir", runs.error(err))
+    assert re.search("none of the 4 checkpoints in .*start a new run in another --workdir", runs.error(err))
     assert len(runs.rows(workdir)) == 40 and len(manager.steps(workdir / "checkpoints")) == 4
 
 
@@ -339,7 +343,7 @@ def test_a_config_that_was_cut_short_is_written_anew(straight, train):
     workdir = copy(straight, train)
     (workdir / "config.json").write_text("")
     status, err = train()
-    assert status == 0 and "config.json is not what a run writes, and is written anew" in err
+    assert status == 0 and "config.json is not a config that a run wrote, and is replaced" in err
     assert json.loads((workdir / "config.json").read_text())["stage_order"] == ["first", "second"]
 
 
@@ -352,7 +356,7 @@ def test_a_directory_that_is_no_path_is_refused(data, capsys):
     ("flag", "problem"),
     [
         ("--config.stages.first.optimiser.peak_lr=1", "did you mean config.stages.first.optimizer?"),
-        ("--config.stages.first.optimizer.warmup_steps=21", "first: warmup_steps 21 and decay_steps 0 do not fit"),
+        ("--config.stages.first.optimizer.warmup_steps=21", "warmup_steps is 21 and decay_steps 0; their sum"),
         ("--config.stage_order=('first','third')", "config: stage_order names stage third; stages has: first, second"),
         ("--config.data=nowhere", "config.stages.first: nowhere is not a prepared data set"),
         ("--config.data=", "config.stages.first: data is empty, as config.data is; name the directory"),

@@ -56,7 +56,7 @@ inner = stream.Stream.__next__
 if sys.argv[1] == "step":
     stream.Stream.__next__ = lambda self: hang() if self.step == 5 else inner(self)
 elif sys.argv[1] == "save":
-    series.Series.finish = hang
+    manager.CheckpointManager.finish = hang
 else:
     stream.Stream.__init__ = hang
 sys.argv[1:] = sys.argv[2:]

@@ -1,6 +1,6 @@
-"""Rows as events for TensorBoard, by tensorboardX's protocol buffers.
+"""Writes rows of metrics as TensorBoard events, by the protocol buffers of tensorboardX.
 
-Its SummaryWriter has a queue that blocks for good once a full disk has ended the thread behind it.
+Its SummaryWriter is not used: after a full disk has ended its writer thread, its queue blocks forever.
 """
 
 import pathlib
@@ -9,26 +9,26 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 
-from gemma3_jax.train import appending
+from gemma3_jax.durable import append_only
 
 
 class Events:
-    """One file of events in a directory. Where the disk refuses, they wait."""
+    """A file of events. If the disk is full, events wait until they can be written."""
 
     def __init__(self, directory: pathlib.Path, after: int, warn: Callable[[str], None]):
-        """The viewer drops what an earlier process wrote of steps behind `after`."""
+        """Opens a new file in `directory`. TensorBoard drops events of steps after `after` from earlier files."""
         from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
         self._proto, self._scalar, self._checksum = event_pb2, summary.scalar, record_writer.masked_crc32c
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
-        self._file = appending.Appending(directory / name, warn)
+        self._file = append_only.AppendOnlyFile(directory / name, warn)
         self._add(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(event_pb2.Event(wall_time=time.time(), step=after + 1, session_log=session))
 
     def write(self, row: Mapping) -> None:
-        """Every number of a row, as STAGE/NAME."""
+        """Writes each number of a row under the tag STAGE/NAME."""
         event = self._proto.Event(wall_time=row["time"], step=row["global_step"])
         for name, value in row.items():
             if isinstance(value, int | float) and name != "time":
@@ -36,7 +36,7 @@ class Events:
         self._add(event)
 
     def _add(self, event) -> None:
-        """A record of TensorFlow's: length, its check sum, the event, its check sum."""
+        """Writes a TFRecord: the length, its checksum, the event, its checksum."""
         content = event.SerializeToString()
         length = struct.pack("<Q", len(content))
         sums = (struct.pack("<I", self._checksum(part)) for part in (length, content))

@@ -1,27 +1,25 @@
-"""Where the time of a run went, over all its processes: what was spent on what, and what had to be done again."""
+"""Time of a run by kind, over all its processes, and the time lost to steps that had to be repeated."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from gemma3_jax.train import journal
+from gemma3_jax.durable import jsonl
 
 FILE = "goodput.jsonl"
 KINDS = ("init", "compile", "restore", "data", "step", "save", "evaluate")
-REDONE = ("data", "step", "save", "evaluate")  # what is lost with the steps that a process did after its last save
+REDONE = ("data", "step", "save", "evaluate")  # lost with the steps after the last save of a process
 LOST = "lost"
 
 
 class Ledger:
-    """Seconds by kind, of which each moment belongs to one: the innermost `spend` it lies in, and "init" outside.
+    """Counts seconds by kind. Each moment has one kind: that of the innermost `spend`, and "init" outside of all.
 
-    Written as differences, each with the steps it lies between; `summarise` reads them all.
+    Each record in the file has the seconds since the record before it; `summarise` adds them up.
     """
 
-    def __init__(
-        self, file: journal.Journal, clock: Callable[[], float] = time.monotonic, started: float | None = None
-    ):
-        """`started`: when the process did, by the same clock."""
+    def __init__(self, file: jsonl.Journal, clock: Callable[[], float] = time.monotonic, started: float | None = None):
+        """`started`: the start of the process, by `clock`."""
         self._file, self._clock = file, clock
         self._since = clock() if started is None else started
         self._kinds = ["init"]
@@ -39,39 +37,40 @@ class Ledger:
             self._kinds.pop()
 
     def settle(self) -> None:
-        """Brings `seconds` up to now."""
+        """Updates `seconds` to now."""
         now = self._clock()
         self.seconds[self._kinds[-1]] += now - self._since
         self._since = now
 
     def restored(self, global_step: int) -> None:
-        """The run goes on from this step: what lies behind it in the ledger is lost."""
+        """Records that the run resumes from a step: the time of later steps so far is lost."""
         self._file.write({"restored": global_step})
 
     def record(self, global_step: int) -> None:
-        """Writes what was spent since the last record, as having led to this step."""
+        """Writes the seconds since the last record, which led to this step."""
         self.settle()
         spent = {kind: round(self.seconds[kind] - self._written[kind], 3) for kind in KINDS}
         self._written = dict(self.seconds)
         self._file.write({"global_step": global_step, "seconds": spent})
 
     def total(self) -> dict[str, float]:
+        """Returns the seconds by kind of all processes of the run, up to the last record."""
         return summarise(self._file.read())
 
 
 def summarise(entries: Sequence[Mapping]) -> dict[str, float]:
-    """Seconds by kind, and "lost": what led to steps that a later process did again."""
+    """Returns the seconds by kind of a ledger's entries, and "lost": those of steps that a later process repeated."""
     live: list[Mapping] = []
     total = dict.fromkeys((*KINDS, LOST), 0.0)
     for entry in entries:
         if "restored" in entry:
-            kept = [past for past in live if past["global_step"] <= entry["restored"]]
+            remaining = [past for past in live if past["global_step"] <= entry["restored"]]
             for past in live:
                 if past["global_step"] > entry["restored"]:
                     total[LOST] += sum(past["seconds"][kind] for kind in REDONE)
                     for kind in set(KINDS) - set(REDONE):
                         total[kind] += past["seconds"][kind]
-            live = kept
+            live = remaining
         else:
             live.append(entry)
     for past in live:
@@ -81,7 +80,7 @@ def summarise(entries: Sequence[Mapping]) -> dict[str, float]:
 
 
 def table(total: Mapping[str, float]) -> str:
-    """A line for each kind that took time, with its share."""
-    whole = sum(total.values())
-    lines = [f"{kind:<10}{seconds:>12,.1f} s{seconds / whole:>8.1%}" for kind, seconds in total.items() if seconds]
-    return "\n".join([*lines, f"{'in all':<10}{whole:>12,.1f} s"])
+    """Returns a line for each kind that took time, with its fraction of the total."""
+    sum_all = sum(total.values())
+    lines = [f"{kind:<10}{seconds:>12,.1f} s{seconds / sum_all:>8.1%}" for kind, seconds in total.items() if seconds]
+    return "\n".join([*lines, f"{'in all':<10}{sum_all:>12,.1f} s"])

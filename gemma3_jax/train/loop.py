@@ -1,6 +1,6 @@
-"""The loop: every stage of the recipe is this one, with another loss, other rows and another view of the parameters.
+"""The training loop of every stage of the recipe: they differ in the five fields of `program.Stage` alone.
 
-Numbers are looked at a step late: the device is always given its next step before anything waits for the last one.
+Metrics are read one step late: the device always has its next step before the host waits for the last one.
 """
 
 import contextlib
@@ -10,22 +10,23 @@ from collections.abc import Callable
 
 import jax
 
-from gemma3_jax.train import goodput, interrupts, metrics, saver, stage, step, trace, watchdog
+from gemma3_jax import hosts
+from gemma3_jax.train import goodput, interrupts, metrics, program, saver, stage_run, step, trace, watchdog
 
-RECORD_SECONDS = 10.0  # between records in the ledger of where time goes
+RECORD_SECONDS = 10.0  # between records in goodput.jsonl
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved."""
+    """The run has saved, and stops because of a signal."""
 
 
 class Diverged(Exception):
-    """Too many steps in a row were not to be believed."""
+    """Too many steps in a row were skipped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Crew:
-    """Those who look after a run while the loop works."""
+class Services:
+    """Services of a run: saving, timing, signals and logging."""
 
     saver: saver.Saver
     ledger: goodput.Ledger
@@ -38,133 +39,138 @@ class Crew:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Flight:
-    """A step that has been given to the device."""
+class PendingStep:
+    """A step that is dispatched, and whose metrics have not been read."""
 
     done: int  # steps of the stage, this one included
     batch_id: str
-    reported: step.Sums
+    logged: step.Sums
 
 
-def run(leg: stage.Leg, state: step.State, *, steps_before: int, tokens_before: int, crew: Crew) -> step.State:
-    """Takes the steps of a leg that are left, and saves at its end; returns the state after the last.
+def run(
+    stage: stage_run.StageRun, state: step.State, *, steps_before: int, tokens_before: int, services: Services
+) -> step.State:
+    """Takes the remaining steps of a stage, and saves at its end. Returns the state after the last step.
 
-    `steps_before` and `tokens_before`: of the stages before this one.
+    `steps_before` and `tokens_before` count the stages before this one.
     Raises: Stopped, once saved; Diverged; OSError if checkpoints keep failing.
     """
-    compiled, done, flight, last_record = None, int(state.step), None, time.monotonic()
-    if done == leg.num_steps:
+    compiled, done, pending, last_record = None, int(state.step), None, time.monotonic()
+    if done == stage.num_steps:
         return state  # restored from the save at its end
-    with crew.ledger.spend("restore"), crew.watchdog.phase("start_up"):
-        frozen = leg.frozen.load()
-    measure = _begin_evaluation(leg, state, frozen, steps_before, crew)
-    while done < leg.num_steps:
-        with crew.ledger.spend("data"), crew.watchdog.phase("step" if compiled else "start_up"):
-            batch = leg.stage.next_batch(done)
+    with services.ledger.spend("restore"), services.watchdog.phase("start_up"):
+        frozen = stage.load_frozen()
+    evaluate = _begin_evaluation(stage, state, frozen, steps_before, services)
+    while done < stage.num_steps:
+        with services.ledger.spend("data"), services.watchdog.phase("step" if compiled else "start_up"):
+            batch = stage.program.stage.next_batch(done, program.Now(state, frozen))
         if compiled is None:
-            compiled = _compile(leg, state, frozen, batch.rows, crew)
-        crew.watchdog.start("step")
-        with crew.ledger.spend("step"):
-            asked = interrupts.agree(lambda: (crew.interrupts.requested, crew.saver.is_late()))
-            with jax.transfer_guard("disallow"):  # all it needs is on the devices
-                state, reported = compiled(state, frozen, batch.rows)
+            compiled = _compile(stage.program, state, frozen, batch.rows, services)
+        services.watchdog.start("step")
+        with services.ledger.spend("step"):
+            requests = hosts.any_host_async(lambda: (services.interrupts.requested, services.saver.is_late()))
+            with jax.transfer_guard("disallow"):  # everything it needs is on the devices
+                state, logged = compiled(state, frozen, batch.rows)
             done += 1
-            crew.interrupts.unsaved = True
-            landed, flight = flight, _Flight(done, batch.id, reported)
-            if landed:
-                _land(leg, landed, steps_before, tokens_before, crew)
-            stop, save = asked()
+            services.interrupts.unsaved = True
+            previous, pending = pending, PendingStep(done, batch.id, logged)
+            if previous:
+                log_step(stage, previous, steps_before, tokens_before, services)
+            stop, save = requests()
         global_step = steps_before + done
-        if crew.trace:
-            crew.trace.after(global_step, reported)
-        crew.saver.poll()
+        if services.trace:
+            services.trace.after(global_step, logged)
+        services.saver.poll()
         if time.monotonic() - last_record > RECORD_SECONDS:
-            crew.ledger.record(global_step)
+            services.ledger.record(global_step)
             last_record = time.monotonic()
-        is_last = done == leg.num_steps
-        must = stop or is_last
-        is_measured = measure and leg.evaluation.is_due(done, leg.num_steps) and (is_last or not stop)
-        is_saved = must or save or crew.saver.is_due(global_step)
-        if not (is_measured or is_saved):
+        is_last = done == stage.num_steps
+        must_save = stop or is_last
+        is_evaluated = evaluate and stage.evaluation.is_due(done, stage.num_steps) and (is_last or not stop)
+        is_saved = must_save or save or services.saver.is_due(global_step)
+        if not (is_evaluated or is_saved):
             continue
-        with crew.ledger.spend("step"):
-            _land(leg, flight, steps_before, tokens_before, crew)  # the checkpoint counts on its row
-        flight = None
-        if is_measured:
-            measure(state, done)
+        with services.ledger.spend("step"):
+            log_step(stage, pending, steps_before, tokens_before, services)  # its row comes before its checkpoint
+        pending = None
+        if is_evaluated:
+            evaluate(state, done)
         if not is_saved:
             continue
-        if crew.writers:
-            crew.writers.flush()
-        crew.watchdog.stop("step")
-        (crew.saver.insist if must else crew.saver.begin)(leg, state, done, global_step)
-        crew.ledger.record(global_step)
-        if must:
-            crew.interrupts.unsaved = False
+        if services.writers:
+            services.writers.flush()
+        services.watchdog.stop("step")
+        (services.saver.save_blocking if must_save else services.saver.save_async)(stage, state, done, global_step)
+        services.ledger.record(global_step)
+        if must_save:
+            services.interrupts.unsaved = False
         if stop:
-            raise Stopped(f"saved step {done} of {leg.name}")
-    crew.watchdog.stop("step")
+            raise Stopped(f"saved step {done} of {stage.name}")
+    services.watchdog.stop("step")
     return state
 
 
-def _compile(leg: stage.Leg, state: step.State, frozen: dict, rows: object, crew: Crew) -> Callable:
-    with crew.ledger.spend("compile"), crew.watchdog.phase("compile"), jax.set_mesh(leg.mesh):
-        return leg.jitted().lower(state, frozen, rows).compile()
+def _compile(of: program.Program, state: step.State, frozen: dict, batch: object, services: Services) -> Callable:
+    with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(of.mesh):
+        return of.jitted().lower(state, frozen, batch).compile()
 
 
 def _begin_evaluation(
-    leg: stage.Leg, state: step.State, frozen: dict, steps_before: int, crew: Crew
+    stage: stage_run.StageRun, state: step.State, frozen: dict, steps_before: int, services: Services
 ) -> Callable[[step.State, int], None] | None:
-    """`(state, steps done)`: measures, and writes the row.
+    """Returns `(state, steps done)`, which evaluates and writes the row; None if the stage has no evaluation.
 
-    That comes before the checkpoint of the step, unless the run has to stop: who goes on from there does it here.
+    A step is evaluated before its checkpoint is written, unless the run has to stop: then the run that goes on from
+    there evaluates it here.
     """
-    if leg.evaluation is None:
+    if stage.evaluation is None:
         return None
 
-    def spent():
-        crew.watchdog.stop("step")
+    def evaluating():
+        services.watchdog.stop("step")
         stack = contextlib.ExitStack()
-        stack.enter_context(crew.ledger.spend("evaluate"))
-        stack.enter_context(crew.watchdog.phase("evaluate"))
+        stack.enter_context(services.ledger.spend("evaluate"))
+        stack.enter_context(services.watchdog.phase("evaluate"))
         return stack
 
-    with spent():
-        score = leg.evaluation.begin(frozen)
+    with evaluating():
+        score = stage.evaluation.begin(frozen)
 
-    def measure(state: step.State, done: int) -> None:
-        with spent():
-            found = score(state.params)
-        if crew.writers:
-            place = {"stage": leg.name, "step": done, "global_step": steps_before + done, "time": time.time()}
-            crew.writers.evaluate(place | found)
+    def evaluate(state: step.State, done: int) -> None:
+        with evaluating():
+            results = score(state.params)
+        if services.writers:
+            position = {"stage": stage.name, "step": done, "global_step": steps_before + done, "time": time.time()}
+            services.writers.evaluate(position | results)
 
-    if (done := int(state.step)) and leg.evaluation.is_due(done, leg.num_steps):
-        measure(state, done)
-    return measure
+    if (done := int(state.step)) and stage.evaluation.is_due(done, stage.num_steps):
+        evaluate(state, done)
+    return evaluate
 
 
-def _land(leg: stage.Leg, flight: _Flight, steps_before: int, tokens_before: int, crew: Crew) -> None:
+def log_step(
+    stage: stage_run.StageRun, pending: PendingStep, steps_before: int, tokens_before: int, services: Services
+) -> None:
     """Waits for a step and writes its row. Raises: Diverged."""
-    numbers = jax.device_get(flight.reported)
-    crew.watchdog.start("step")  # the next one is on its way
-    crew.meter.count()
-    place = {"stage": leg.name, "step": flight.done, "global_step": steps_before + flight.done}
-    tokens_seen = tokens_before + flight.done * leg.tokens_per_step
-    row = metrics.row(leg, {**place, "batch_id": flight.batch_id}, numbers, tokens_seen)
-    if row["skipped"] and crew.writers:
-        crew.writers.skip(row)
-    if flight.done % crew.log_every_steps == 0 or flight.done == leg.num_steps:
-        row = row | {"time": time.time()} | crew.meter.read(leg)
-        if crew.writers:
-            crew.writers.write(row)
-    if row["num_skipped_in_a_row"] >= leg.spike_guard.max_skipped_in_a_row:
-        crew.saver.finish()
-        crew.ledger.record(row["global_step"])
-        good = crew.saver.last_good
+    numbers = jax.device_get(pending.logged)
+    services.watchdog.start("step")  # the next one runs already
+    services.meter.count()
+    position = {"stage": stage.name, "step": pending.done, "global_step": steps_before + pending.done}
+    tokens_seen = tokens_before + pending.done * stage.program.tokens_per_step
+    row = metrics.row({**position, "batch_id": pending.batch_id}, numbers, tokens_seen)
+    if row["skipped"] and services.writers:
+        services.writers.skip(row)
+    if pending.done % services.log_every_steps == 0 or pending.done == stage.num_steps:
+        row = row | {"time": time.time()} | services.meter.read(stage.program)
+        if services.writers:
+            services.writers.write(row)
+    if row["num_skipped_in_a_row"] >= stage.program.spike_guard.max_skipped_in_a_row:
+        services.saver.finish()
+        services.ledger.record(row["global_step"])
+        good = services.saver.last_good
         raise Diverged(
-            f"the last {row['num_skipped_in_a_row']} steps of {leg.name} had a loss or gradient norm not finite, or "
-            f"far from those before (now loss {row['loss']:g}, gradient norm {row['gradient_norm']:g}); their "
-            f"batches are in {metrics.SKIPPED_FILE}; the last good checkpoint is "
+            f"the last {row['num_skipped_in_a_row']} steps of {stage.name} were skipped: their loss or gradient norm "
+            f"was not finite, or far above those before (now loss {row['loss']:g}, gradient norm "
+            f"{row['gradient_norm']:g}); their batches are in {metrics.SKIPPED_FILE}; the last good checkpoint is "
             + ("none" if good is None else f"that of step {good}")
         )

@@ -1,4 +1,4 @@
-"""AdamW and its schedule, from optax: warm-up and decay, a clip by the global norm, weights that do not decay."""
+"""AdamW with a learning rate schedule, a clip by global norm and a mask of weight decay, from optax."""
 
 import dataclasses
 import re
@@ -11,16 +11,16 @@ from gemma3_jax.train import settings
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A transformation of gradients (float32, of the mean loss) into updates, and the rate it takes them at."""
+    """A transformation of gradients (float32, of the mean loss) into updates, and its learning rate."""
 
     transform: optax.GradientTransformation
-    learning_rate: optax.Schedule  # of update 0, 1, ...
+    learning_rate: optax.Schedule  # number of the update, from 0 -> learning rate
 
 
 def schedule(adamw: settings.AdamW, num_steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1, ...: the first step of a warm-up of n takes 1/n of the peak, the n-th all of it.
+    """Returns the learning rate by step, from 0. A warm-up of n steps begins with 1/n of the peak and ends with it.
 
-    Raises: ValueError if warm-up and decay do not fit into so many steps.
+    Raises: ValueError if warm-up and decay are longer than `num_steps`.
     """
     adamw.check_fits(num_steps)
     peak, final = adamw.peak_lr, adamw.peak_lr * adamw.final_lr_fraction
@@ -37,7 +37,10 @@ def schedule(adamw: settings.AdamW, num_steps: int) -> optax.Schedule:
 
 
 def make(adamw: settings.AdamW, num_steps: int) -> Optimizer:
-    """Raises: ValueError as `schedule` does."""
+    """Returns the optimizer of a stage of `num_steps` steps.
+
+    Raises: ValueError if warm-up and decay are longer than the stage.
+    """
     learning_rate = schedule(adamw, num_steps)
     transform = optax.chain(
         optax.clip_by_global_norm(adamw.clip_norm),
@@ -49,7 +52,7 @@ def make(adamw: settings.AdamW, num_steps: int) -> Optimizer:
 
 
 def decayed(params: dict, patterns: tuple[str, ...]) -> dict:
-    """True for each parameter whose path holds none of the patterns."""
+    """Returns a tree of bools: True for parameters with weight decay, whose path matches none of the patterns."""
 
     def is_decayed(path, _) -> bool:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -6,17 +6,18 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
-from gemma3_jax.train import goodput, interrupts, settings, stage, step, watchdog
+from gemma3_jax import hosts
+from gemma3_jax.train import goodput, settings, stage_run, step, watchdog
 
 RETRY_SECONDS = 1.0  # between attempts at a checkpoint that cannot wait for the next step
 
 
 @runtime_checkable
-class Series(Protocol):
-    """Where checkpoints go: `checkpoint.series.Series`."""
+class CheckpointWriter(Protocol):
+    """What checkpoints are written with: `checkpoint.manager.CheckpointManager`."""
 
     def save(
-        self, step: int, params: dict, state: object, *, cursor: Mapping, meta: Mapping, about: Mapping
+        self, step: int, params: dict, state: object, *, cursor: Mapping, meta: Mapping, checkpoint_metadata: Mapping
     ) -> None: ...
     def finish(self) -> None: ...
     @property
@@ -28,90 +29,94 @@ class Saver:
 
     def __init__(
         self,
-        series: Series,
+        manager: CheckpointWriter,
         when: settings.Checkpoints,
         ledger: goodput.Ledger,
-        watch: watchdog.Watchdog,
+        timer: watchdog.Watchdog,
         say: Callable[[str], None],
         *,
         last_good: int | None = None,
     ):
-        self._series, self._when, self._ledger, self._watch, self._say = series, when, ledger, watch, say
+        self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, timer, say
         self._last_time = time.monotonic()
-        self._in_hand: int | None = None
-        self._refused: OSError | None = None  # it could not even begin
+        self._saving: int | None = None  # the step of the checkpoint that is being written
+        self._save_error: OSError | None = None
         self._num_failures = 0
         self.last_good = last_good  # the newest step that is saved
 
     def is_due(self, global_step: int) -> bool:
-        """By its number: the same answer in every process."""
+        """Whether a checkpoint is due by the number of the step: the same answer in every process."""
         return bool(self._when.every_steps) and global_step % self._when.every_steps == 0
 
     def is_late(self) -> bool:
-        """By the clock, which process 0 alone reads; the others are told."""
+        """Whether one is due by the clock, which process 0 alone reads."""
         if not self._when.every_minutes or jax.process_index() != 0:
             return False
         return time.monotonic() - self._last_time >= 60 * self._when.every_minutes
 
-    def begin(self, leg: stage.Leg, state: step.State, leg_step: int, global_step: int) -> None:
-        """Begins a checkpoint; one that is still being written is waited for first.
+    def save_async(self, stage: stage_run.StageRun, state: step.State, done: int, global_step: int) -> None:
+        """Begins a checkpoint after `done` steps of the stage; waits first for one that is still being written.
 
         Raises: OSError once too many saves in a row have failed.
         """
         self.finish()
         with self._ledger.spend("save"):
-            self._watch.start("save")
+            self._watchdog.start("save")
             self._last_time = time.monotonic()
-            meta = {**leg.identity, "stage": leg.name, "step": leg_step, "global_step": global_step}
-            self._in_hand, self._refused = global_step, None
-            cursor = leg.cursor(leg_step)
+            meta = {**stage.compat_keys, "stage": stage.name, "step": done, "global_step": global_step}
+            self._saving, self._save_error = global_step, None
             try:
-                self._series.save(
-                    global_step, state.params, state.beside_params(), cursor=cursor, meta=meta, about=leg.about
+                self._manager.save(
+                    global_step,
+                    state.params,
+                    state.beside_params(),
+                    cursor=stage.cursor(done),
+                    meta=meta,
+                    checkpoint_metadata=stage.checkpoint_metadata,
                 )
             except OSError as error:
-                self._refused = error
-        if jax.process_count() == 1 and self._refused:
+                self._save_error = error
+        if jax.process_count() == 1 and self._save_error:
             self.finish()
 
     def poll(self) -> None:
-        """Takes note of a checkpoint that has been written meanwhile. Raises: OSError as `begin` does."""
-        if self._in_hand is None or self._series.is_saving:
+        """Notices a checkpoint that has been written meanwhile. Raises: OSError as `save_async` does."""
+        if self._saving is None or self._manager.is_saving:
             return
         if jax.process_count() == 1:
             self.finish()
         else:
-            self._watch.stop("save")  # how it went, all processes ask together when the next one is due
+            self._watchdog.stop("save")  # all processes ask together whether it succeeded when the next one is due
 
     def finish(self) -> None:
-        """Waits for the checkpoint in hand. Raises: OSError as `begin` does."""
-        if self._in_hand is None:
+        """Waits for the checkpoint that is being written. Raises: OSError as `save_async` does."""
+        if self._saving is None:
             return
         with self._ledger.spend("save"):
-            problem, self._refused = self._refused, None
+            problem, self._save_error = self._save_error, None
             try:
                 if problem is None:
-                    self._series.finish()
+                    self._manager.finish()
             except OSError as error:
                 problem = error
-            [has_failed] = interrupts.agree(lambda: (problem is not None,))()
-            saved, self._in_hand = self._in_hand, None
-            self._watch.stop("save")
+            has_failed = hosts.any_host(problem is not None)
+            saved, self._saving = self._saving, None
+            self._watchdog.stop("save")
             if has_failed:
                 self._failed(problem or OSError("another host could not write its part"))
             else:
                 self.last_good, self._num_failures = saved, 0
 
-    def insist(self, leg: stage.Leg, state: step.State, leg_step: int, global_step: int) -> None:
-        """Saves now, and waits; where it fails, again until it may not be tried any more.
+    def save_blocking(self, stage: stage_run.StageRun, state: step.State, done: int, global_step: int) -> None:
+        """Saves and waits; tries again until it succeeds, or too many saves in a row have failed.
 
-        Raises: OSError as `begin` does.
+        Raises: OSError as `save_async` does.
         """
         self.finish()
         while self.last_good != global_step:
             if self._num_failures:
                 time.sleep(RETRY_SECONDS)
-            self.begin(leg, state, leg_step, global_step)
+            self.save_async(stage, state, done, global_step)
             self.finish()
 
     def _failed(self, error: OSError) -> None:

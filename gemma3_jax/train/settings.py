@@ -1,4 +1,4 @@
-"""What training can be told, whatever is trained: fields with their units. Importing this loads nothing heavy."""
+"""Config fields of training that do not depend on the model, with defaults and units. Imports nothing heavy."""
 
 import dataclasses
 import math
@@ -9,20 +9,20 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """The optimizer of a stage, and the learning rate over its steps."""
+    """The optimizer of a stage and its learning rate schedule."""
 
     peak_lr: float = 3e-4
     warmup_steps: int = 0
-    decay: str = "cosine"  # over the steps after the warm-up; linear; constant, which falls in its last decay_steps
-    decay_steps: int = 0  # of "constant" alone: the last so many steps fall linearly to the final rate
-    final_lr_fraction: float = 0.1  # of the peak rate, at the end
+    decay: str = "cosine"  # after the warm-up: cosine, linear, or constant up to the last decay_steps
+    decay_steps: int = 0  # of decay "constant": length of the linear decay at the end
+    final_lr_fraction: float = 0.1  # learning rate at the end, as a fraction of peak_lr
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
-    no_decay: tuple[str, ...] = ("norm/", "embedder/")  # regular expressions, looked for in a parameter's path a/b/c
-    clip_norm: float = 1.0  # a longer gradient is cut to this length
-    first_moment_dtype: str = "float32"  # the second one keeps float32: its small numbers would vanish in 8 bits
+    no_decay: tuple[str, ...] = ("norm/", "embedder/")  # regular expressions, searched in the path a/b/c of a parameter
+    clip_norm: float = 1.0  # largest global norm of a gradient
+    first_moment_dtype: str = "float32"  # the second moment is float32: bfloat16 would lose its small updates
 
     def __post_init__(self):
         for name, allowed in (("decay", DECAYS), ("first_moment_dtype", MOMENT_DTYPES)):
@@ -38,32 +38,31 @@ class AdamW:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.decay_steps and self.decay != "constant":
-            raise ValueError(f"decay_steps is {self.decay_steps}, which only decay 'constant' uses, not {self.decay!r}")
+            raise ValueError(f"decay_steps is {self.decay_steps}, but decay is {self.decay!r}; it must be 'constant'")
 
     def check_fits(self, num_steps: int) -> None:
-        """Raises: ValueError if the warm-up and the last decay are longer than the stage."""
+        """Raises: ValueError if warm-up and final decay are longer than the stage."""
         if self.warmup_steps + self.decay_steps > num_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} do not fit into the stage's "
-                f"{num_steps} steps"
+                f"warmup_steps is {self.warmup_steps} and decay_steps {self.decay_steps}; their sum must be at most "
+                f"num_steps, {num_steps}"
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpikeGuard:
-    """When a step's loss or gradient norm is too far from those before it to be believed, and when to give up."""
+    """When to skip a step whose loss or gradient norm is not finite or spikes, and when to end the run."""
 
-    num_deviations: float = 6.0  # standard, above the running mean; inf: only what is not finite is refused
-    memory: float = 0.98  # share of the running mean and variance that a step keeps
-    num_steps_before: int = 100  # believed steps to know them by, before any is refused for its size
-    max_skipped_in_a_row: int = 10  # as many steps that are not believed, one after the other, end the run
+    num_deviations: float = 6.0  # standard deviations above the running mean; inf: skip only if not finite
+    memory: float = 0.98  # decay of the running mean and variance at each step
+    num_steps_before: int = 100  # accepted steps before a spike can be skipped
+    max_skipped_in_a_row: int = 10  # skipped steps in a row that end the run
 
     def __post_init__(self):
         if not self.num_deviations > 0 or not 0 < self.memory < 1 or self.num_steps_before < 0:
             raise ValueError(
-                f"num_deviations {self.num_deviations}, memory {self.memory}, num_steps_before "
-                f"{self.num_steps_before}; "
-                "they must be over 0, between 0 and 1, and at least 0"
+                f"num_deviations is {self.num_deviations}, memory {self.memory}, num_steps_before "
+                f"{self.num_steps_before}; they must be over 0, between 0 and 1, and at least 0"
             )
         if self.max_skipped_in_a_row < 1:
             raise ValueError(f"max_skipped_in_a_row is {self.max_skipped_in_a_row}; it must be at least 1")
@@ -71,13 +70,13 @@ class SpikeGuard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When to save, beside the end of every stage, and what to keep."""
+    """When to save beside the end of a stage, which is always saved, and which checkpoints to retain."""
 
     every_steps: int = 1_000  # 0: by time alone
-    every_minutes: float = 0.0  # 0: by steps alone; process 0 has the clock
-    keep_last: int = 3
-    keep_every_steps: int = 0  # checkpoints of every n-th step are kept for good, as a stage's last is; 0: none
-    max_failures: int = 3  # saves in a row; each failed one is tried again when the next is due
+    every_minutes: float = 0.0  # by the clock of process 0; 0: by steps alone
+    keep_last: int = 3  # newest checkpoints to retain
+    keep_every_steps: int = 0  # also retain those of every n-th step; 0: none. The last of a stage is always retained
+    max_failures: int = 3  # failed saves in a row that end the run; a save is tried again when the next is due
 
     def __post_init__(self):
         for name, least in (("every_steps", 0), ("every_minutes", 0), ("keep_last", 1), ("keep_every_steps", 0)):
@@ -89,15 +88,15 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Deadlines:
-    """Seconds after which a phase counts as hung: all stacks are written, and the process ends with status 124.
+    """Seconds after which a phase counts as hung; 0: never. All stacks are written and the process exits with 124.
 
-    Generous, as a deadline that is too short ends a run that is well; 0: none.
+    The defaults are long, as a deadline that is too short ends a healthy run.
     """
 
-    start_up: float = 3_600.0  # from the first line to the first batch, restoring included
+    start_up: float = 3_600.0  # from the start to the first batch, including the restore
     compile: float = 7_200.0
-    step: float = 1_800.0  # waiting for data included
-    save: float = 3_600.0  # in the background too
+    step: float = 1_800.0  # including the wait for data
+    save: float = 3_600.0  # including a save in the background
     evaluate: float = 3_600.0
 
     def __post_init__(self):
@@ -108,11 +107,11 @@ class Deadlines:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-    """Where the numbers go; metrics.jsonl always."""
+    """Where to log metrics, beside metrics.jsonl."""
 
     every_steps: int = 1
     tensorboard: bool = True
-    wandb_project: str = ""  # empty: none; needs the extra [wandb]
+    wandb_project: str = ""  # empty: no wandb; needs the extra [wandb]
 
     def __post_init__(self):
         if self.every_steps < 1:

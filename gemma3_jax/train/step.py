@@ -1,6 +1,6 @@
-"""One step: gradients summed over microbatches, and an update that is taken only if nothing is wrong with it.
+"""One step: gradient accumulation, and an update that is applied only if the spike guard accepts it.
 
-Knows neither the model nor the data: a loss is a function of parameters and rows that returns sums.
+Knows neither the model nor the data: a loss is a function of parameters and a batch that returns sums.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma3_jax.train import optimizer, settings
 
-# What is reported beside the loss, summed as it is; "loss" is shown instead of what is minimised, where they differ.
+# What is logged beside the loss, as sums over targets; "loss" replaces what is minimised, where they differ.
 Sums = dict[str, jax.Array]
-# (parameters, rows) -> (summed loss in nats, number of targets, sums)
+# loss(params, batch) -> (summed loss in nats, number of targets, sums)
 Loss = Callable[[dict, object], tuple[jax.Array, jax.Array, Sums]]
 
 
-class Normal(NamedTuple):
-    """What the spike_guard has seen: running mean and variance of (loss, gradient norm), over the steps it believed."""
+class LossStats(NamedTuple):
+    """Running mean and variance of (loss, gradient norm) over the accepted steps, for the spike guard."""
 
     mean: Float[Array, "2"]
     variance: Float[Array, "2"]
@@ -31,42 +31,43 @@ class Normal(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step changes; also a tree of their shapes, or of their places."""
+    """All that a step changes; also a tree of its shapes, or of its shardings."""
 
     step: Int[Array, ""]  # steps of the stage, skipped ones too
     params: dict
-    moments: object  # of the optimizer
-    average: dict | None  # of the parameters, exponential; None: not kept
-    normal: Normal
+    opt_state: object
+    ema_params: dict | None  # exponential moving average of the parameters; None: there is none
+    loss_stats: LossStats
 
     def beside_params(self) -> dict:
-        """All fields but the parameters."""
-        return {"step": self.step, "moments": self.moments, "average": self.average, "normal": self.normal}
+        """Returns all fields but the parameters, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "params"}
 
 
-def init(params: dict, optimize: optimizer.Optimizer, *, average: bool = False) -> State:
-    """The state before the first step."""
-    counts = [jnp.zeros((), jnp.int32) for _ in range(4)]  # buffers of their own, as each is donated
-    normal = Normal(jnp.zeros(2), jnp.zeros(2), *counts[1:])
-    kept = jax.tree.map(jnp.copy, params) if average else None
-    return State(counts[0], params, optimize.transform.init(params), kept, normal)
+def init(params: dict, optimize: optimizer.Optimizer, *, ema: bool = False) -> State:
+    """Returns the state before the first step."""
+    counts = [jnp.zeros((), jnp.int32) for _ in range(4)]  # separate buffers, as each is donated
+    loss_stats = LossStats(jnp.zeros(2), jnp.zeros(2), *counts[1:])
+    ema_params = jax.tree.map(jnp.copy, params) if ema else None
+    return State(counts[0], params, optimize.transform.init(params), ema_params, loss_stats)
 
 
-def places(state: State, optimize: optimizer.Optimizer, param_shardings: dict) -> State:
-    """Where everything of a state rests: moments and the average where their parameters do, the rest everywhere.
+def shardings(state: State, optimize: optimizer.Optimizer, param_shardings: dict) -> State:
+    """Returns the shardings of a state: optimizer state and average as their parameters, the rest replicated.
 
     `state` may be shapes and dtypes alone.
     """
-    everywhere = NamedSharding(jax.tree.leaves(param_shardings)[0].mesh, PartitionSpec())
-    moments = optax.tree.map_params(
+    replicated = NamedSharding(jax.tree.leaves(param_shardings)[0].mesh, PartitionSpec())
+    opt_state = optax.tree.map_params(
         optimize.transform,
-        lambda _, place: place,
-        state.moments,
+        lambda _, sharding: sharding,
+        state.opt_state,
         param_shardings,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: replicated,
     )
-    normal = jax.tree.map(lambda _: everywhere, state.normal)
-    return State(everywhere, param_shardings, moments, None if state.average is None else param_shardings, normal)
+    loss_stats = jax.tree.map(lambda _: replicated, state.loss_stats)
+    ema_params = None if state.ema_params is None else param_shardings
+    return State(replicated, param_shardings, opt_state, ema_params, loss_stats)
 
 
 def make(
@@ -77,58 +78,58 @@ def make(
     spike_guard: settings.SpikeGuard = settings.SpikeGuard(),  # noqa: B008 (frozen)
     ema_decay: float = 0.9999,
 ) -> Callable[[State, object], tuple[State, Sums]]:
-    """`step(state, rows)` -> the next state and what is reported of this one; to be jitted with `state` donated.
+    """Returns `step(state, batch) -> (next state, logged)`, to be jitted with `state` donated.
 
-    The gradient is that of the summed loss over the number of targets, over all microbatches: that of the whole batch,
-    however its targets are spread. A step whose loss or gradient norm is not finite, or spikes, leaves everything but
-    the counts as it was.
+    The gradient is that of the summed loss over the number of targets in the whole batch, however the targets are
+    spread over the parts that are accumulated. A step whose loss or gradient norm is not finite, or spikes, changes
+    nothing but the counts.
     """
 
-    def step(state: State, rows) -> tuple[State, Sums]:
-        total, num_targets, sums, gradients = _summed(loss, state.params, rows, grad_accum_steps)
+    def step(state: State, batch) -> tuple[State, Sums]:
+        total, num_targets, sums, gradients = _accumulate(loss, state.params, batch, grad_accum_steps)
         mean = total / jnp.maximum(num_targets, 1)
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
-        believed, normal = _look(spike_guard, state.normal, jnp.stack([mean, norm]))
-        updates, moments = optimize.transform.update(gradients, state.moments, state.params)
+        accepted, loss_stats = check_spike(spike_guard, state.loss_stats, jnp.stack([mean, norm]))
+        updates, opt_state = optimize.transform.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = None
-        if state.average is not None:
-            average = optax.incremental_update(params, state.average, 1 - ema_decay)
-        taken = (params, moments, average)
-        params, moments, average = _where(believed, taken, (state.params, state.moments, state.average))
-        # Updates count what they took alone, and so does their schedule.
-        num_updates = state.step - state.normal.num_skipped
-        reported = {"loss": mean} | {name: value / jnp.maximum(num_targets, 1) for name, value in sums.items()}
-        reported |= {
+        ema_params = None
+        if state.ema_params is not None:
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        updated = (params, opt_state, ema_params)
+        params, opt_state, ema_params = _where(accepted, updated, (state.params, state.opt_state, state.ema_params))
+        # Skipped steps do not count as updates, nor move the learning-rate schedule.
+        num_updates = state.step - state.loss_stats.num_skipped
+        logged = {"loss": mean} | {name: value / jnp.maximum(num_targets, 1) for name, value in sums.items()}
+        logged |= {
             "learning_rate": jnp.asarray(optimize.learning_rate(num_updates), jnp.float32),
             "num_targets": num_targets,
             "gradient_norm": norm,
             "update_norm": optax.tree.norm(updates),
             "parameter_norm": optax.tree.norm(params),
-            "skipped": ~believed,
-            "num_skipped": normal.num_skipped,
-            "num_skipped_in_a_row": normal.num_skipped_in_a_row,
+            "skipped": ~accepted,
+            "num_skipped": loss_stats.num_skipped,
+            "num_skipped_in_a_row": loss_stats.num_skipped_in_a_row,
         }
-        return State(state.step + 1, params, moments, average, normal), reported
+        return State(state.step + 1, params, opt_state, ema_params, loss_stats), logged
 
     return step
 
 
-def _summed(loss: Loss, params: dict, rows, grad_accum_steps: int):
-    """Loss, targets, sums and float32 gradients, each summed over the microbatches."""
+def _accumulate(loss: Loss, params: dict, batch, grad_accum_steps: int):
+    """Returns loss, number of targets, sums and float32 gradients, each summed over the parts of the batch."""
 
-    def one(params, rows):
-        total, num_targets, sums = loss(params, rows)
+    def one(params, batch):
+        total, num_targets, sums = loss(params, batch)
         return total, (num_targets, sums)
 
-    def gradient(rows):
-        (total, (num_targets, sums)), gradients = jax.value_and_grad(one, has_aux=True)(params, rows)
+    def gradient(batch):
+        (total, (num_targets, sums)), gradients = jax.value_and_grad(one, has_aux=True)(params, batch)
         return total, num_targets, sums, jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
 
     if grad_accum_steps == 1:
-        return gradient(rows)
-    parts = jax.tree.map(lambda x: split(x, grad_accum_steps), rows)
+        return gradient(batch)
+    parts = jax.tree.map(lambda x: split(x, grad_accum_steps), batch)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -138,35 +139,37 @@ def _summed(loss: Loss, params: dict, rows, grad_accum_steps: int):
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def split(x: jax.Array, grad_accum_steps: int) -> jax.Array:
-    """[B, ...] -> [microbatches, B / microbatches, ...], every n-th row together: no row leaves the device it is on.
+def split(x: jax.Array, num_parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]: every n-th sequence together, so that none leaves its device.
 
-    Raises: ValueError if the rows do not split evenly.
+    Raises: ValueError if the batch does not split evenly.
     """
-    if x.shape[0] % grad_accum_steps:
+    if x.shape[0] % num_parts:
         raise ValueError(
-            f"{x.shape[0]} rows in a step do not split into {grad_accum_steps} microbatches; make the first a multiple "
-            "of the second"
+            f"a batch of {x.shape[0]} sequences does not split into grad_accum_steps = {num_parts} parts; make the "
+            "first a multiple of the second"
         )
-    return jnp.swapaxes(x.reshape(-1, grad_accum_steps, *x.shape[1:]), 0, 1)
+    return jnp.swapaxes(x.reshape(-1, num_parts, *x.shape[1:]), 0, 1)
 
 
-def _look(spike_guard: settings.SpikeGuard, normal: Normal, seen: Float[Array, "2"]) -> tuple[Bool[Array, ""], Normal]:
-    """Whether to believe a step, and what to remember of it."""
-    finite = jnp.all(jnp.isfinite(seen))
-    too_far = seen > normal.mean + spike_guard.num_deviations * jnp.sqrt(normal.variance)
-    believed = finite & ~((normal.num_seen >= spike_guard.num_steps_before) & jnp.any(too_far))
-    # Of the first steps a plain mean, until it is longer than the memory.
-    share = jnp.maximum(1 - spike_guard.memory, 1 / (normal.num_seen + 1))
-    mean = normal.mean + share * (seen - normal.mean)
-    variance = (1 - share) * (normal.variance + share * jnp.square(seen - normal.mean))
-    skipped = (~believed).astype(jnp.int32)
-    return believed, Normal(
-        mean=jnp.where(believed, mean, normal.mean),
-        variance=jnp.where(believed, variance, normal.variance),
-        num_seen=normal.num_seen + 1 - skipped,
-        num_skipped=normal.num_skipped + skipped,
-        num_skipped_in_a_row=(normal.num_skipped_in_a_row + 1) * skipped,
+def check_spike(
+    guard: settings.SpikeGuard, stats: LossStats, latest: Float[Array, "2"]
+) -> tuple[Bool[Array, ""], LossStats]:
+    """Returns whether (loss, gradient norm) of a step is accepted, and the statistics with it."""
+    finite = jnp.all(jnp.isfinite(latest))
+    too_far = latest > stats.mean + guard.num_deviations * jnp.sqrt(stats.variance)
+    accepted = finite & ~((stats.num_seen >= guard.num_steps_before) & jnp.any(too_far))
+    # A plain mean of the first steps, until it is longer than the memory.
+    fraction = jnp.maximum(1 - guard.memory, 1 / (stats.num_seen + 1))
+    mean = stats.mean + fraction * (latest - stats.mean)
+    variance = (1 - fraction) * (stats.variance + fraction * jnp.square(latest - stats.mean))
+    skipped = (~accepted).astype(jnp.int32)
+    return accepted, LossStats(
+        mean=jnp.where(accepted, mean, stats.mean),
+        variance=jnp.where(accepted, variance, stats.variance),
+        num_seen=stats.num_seen + 1 - skipped,
+        num_skipped=stats.num_skipped + skipped,
+        num_skipped_in_a_row=(stats.num_skipped_in_a_row + 1) * skipped,
     )
 
 

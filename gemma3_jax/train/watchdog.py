@@ -1,4 +1,4 @@
-"""Ends a process that hangs: a phase that takes longer than its deadline leaves all stacks behind, and status 124."""
+"""Ends a process that hangs: when a phase exceeds its deadline, writes all stacks and exits with status 124."""
 
 import contextlib
 import dataclasses
@@ -16,30 +16,32 @@ STALLED = 124  # the exit status
 
 
 class Watchdog:
-    """A thread that knows when each phase in hand has to have ended. A deadline of 0 is none."""
+    """A thread that ends the process when a running phase exceeds its deadline. A deadline of 0 is none."""
 
     def __init__(self, deadlines: settings.Deadlines, stacks: pathlib.Path):
-        """`stacks`: the file that all Python stacks are written to, beside stderr."""
+        """`stacks`: the file for the stacks of all threads, which go to stderr too."""
         self._seconds = dataclasses.asdict(deadlines)
         self._stacks = stacks
         self._ends: dict[str, float] = {}
         self._changed = threading.Condition()
         self._is_closed = False
-        threading.Thread(target=self._look, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._wait, name="watchdog", daemon=True).start()
 
     def start(self, phase: str) -> None:
-        """The phase begins, or begins again."""
+        """Starts a phase, or starts it again."""
         if self._seconds[phase]:
             with self._changed:
                 self._ends[phase] = time.monotonic() + self._seconds[phase]
                 self._changed.notify()
 
     def stop(self, phase: str) -> None:
+        """Ends a phase, if it runs."""
         with self._changed:
             self._ends.pop(phase, None)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Runs a phase in a `with` block."""
         self.start(name)
         try:
             yield
@@ -47,13 +49,14 @@ class Watchdog:
             self.stop(name)
 
     def close(self) -> None:
-        """Nothing is waited for any more."""
+        """Ends all phases, and the thread."""
         with self._changed:
             self._ends.clear()
             self._is_closed = True
             self._changed.notify()
 
-    def _look(self) -> None:
+    def _wait(self) -> None:
+        """Waits until a phase exceeds its deadline or `close` is called."""
         with self._changed:
             while True:
                 if self._is_closed:
@@ -62,11 +65,11 @@ class Watchdog:
                 if end <= time.monotonic():
                     break
                 self._changed.wait(min(end - time.monotonic(), threading.TIMEOUT_MAX))
-        self._give_up(phase)
+        self._end_process(phase)
 
-    def _give_up(self, phase: str) -> None:
+    def _end_process(self, phase: str) -> None:
         problem = ""
-        try:  # the file first: nobody may be reading stderr
+        try:  # the file first: stderr may be closed
             try:
                 with self._stacks.open("w") as file:
                     faulthandler.dump_traceback(file, all_threads=True)

@@ -1,14 +1,15 @@
-"""The ledger: every second is spent on one thing, and what was done again is lost."""
+"""The ledger: every second has one kind, and the time of repeated steps is lost."""
 
 import contextlib
 
 import pytest
 
-from gemma3_jax.train import goodput, journal
+from gemma3_jax.durable import jsonl
+from gemma3_jax.train import goodput
 
 
 class Clock:
-    """Stands still until it is told otherwise; whole numbers and quarters, whose sums are exact."""
+    """A clock that the test moves, by whole numbers and quarters, whose sums are exact."""
 
     def __init__(self, now: float = 1_000.0):
         self.now = now
@@ -24,7 +25,7 @@ def clock():
 
 @pytest.fixture
 def file(tmp_path):
-    return journal.Journal(tmp_path / "goodput.jsonl", pytest.fail)
+    return jsonl.Journal(tmp_path / "goodput.jsonl", pytest.fail)
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_records_are_differences(ledger, file, clock):
 
 
 def process(file, clock, from_step: int, to_step: int, *, every: int = 2) -> float:
-    """A process that goes on from a step, takes 1 s to begin, 10 s a step, 3 s a save; returns how long it lived."""
+    """Simulates a process: 1 s to begin, 10 s a step, 3 s a save. Returns its seconds."""
     began = clock.now
     ledger = goodput.Ledger(file, clock)
     clock.now += 1

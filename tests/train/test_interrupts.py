@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 
-import jax
 import pytest
 
 from gemma3_jax.train import interrupts
@@ -216,25 +215,3 @@ def test_handlers_are_as_they_were_after_an_error_too():
     with pytest.raises(OSError, match="no room"), interrupts.Interrupts(print).handled():
         raise OSError("no room")
     assert [signal.getsignal(number) for number in SIGNALS] == before
-
-
-def test_one_process_agrees_with_itself():
-    flags = [False, True]
-    agreed = interrupts.agree(lambda: tuple(flags))
-    assert agreed() == (False, True)
-    flags[0] = True
-    assert agreed() == (True, True)  # it looks when it is asked
-
-
-def test_several_processes_agree_on_what_any_of_them_asks(monkeypatch):
-    """Eight devices of one process stand for eight processes, of which number 5 alone was asked."""
-    whole = jax.make_array_from_callback
-
-    def of_number_5(shape, place, votes):
-        return whole(shape, place, lambda index: votes(index) * (index[0].start == 5))
-
-    monkeypatch.setattr(jax, "process_count", lambda: 8)
-    monkeypatch.setattr(jax, "make_array_from_callback", of_number_5)
-    for flags in [(False, False), (True, False), (False, True), (True, True)]:
-        agreed = interrupts.agree(lambda flags=flags: flags)()
-        assert agreed == flags and all(type(flag) is bool for flag in agreed)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma3_jax.train import goodput, journal, metrics, settings
+from gemma3_jax.durable import jsonl
+from gemma3_jax.train import goodput, metrics, settings
 from tests import disks
-from tests.train import legs
+from tests.train import stage_runs
 
 # Nobody closes the events: they are on the disk after every row.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file.*tfevents:ResourceWarning")
@@ -26,15 +27,15 @@ def reported(**more):
 
 
 @pytest.fixture(scope="module")
-def leg():
-    return legs.make(num_devices=4)
+def program():
+    return stage_runs.make(num_devices=4).program
 
 
 # --- a row ---
 
 
-def test_a_row_has_plain_numbers_under_the_names_of_the_step(leg):
-    found = metrics.row(leg, PLACE, reported(gradient_norm=np.float32(0.25), num_targets=np.int32(7)), 4_096)
+def test_a_row_has_plain_numbers_under_the_names_of_the_step():
+    found = metrics.row(PLACE, reported(gradient_norm=np.float32(0.25), num_targets=np.int32(7)), 4_096)
     assert found == PLACE | {
         "loss": 1.5,
         "skipped": False,
@@ -46,24 +47,24 @@ def test_a_row_has_plain_numbers_under_the_names_of_the_step(leg):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_bits_per_byte_are_the_nats_of_a_target_over_its_bytes(leg):
-    found = metrics.row(leg, PLACE, reported(loss=np.float32(3.0), bytes_per_target=np.float32(4.0)), 0)
+def test_bits_per_byte_are_the_nats_of_a_target_over_its_bytes():
+    found = metrics.row(PLACE, reported(loss=np.float32(3.0), bytes_per_target=np.float32(4.0)), 0)
     assert found["bits_per_byte"] == pytest.approx(3 / 0.6931471805599453 / 4) and "bytes_per_target" not in found
 
 
-def test_a_row_of_a_stage_that_does_not_count_bytes_has_no_bits(leg):
-    assert "bits_per_byte" not in metrics.row(leg, PLACE, reported(), 0)
+def test_a_row_of_a_stage_that_does_not_count_bytes_has_no_bits():
+    assert "bits_per_byte" not in metrics.row(PLACE, reported(), 0)
 
 
-def test_a_loss_that_is_not_finite_is_a_row_too(leg):
-    found = metrics.row(leg, PLACE, reported(loss=np.float32("nan"), bytes_per_target=np.float32(4.0)), 0)
+def test_a_loss_that_is_not_finite_is_a_row_too():
+    found = metrics.row(PLACE, reported(loss=np.float32("nan"), bytes_per_target=np.float32(4.0)), 0)
     assert math.isnan(found["loss"]) and math.isnan(found["bits_per_byte"])
 
 
-def test_arrays_of_a_device_make_the_same_row_as_those_of_the_host(leg):
+def test_arrays_of_a_device_make_the_same_row_as_those_of_the_host():
     values = reported(loss=np.float32(2.25), num_targets=np.int32(7), bytes_per_target=np.float32(3.0))
     on_device = {name: jnp.asarray(value) for name, value in values.items()}
-    assert metrics.row(leg, PLACE, values, 1) == metrics.row(leg, PLACE, on_device, 1)
+    assert metrics.row(PLACE, values, 1) == metrics.row(PLACE, on_device, 1)
 
 
 # --- speeds ---
@@ -76,7 +77,7 @@ def clock():
 
 @pytest.fixture
 def ledger(tmp_path, clock):
-    return goodput.Ledger(journal.Journal(tmp_path / "goodput.jsonl", pytest.fail), lambda: clock.now)
+    return goodput.Ledger(jsonl.Journal(tmp_path / "goodput.jsonl", pytest.fail), lambda: clock.now)
 
 
 def spend(ledger, clock, **seconds):
@@ -85,14 +86,14 @@ def spend(ledger, clock, **seconds):
             clock.now += number
 
 
-def test_speeds_by_hand(leg, ledger, clock):
+def test_speeds_by_hand(program, ledger, clock):
     meter = metrics.Meter(ledger, peak_flops=1e9)
     for _ in range(4):
         spend(ledger, clock, data=0.5, step=2.0)
         meter.count()
     spend(ledger, clock, save=3.0, compile=50.0)  # slow no step
     clock.now += 7  # nor does what is between
-    found = meter.read(leg)
+    found = meter.read(program)
     assert found.pop("peak_memory_bytes") > 0
     assert found == {
         "step_seconds": 2.5,
@@ -104,42 +105,42 @@ def test_speeds_by_hand(leg, ledger, clock):
     }
 
 
-def test_speeds_are_of_what_was_since_they_were_last_read(leg, ledger, clock):
+def test_speeds_are_of_what_was_since_they_were_last_read(program, ledger, clock):
     spend(ledger, clock, data=100.0, step=100.0)  # before there was a meter
     meter = metrics.Meter(ledger, peak_flops=None)
     spend(ledger, clock, data=1.0, step=1.0, save=5.0)
     meter.count()
-    assert meter.read(leg)["tokens_per_second"] == 500.0
+    assert meter.read(program)["tokens_per_second"] == 500.0
     spend(ledger, clock, step=8.0)
     meter.count()
     meter.count()
-    found = meter.read(leg)
+    found = meter.read(program)
     assert (found["tokens_per_second"], found["data_wait_share"], found["save_seconds"]) == (250.0, 0.0, 0.0)
 
 
-def test_speeds_within_a_step_that_goes_on_count_it_up_to_now(leg, ledger, clock):
+def test_speeds_within_a_step_that_goes_on_count_it_up_to_now(program, ledger, clock):
     meter = metrics.Meter(ledger, peak_flops=None)
     with ledger.spend("step"):
         clock.now += 4
         meter.count()
-        assert meter.read(leg)["step_seconds"] == 4.0
+        assert meter.read(program)["step_seconds"] == 4.0
         clock.now += 6
         meter.count()
-        assert meter.read(leg)["step_seconds"] == 6.0
+        assert meter.read(program)["step_seconds"] == 6.0
 
 
-def test_there_is_no_mfu_where_the_peak_is_not_known(leg, ledger, clock):
+def test_there_is_no_mfu_where_the_peak_is_not_known(program, ledger, clock):
     meter = metrics.Meter(ledger, peak_flops=None)
     spend(ledger, clock, step=1.0)
     meter.count()
-    found = meter.read(leg)
+    found = meter.read(program)
     assert "mfu" not in found and set(found) <= set(metrics.TIMINGS)
 
 
-def test_a_clock_that_stands_still_is_no_division_by_zero(leg, ledger):
+def test_a_clock_that_stands_still_is_no_division_by_zero(program, ledger):
     meter = metrics.Meter(ledger, peak_flops=None)
     meter.count()
-    assert meter.read(leg)["tokens_per_second"] > 0
+    assert meter.read(program)["tokens_per_second"] > 0
 
 
 # --- where rows go ---

@@ -22,14 +22,14 @@ def test_warm_up_reaches_the_peak_with_its_last_step():
     )
 
 
-def test_cosine_ends_at_its_final_share():
-    found = rates(num_steps=10, warmup_steps=0, final_lr_fraction=0.1)
-    assert found == pytest.approx([0.1 + 0.9 * (1 + np.cos(np.pi * step / 10)) / 2 for step in range(11)])
+def test_cosine_ends_at_its_final_fraction():
+    by_step = rates(num_steps=10, warmup_steps=0, final_lr_fraction=0.1)
+    assert by_step == pytest.approx([0.1 + 0.9 * (1 + np.cos(np.pi * step / 10)) / 2 for step in range(11)])
 
 
 def test_constant_falls_in_its_last_steps():
-    found = rates(num_steps=10, warmup_steps=2, decay="constant", decay_steps=4, final_lr_fraction=0.2)
-    assert found == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    by_step = rates(num_steps=10, warmup_steps=2, decay="constant", decay_steps=4, final_lr_fraction=0.2)
+    assert by_step == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert rates(num_steps=4, decay="constant", final_lr_fraction=1.0) == [1.0] * 5
 
 
@@ -61,5 +61,6 @@ def test_the_first_moment_may_be_bfloat16_and_the_second_never():
 
 
 def test_a_warm_up_longer_than_the_stage_is_refused():
-    with pytest.raises(ValueError, match="warmup_steps 11 and decay_steps 0 do not fit into the stage's 10 steps"):
+    expected = "warmup_steps is 11 and decay_steps 0; their sum must be at most num_steps, 10"
+    with pytest.raises(ValueError, match=expected):
         optimizer.make(settings.AdamW(warmup_steps=11), 10)

@@ -5,11 +5,12 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from gemma3_jax.train import goodput, journal, saver, settings, step, watchdog
-from tests.train import legs
+from gemma3_jax.durable import jsonl
+from gemma3_jax.train import goodput, saver, settings, step, watchdog
+from tests.train import stage_runs
 
 
-class Series:
+class Manager:
     """Saves as it is told to: a list of what each save does, "ok" or where it fails; "ok" once that is used up."""
 
     def __init__(self):
@@ -20,9 +21,9 @@ class Series:
         self.is_saving = False
         self._step, self._outcome = 0, "ok"
 
-    def save(self, step: int, params: dict, state: object, *, cursor, meta, about) -> None:
+    def save(self, step: int, params: dict, state: object, *, cursor, meta, checkpoint_metadata) -> None:
         assert not self.is_saving, "a save was begun while another one was in hand"
-        self.asked.append((step, params, state, cursor, meta, about))
+        self.asked.append((step, params, state, cursor, meta, checkpoint_metadata))
         self._step, self._outcome = step, self.outcomes.pop(0) if self.outcomes else "ok"
         if self._outcome == "begin":
             raise OSError(f"{step} cannot be written: no room to begin")
@@ -36,7 +37,7 @@ class Series:
         self.saved.append(self._step)
 
 
-class Watch(watchdog.Watchdog):
+class Watchdog(watchdog.Watchdog):
     """Knows which phases are running, and bites nobody."""
 
     def __init__(self):
@@ -53,19 +54,19 @@ class Desk:
     """A saver and those around it."""
 
     def __init__(self, path, last_good=None, **when):
-        self.series, self.watch, self.said = Series(), Watch(), []
-        self.ledger = goodput.Ledger(journal.Journal(path, pytest.fail))
+        self.series, self.watch, self.said = Manager(), Watchdog(), []
+        self.ledger = goodput.Ledger(jsonl.Journal(path, pytest.fail))
         when = settings.Checkpoints(**when)
         self.saver = saver.Saver(
             self.series, when, self.ledger, self.watch, lambda *lines: self.said.extend(lines), last_good=last_good
         )
-        self.leg, self.state = legs.make(num_devices=1), step.init({"w": jnp.ones(1)}, legs.SGD)
+        self.stage, self.state = stage_runs.make(num_devices=1), step.init({"w": jnp.ones(1)}, stage_runs.SGD)
 
     def begin(self, global_step):
-        self.saver.begin(self.leg, self.state, global_step - 100, global_step)
+        self.saver.save_async(self.stage, self.state, global_step - 100, global_step)
 
     def insist(self, global_step):
-        self.saver.insist(self.leg, self.state, global_step - 100, global_step)
+        self.saver.save_blocking(self.stage, self.state, global_step - 100, global_step)
 
 
 @pytest.fixture

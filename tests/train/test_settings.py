@@ -1,4 +1,4 @@
-"""Settings that cannot be are refused, each in a sentence that says what it got."""
+"""Values that the settings refuse, with the error of each."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from gemma3_jax.train import settings
         (settings.AdamW, {"clip_norm": float("nan")}, "clip_norm is nan; it must be over 0"),
         (settings.AdamW, {"beta2": 1.0}, "beta2 is 1.0; it must be at least 0 and under 1"),
         (settings.AdamW, {"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
-        (settings.AdamW, {"decay_steps": 3}, "decay_steps is 3, which only decay 'constant' uses, not 'cosine'"),
+        (settings.AdamW, {"decay_steps": 3}, "decay_steps is 3, but decay is 'cosine'; it must be 'constant'"),
         (settings.SpikeGuard, {"memory": 1.0}, "memory 1.0, .*; they must be over 0, between 0 and 1, and at least 0"),
         (settings.SpikeGuard, {"max_skipped_in_a_row": 0}, "max_skipped_in_a_row is 0; it must be at least 1"),
         (settings.Checkpoints, {"keep_last": 0}, "keep_last is 0; it must be at least 1"),

@@ -1,4 +1,4 @@
-"""A step: microbatches are the big batch, and what cannot be believed changes nothing."""
+"""A step: gradient accumulation equals the big batch, and a skipped step changes nothing."""
 
 import dataclasses
 
@@ -42,16 +42,16 @@ def params():
 
 
 @pytest.mark.parametrize("grad_accum_steps", [2, 8])
-def test_microbatches_give_the_gradient_of_the_big_batch_whatever_their_targets(rows, params, grad_accum_steps):
-    whole = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, 1))(params, rows)
-    parts = jax.jit(lambda p, r: step._summed(gemma_loss, p, r, grad_accum_steps))(params, rows)
+def test_accumulated_gradients_are_those_of_the_big_batch_however_targets_are_spread(rows, params, grad_accum_steps):
+    whole = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, 1))(params, rows)
+    parts = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, grad_accum_steps))(params, rows)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # other sums of float32, of size 10
     assert int(whole[1]) == int(rows["mask"].sum())
 
 
 def test_the_mean_is_over_targets_not_over_rows(rows, params):
-    """The mean of the microbatches' means would be another number: the test fails for it."""
+    """The mean of the parts' means would be another number: the test fails for it."""
     loss = jax.jit(gemma_loss)
     total, count, _ = loss(params, rows)
     halves = [jax.tree.map(lambda x, part=part: step.split(x, 2)[part], rows) for part in range(2)]
@@ -62,7 +62,7 @@ def test_the_mean_is_over_targets_not_over_rows(rows, params):
     assert abs(np.mean(means) - float(total / count)) > 1e-3
 
 
-def test_microbatches_leave_rows_on_their_devices(rows):
+def test_accumulation_leaves_rows_on_their_devices(rows):
     mesh = sharding.make_mesh(data=4)
     placed = jax.device_put(rows["tokens"], sharding.batch_sharding(mesh))
     compiled = jax.jit(lambda x: step.split(x, 2).sum(2)).lower(placed).compile()
@@ -70,9 +70,10 @@ def test_microbatches_leave_rows_on_their_devices(rows):
     np.testing.assert_array_equal(step.split(rows["tokens"], 2)[1], rows["tokens"][1::2])
 
 
-def test_rows_that_do_not_split_into_microbatches_are_refused(rows):
+def test_a_batch_that_does_not_split_into_parts_is_refused(rows):
     with pytest.raises(
-        ValueError, match="8 rows in a step do not split into 3 microbatches; make the first a multiple"
+        ValueError,
+        match="a batch of 8 sequences does not split into grad_accum_steps = 3 parts; make the first a multiple",
     ):
         step.split(rows["tokens"], 3)
 
@@ -108,12 +109,12 @@ def adam():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(adam, bad):
     made = jax.jit(step.make(square_loss, adam))
-    state, _ = take(made, step.init({"w": jnp.ones(1)}, adam, average=True), 2.0, 3.0)
+    state, _ = take(made, step.init({"w": jnp.ones(1)}, adam, ema=True), 2.0, 3.0)
     after, [reported] = take(made, state, bad)
     assert bool(reported["skipped"]) and int(reported["num_skipped_in_a_row"]) == 1
-    assert same((after.params, after.moments, after.average), (state.params, state.moments, state.average))
-    assert same((after.normal.mean, after.normal.variance), (state.normal.mean, state.normal.variance))
-    assert int(after.step) == int(state.step) + 1 and int(after.normal.num_skipped) == 1
+    assert same((after.params, after.opt_state, after.ema_params), (state.params, state.opt_state, state.ema_params))
+    assert same((after.loss_stats.mean, after.loss_stats.variance), (state.loss_stats.mean, state.loss_stats.variance))
+    assert int(after.step) == int(state.step) + 1 and int(after.loss_stats.num_skipped) == 1
 
 
 def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
@@ -121,8 +122,8 @@ def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
     start = step.init({"w": jnp.ones(1)}, adam)
     clean, _ = take(made, start, 2.0, 3.0, 4.0)
     dirty, _ = take(made, start, 2.0, float("nan"), 3.0, float("nan"), 4.0)
-    assert same((clean.params, clean.moments), (dirty.params, dirty.moments))
-    assert int(dirty.normal.num_skipped) == 2 and int(dirty.normal.num_skipped_in_a_row) == 0
+    assert same((clean.params, clean.opt_state), (dirty.params, dirty.opt_state))
+    assert int(dirty.loss_stats.num_skipped) == 2 and int(dirty.loss_stats.num_skipped_in_a_row) == 0
 
 
 def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
@@ -147,15 +148,15 @@ def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
     values = np.random.default_rng(0).normal(5, 1, 30)
     state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.0)), *values)
     losses = 0.5 * values**2
-    assert state.normal.mean == pytest.approx([losses.mean(), np.abs(values).mean()], rel=1e-4)
-    assert state.normal.variance == pytest.approx([losses.var(), np.abs(values).var()], rel=1e-3)
+    assert state.loss_stats.mean == pytest.approx([losses.mean(), np.abs(values).mean()], rel=1e-4)
+    assert state.loss_stats.variance == pytest.approx([losses.var(), np.abs(values).var()], rel=1e-3)
 
 
 def test_the_average_follows_the_parameters(adam):
     made = jax.jit(step.make(square_loss, sgd(0.5), ema_decay=0.75))
-    state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5), average=True), 4.0, 4.0)
+    state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5), ema=True), 4.0, 4.0)
     # w: 0, 2, 3; average: 0, 0.5, 0.75 * 0.5 + 0.25 * 3
-    assert float(state.params["w"][0]) == 3.0 and float(state.average["w"][0]) == pytest.approx(1.125)
+    assert float(state.params["w"][0]) == 3.0 and float(state.ema_params["w"][0]) == pytest.approx(1.125)
 
 
 def test_what_is_reported_is_of_this_step(adam):
@@ -168,6 +169,6 @@ def test_what_is_reported_is_of_this_step(adam):
 
 def test_a_donated_state_with_an_average_is_not_given_away_twice(adam):
     made = jax.jit(step.make(square_loss, adam), donate_argnums=0)
-    state = step.init({"w": jnp.ones(1)}, adam, average=True)
+    state = step.init({"w": jnp.ones(1)}, adam, ema=True)
     state, _ = made(state, jnp.ones((2, 1)))
     made(state, jnp.ones((2, 1)))

@@ -1,4 +1,4 @@
-"""A trace: the steps that were asked for, in a file that the profiler's own reader reads."""
+"""A trace has the requested steps, in a file that the profiler reads."""
 
 import pathlib
 
@@ -18,51 +18,51 @@ def test_steps_are_read_from_the_flag(text, wanted):
 def test_a_flag_that_is_no_pair_of_steps_is_refused(text):
     with pytest.raises(ValueError) as raised:
         trace.parse(text)
-    assert str(raised.value) == (f"--profile is {text}; it must be START:STOP, two step numbers, the first one smaller")
+    assert str(raised.value) == (f"--profile is {text}; it must be START:STOP, two step numbers with START < STOP")
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What was asked of the profiler."""
-    found = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: found.append(("start", directory)))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: found.append("stop"))
-    return found
+    """The calls of the profiler."""
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append(("start", directory)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    return calls
 
 
-def walk(of: trace.Trace, calls: list, first: int, last: int) -> None:
+def take_steps(tracer: trace.Trace, calls: list, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        of.after(step, jnp.ones(()))
+        tracer.after(step, jnp.ones(()))
         calls.append(step)
 
 
 def test_the_steps_after_the_first_number_and_up_to_the_second_are_traced(calls, tmp_path):
-    walk(trace.Trace(tmp_path, 2, 4), calls, 1, 6)
+    take_steps(trace.Trace(tmp_path, 2, 4), calls, 1, 6)
     assert calls == [1, ("start", tmp_path), 2, 3, "stop", 4, 5, 6]
 
 
 def test_a_run_that_goes_on_within_them_traces_those_that_are_left(calls, tmp_path):
-    walk(trace.Trace(tmp_path, 2, 6), calls, 4, 7)
+    take_steps(trace.Trace(tmp_path, 2, 6), calls, 4, 7)
     assert calls == [("start", tmp_path), 4, 5, "stop", 6, 7]
 
 
 @pytest.mark.parametrize("first", [6, 9])
 def test_a_run_that_goes_on_behind_them_traces_nothing(first, calls, tmp_path):
-    walk(trace.Trace(tmp_path, 2, 6), calls, first, first + 2)
+    take_steps(trace.Trace(tmp_path, 2, 6), calls, first, first + 2)
     assert calls == [first, first + 1, first + 2]
 
 
 def test_a_run_that_ends_within_them_closes_its_trace_once(calls, tmp_path):
     of = trace.Trace(tmp_path, 2, 6)
     of.close()
-    walk(of, calls, 1, 3)
+    take_steps(of, calls, 1, 3)
     of.close()
     of.close()
     assert calls == [1, ("start", tmp_path), 2, 3, "stop"]
 
 
 def test_a_trace_begins_and_ends_once_its_step_is_there(calls, tmp_path, monkeypatch):
-    """A step is still on its way when it is told of."""
+    """A step is still computed when it is reported."""
     monkeypatch.setattr(jax, "block_until_ready", lambda result: calls.append(f"waited for {result}"))
     of = trace.Trace(tmp_path, 1, 3)
     for step in (1, 2, 3):
@@ -70,7 +70,7 @@ def test_a_trace_begins_and_ends_once_its_step_is_there(calls, tmp_path, monkeyp
     assert calls == ["waited for step 1", ("start", tmp_path), "waited for step 3", "stop"]
 
 
-def test_a_real_trace_holds_the_steps_that_were_asked_for_and_no_other(tmp_path):
+def test_a_real_trace_has_the_requested_steps_and_no_other(tmp_path):
     @jax.jit
     def traced(x):
         return jnp.sin(x) @ x

@@ -1,4 +1,4 @@
-"""The watchdog: real processes that hang end with 124 and say where; those that do not hang do not notice it."""
+"""The watchdog: real processes that hang end with 124 and print their stacks; others do not notice it."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ def stacks(tmp_path):
 
 
 def start(stacks: pathlib.Path, code: str, deadlines: dict, **options) -> subprocess.Popen:
-    """A process that does `code` under a `watch` of these deadlines."""
+    """Starts a process that runs `code` under a `watch` of these deadlines."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     watch = f"watch = watchdog.Watchdog(settings.Deadlines(**{deadlines}), stacks)\n"
     line = [sys.executable, "-c", HEAD + watch + textwrap.dedent(code), str(stacks)]
@@ -35,17 +35,17 @@ def start(stacks: pathlib.Path, code: str, deadlines: dict, **options) -> subpro
 
 
 def end(stacks: pathlib.Path, code: str, **deadlines: float) -> tuple[int, str]:
-    """The exit status, and what was said on stderr."""
+    """The exit status, and stderr."""
     process = start(stacks, code, deadlines)
-    _, said = process.communicate(timeout=25)  # under the 30 s of what hangs
-    return process.returncode, said
+    _, stderr = process.communicate(timeout=25)  # under the 30 s of what hangs
+    return process.returncode, stderr
 
 
 def stall(stacks: pathlib.Path, code: str, **deadlines: float) -> str:
-    """What was said by a process that the watchdog ended."""
-    status, said = end(stacks, code, **deadlines)
-    assert status == watchdog.STALLED == 124, said
-    return said
+    """Stderr of a process that the watchdog ended."""
+    status, stderr = end(stacks, code, **deadlines)
+    assert status == watchdog.STALLED == 124, stderr
+    return stderr
 
 
 def assert_named(text: str) -> None:
@@ -54,9 +54,9 @@ def assert_named(text: str) -> None:
 
 
 @pytest.mark.parametrize("phase", ["start_up", "compile", "step", "save"])
-def test_a_phase_over_its_deadline_ends_the_process_and_says_where_it_hung(phase, stacks):
-    said = stall(stacks, f"with watch.phase('{phase}'): a_function_that_hangs()", **{phase: 0.25})
-    first, *stack = said.splitlines()
+def test_a_phase_over_its_deadline_ends_the_process_and_prints_where_it_hung(phase, stacks):
+    stderr = stall(stacks, f"with watch.phase('{phase}'): a_function_that_hangs()", **{phase: 0.25})
+    first, *stack = stderr.splitlines()
     assert first == (
         f"gemma3_jax: stalled: {phase} has taken over 0.25 s (config.deadlines.{phase}); the stacks of all threads "
         f"are below and in {stacks}"
@@ -75,9 +75,9 @@ def test_a_thread_that_hangs_ends_the_process_too_and_is_named(stacks):
         thread.start()
         thread.join()
     """
-    said = stall(stacks, code, save=0.25)
-    assert "stalled: save" in said
-    assert_named(said)
+    stderr = stall(stacks, code, save=0.25)
+    assert "stalled: save" in stderr
+    assert_named(stderr)
     assert_named(stacks.read_text())
 
 
@@ -148,8 +148,8 @@ def test_beginning_again_moves_the_deadline(stacks):
         print("moved", file=sys.stderr, flush=True)
         a_function_that_hangs()
     """
-    said = stall(stacks, code, step=0.5)
-    assert said.startswith("moved\ngemma3_jax: stalled: step has taken over 0.5 s")
+    stderr = stall(stacks, code, step=0.5)
+    assert stderr.startswith("moved\ngemma3_jax: stalled: step has taken over 0.5 s")
 
 
 def test_a_phase_with_a_short_deadline_that_begins_while_another_is_waited_for_is_seen(stacks):
@@ -162,14 +162,14 @@ def test_a_phase_with_a_short_deadline_that_begins_while_another_is_waited_for_i
     assert "stalled: step" in stall(stacks, code, start_up=25, step=0.25)
 
 
-def test_stacks_that_cannot_be_written_are_still_said_and_the_process_ends(tmp_path):
+def test_stacks_that_cannot_be_written_are_still_printed_and_the_process_ends(tmp_path):
     nowhere = tmp_path / "nowhere" / "stacks-0.txt"
-    said = stall(nowhere, "with watch.phase('step'): a_function_that_hangs()", step=0.25)
-    assert f"{nowhere}, which cannot be written: [Errno 2] No such file or directory" in said
-    assert_named(said)
+    stderr = stall(nowhere, "with watch.phase('step'): a_function_that_hangs()", step=0.25)
+    assert f"{nowhere}, which cannot be written: [Errno 2] No such file or directory" in stderr
+    assert_named(stderr)
 
 
-def test_a_process_that_nobody_listens_to_ends_too(stacks):
+def test_a_process_whose_stderr_is_closed_ends_too(stacks):
     """The terminal is gone, or what stderr was piped to: the stacks are in the file."""
     reader, writer = os.pipe()
     os.close(reader)

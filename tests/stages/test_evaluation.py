@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma3_jax import evaluation, sharding, stages
+from gemma3_jax import settings, sharding
 from gemma3_jax.checkpoint import manager, orbax
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.cli import configs, program
-from gemma3_jax.data import order
+from gemma3_jax.data import order, stream
 from gemma3_jax.model import execution, masks, parameters
 from gemma3_jax.quant import settings as quant_settings
 from gemma3_jax.quant import view
+from gemma3_jax.stages import evaluation, inputs
 from tests import runs
 
 MESH = "--config.mesh.data=2"
@@ -100,20 +101,20 @@ def test_it_is_measured_at_intervals_and_at_the_end(straight):
 
 def test_it_says_what_the_three_models_say_of_rows_that_no_stage_learns_from(data, straight):
     """Once more by logits, of the rows after those that each stage learns from: 20 steps of 8."""
-    given = configs.load(f"{data.parent / 'toy_run.py'}:{data}", [], stages.settings.Train)
-    model = stages.stage_model(given, "second")
-    dataset, _, rows_of_stage = stages.open_rows(given, "second")
+    run_config = configs.load(f"{data.parent / 'toy_run.py'}:{data}", [], settings.Train)
+    config = settings.resolve(run_config, "second")
+    model, opened = config.model, inputs.open_data(config)
     mesh = sharding.make_mesh()
-    first = evaluation.first_unlearned(rows_of_stage, [(rows_of_stage, 20)])
-    with stages.stream.Stream(dataset, rows_of_stage, mesh, first_step=first) as batches:
+    first = evaluation.first_unseen(opened.rows, [(opened.rows, 20)])
+    with stream.Stream(opened.dataset, opened.rows, mesh, first_step=first) as batches:
         rows = jax.tree.map(lambda *x: jnp.concatenate(x), next(batches).rows, next(batches).rows)
-    assert rows.numbers.min() >= 160
+    assert rows.row_ids.min() >= 160
     rounding = jax.jit(view.make(quant_settings.Quant(format="int4"), parameters.dims(model)))
 
     @jax.jit
     def said(params):
         bound = parameters.bind(model, params)
-        hidden = bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=execution.REFERENCE)
+        hidden = bound(rows.tokens, masks.TokenLayout(rows.segments, rows.positions), execute=execution.REFERENCE)
         return jax.nn.log_softmax(bound.logits(hidden))
 
     def log_probs(step, see):
@@ -144,7 +145,7 @@ def test_rows_that_were_seen_before_are_said_to_be(data, tmp_path, capsys):
         "--config.stages.second.optimizer.warmup_steps=0",
     ]
     assert train(data, tmp_path / "run", *flags) == 0
-    assert "warning: second is evaluated on rows that were learned from: " in capsys.readouterr().err
+    assert "warning: second is evaluated on rows that it trains on: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -164,7 +165,7 @@ def test_rows_that_are_held_out_are_in_no_mixture_that_was_learned_from():
     before, now = made({"text": 0.9, "chat": 0.1}, 8), made({"text": 0.2, "chat": 0.8}, 4)
     learned = [(before, 100), (now, 50)]
     seen = {of.row(step, row) for of, count in learned for step in range(count) for row in range(of.batch_size)}
-    first = evaluation.first_unlearned(now, learned)
+    first = evaluation.first_unseen(now, learned)
     assert 720 / 0.2 / 4 <= first < 1_000
     assert not seen & {now.row(step, row) for step in range(first, first + 50) for row in range(4)}
     assert seen & {now.row(step, row) for step in range(50, 100) for row in range(4)}  # what comes next will not do
@@ -238,10 +239,10 @@ def test_what_cannot_be_rounded_so_is_refused_at_the_start(data, tmp_path, capsy
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_teacher_that_is_the_start_cannot_be_asked_before(data, tmp_path, capsys):
+def test_the_start_of_a_stage_is_no_teacher_for_teach(data, tmp_path, capsys):
     line = ["teach", f"--config={data.parent / 'toy_run.py'}:{data}", *QAT, f"--output={tmp_path / 'said'}"]
     assert program.main([*line, "--stage=second", "--config.stages.second.samples.estimator=top_k"]) == 1
-    assert "teacher is start, which only the run itself has" in capsys.readouterr().err
+    assert "teacher is start, which exists in a run alone" in capsys.readouterr().err
     assert train(data, tmp_path / "run", *QAT, "--config.teacher=start") == 1
     assert "teacher is start, which is for one stage; set config.stages.NAME.teacher" in capsys.readouterr().err
 
@@ -249,7 +250,7 @@ def test_a_teacher_that_is_the_start_cannot_be_asked_before(data, tmp_path, caps
 def test_a_teacher_that_knows_nothing_is_warned_of(data, tmp_path, capsys):
     short = ["--config.stages.second.num_steps=1", "--config.stages.second.optimizer.warmup_steps=0"]
     assert train(data, tmp_path / "run", *QAT, *short, "--config.stage_order=('second',)") == 0
-    assert "warning: the teacher of second is what the run begins with: fresh" in capsys.readouterr().err
+    assert "warning: the teacher of second is the fresh parameters that the run begins with" in capsys.readouterr().err
 
 
 def test_a_run_that_rounds_is_scored_as_it_is_trained(data, straight, tmp_path, capsys):

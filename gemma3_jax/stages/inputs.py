@@ -1,0 +1,166 @@
+"""What a stage reads: its data, its teacher, and the parameters that it begins with."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from gemma3_jax import settings
+from gemma3_jax.checkpoint import open as checkpoint_open
+from gemma3_jax.data import dataset, order
+from gemma3_jax.data.targets import reader as targets_reader
+from gemma3_jax.model import config as model_config
+from gemma3_jax.model import parameters
+from gemma3_jax.tokenizer import vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """The data set of a stage, its tokenizer, and the order of its rows."""
+
+    dataset: dataset.Dataset
+    tokenizer: vocabulary.Tokenizer
+    rows: order.Order
+
+
+def open_data(config: settings.StageConfig) -> StageData:
+    """Opens the data of a stage.
+
+    Raises: ValueError if it does not fit the model.
+    """
+    if not config.data:
+        raise ValueError("data is empty, as config.data is; name the directory that prepare wrote: --config.data=DIR")
+    data = dataset.open_dataset(pathlib.Path(config.data))
+    tokenizer = data.tokenizer()
+    if tokenizer.size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {config.data} has {tokenizer.size} pieces, config.model.vocab_size is "
+            f"{config.model.vocab_size}; the second must be at least the first"
+        )
+    return StageData(data, tokenizer, find_order(config, data))
+
+
+def find_order(config: settings.StageConfig, data: dataset.Dataset) -> order.Order:
+    """Returns the order of a stage's rows. Raises: ValueError as `order.find` does."""
+    return order.find(
+        data,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        buckets=config.mixture or None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSource:
+    """Where the targets of a stage come from: a directory of stored ones, or a teacher beside the student."""
+
+    digest: str = "none"
+    stored: targets_reader.StoredTargets | None = None
+    model: model_config.Config | None = None  # of the teacher beside the student
+    load: Callable[[Mesh, str], dict] | None = None  # (mesh, dtype) -> its parameters
+
+
+def open_targets(
+    config: settings.StageConfig,
+    data: StageData,
+    *,
+    load_initial: Callable[[Mesh, str], dict],
+    warn: Callable[..., None],
+) -> TeacherSource:
+    """Opens what a stage distils from, if it does. `load_initial` reads the parameters that the stage began with.
+
+    Raises: ValueError if targets or teacher do not fit the stage.
+    """
+    if config.loss != "distill":
+        return TeacherSource()
+    if config.targets:
+        stored = targets_reader.open_targets(pathlib.Path(config.targets)).for_stage(
+            data.rows,
+            data.tokenizer.digest,
+            config.samples,
+            vocab_size=config.model.vocab_size,
+            num_rows=config.num_steps * config.batch_size,
+        )
+        return TeacherSource(stored.teacher, stored=stored)
+    if config.teacher == settings.START:
+        if config.first_step == 0 and not config.init_from:
+            warn(f"warning: the teacher of {config.name} is the fresh parameters that the run begins with")
+        return TeacherSource(settings.START, model=config.model, load=load_initial)
+    checkpoint = open_teacher(config, data.tokenizer.digest, warn)
+
+    def load(mesh: Mesh, dtype: str) -> dict:
+        mib = checkpoint.num_bytes() / 2**20
+        warn(f"reading teacher {checkpoint.path} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
+        return checkpoint.load(mesh, dtype)
+
+    return TeacherSource(checkpoint.fingerprint(), model=checkpoint.model, load=load)
+
+
+def open_teacher(config: settings.StageConfig, tokenizer: str, warn: Callable[..., None]) -> checkpoint_open.Checkpoint:
+    """Opens the checkpoint that is the teacher of a stage. `tokenizer`: digest of that of the stage's data.
+
+    Raises: ValueError if the config names none, or if its vocabulary is another.
+    """
+    path = config.teacher
+    if not path:
+        raise ValueError(
+            "loss is distill, and teacher is empty, as config.teacher is; name a checkpoint: --config.teacher=DIR, or "
+            f"what teach wrote: --config.stages.{config.name}.targets=DIR"
+        )
+    if path == settings.START:
+        raise ValueError("teacher is start, which exists in a run alone; name a checkpoint")
+    checkpoint = checkpoint_open.open_checkpoint(pathlib.Path(path))
+    if checkpoint.model.vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"teacher {path} has {checkpoint.model.vocab_size} ids, config.model.vocab_size is "
+            f"{config.model.vocab_size}; both must have one tokenizer"
+        )
+    if checkpoint.tokenizer:
+        vocabulary.check_same(
+            tokenizer, checkpoint.tokenizer, got_from=f"the data of {config.name}", expected_from=f"teacher {path}"
+        )
+    else:
+        warn(f"warning: teacher {path} does not say which tokenizer it was trained with")
+    return checkpoint
+
+
+def open_initial(config: settings.StageConfig, checkpoints: pathlib.Path) -> checkpoint_open.Checkpoint:
+    """Opens the run's checkpoint that a stage began with. Raises: ValueError if it is gone."""
+    path = checkpoints / str(config.first_step)
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is not there, which {config.name} began with; its teacher or its evaluation reads it: put it "
+            "back, begin the stage again in another --workdir, or do without those"
+        )
+    return checkpoint_open.open_checkpoint(path)
+
+
+def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_open.Checkpoint:
+    """Opens the checkpoint that `config.init_from` names. `tokenizer`: digest of that of the stage's data.
+
+    Raises: ValueError if it is of another model or tokenizer.
+    """
+    checkpoint = checkpoint_open.open_checkpoint(pathlib.Path(config.init_from))
+    theirs, ours = dataclasses.asdict(checkpoint.model), dataclasses.asdict(config.model)
+    for field in ours.keys() - {"rope_scale"}:  # an extension to longer sequences changes it
+        if theirs[field] != ours[field]:
+            raise ValueError(
+                f"config.init_from {config.init_from} has {field} {theirs[field]}, config.model.{field} is "
+                f"{ours[field]}; make them one"
+            )
+    if checkpoint.tokenizer:
+        vocabulary.check_same(
+            tokenizer,
+            checkpoint.tokenizer,
+            got_from=f"the data of {config.name}",
+            expected_from=f"config.init_from {config.init_from}",
+        )
+    return checkpoint
+
+
+def fresh_params(config: settings.StageConfig, mesh: Mesh) -> dict:
+    """Returns random parameters, float32, sharded over the mesh: the same numbers on any mesh."""
+    return parameters.init(config.model, jax.random.key(config.seed), mesh)

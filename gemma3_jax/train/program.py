@@ -1,0 +1,134 @@
+"""What a step of training is: a stage of five fields, and the program that takes its steps on a mesh.
+
+`planning` compiles the same program for a topology without devices; `train/stage_run.py` adds what a run needs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from gemma3_jax.train import optimizer, settings, step
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """The arrays of one step, on the mesh, and a digest of them."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def rows(self) -> object: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Now:
+    """The run as it is before a step, for batches that depend on it: a rollout reads the parameters."""
+
+    state: step.State
+    frozen: dict
+
+
+# loss(params, frozen, batch) -> (summed loss in nats, number of targets, sums of what is logged)
+Loss = Callable[[dict, dict, object], tuple[jax.Array, jax.Array, step.Sums]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage: its loss, the frozen parameters and batches it reads, its view of the parameters, and its optimizer."""
+
+    loss: Loss
+    frozen: Mapping[str, dict]  # by role, e.g. "teacher": shapes, dtypes and shardings of parameters that do not train
+    next_batch: Callable[[int, Now], Batch]  # (step of the stage, now): reads ahead while steps come in order
+    view_params: Callable[[dict], dict]  # the parameters as the loss sees them: themselves, or quantised
+    optimizer: optimizer.Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """The step of a stage on a mesh: enough to trace and compile it, with no data and no array."""
+
+    name: str  # of the stage
+    stage: Stage
+    num_steps: int
+    mesh: Mesh | AbstractMesh
+    param_shapes: dict
+    param_shardings: dict  # a NamedSharding for each parameter
+    batch_shapes: object  # shapes, dtypes and shardings of a batch's arrays
+    grad_accum_steps: int
+    spike_guard: settings.SpikeGuard
+    ema_decay: float  # 0: no moving average of the parameters
+    tokens_per_step: int
+    flops_per_token: float  # of the student and of what is frozen
+    frozen_flops_per_token: float = 0.0
+
+    def init(self, params: dict) -> step.State:
+        """Returns the state before the first step; to be traced."""
+        return step.init(params, self.stage.optimizer, ema=self.ema_decay > 0)
+
+    def state_shardings(self) -> step.State:
+        shapes = jax.eval_shape(self.init, self.param_shapes)
+        return step.shardings(shapes, self.stage.optimizer, self.param_shardings)
+
+    def state_shapes(self) -> step.State:
+        """Returns the shapes, dtypes and shardings of a state."""
+        return with_shardings(jax.eval_shape(self.init, self.param_shapes), self.state_shardings())
+
+    def begin(self, params: dict) -> step.State:
+        """Returns the state before the first step. Donates `params`."""
+        params = jax.device_put(params, self.param_shardings)
+        make = jax.jit(self.init, donate_argnums=0, out_shardings=self.state_shardings())
+        with jax.set_mesh(self.mesh):
+            return make(params)
+
+    def step(self) -> Callable[[step.State, dict, object], tuple[step.State, step.Sums]]:
+        """Returns `(state, frozen, batch) -> (state, logged)`, to be traced with the mesh set."""
+
+        def one(state, frozen, batch):
+            def loss(params, batch):
+                return self.stage.loss(self.stage.view_params(params), frozen, batch)
+
+            take = step.make(
+                loss,
+                self.stage.optimizer,
+                grad_accum_steps=self.grad_accum_steps,
+                spike_guard=self.spike_guard,
+                ema_decay=self.ema_decay,
+            )
+            return take(state, batch)
+
+        return one
+
+    def jitted(self):
+        """Returns the jitted step: the state is donated, and everything is sharded as it rests."""
+        state = self.state_shardings()
+        frozen, batch = (
+            jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (self.frozen_shapes, self.batch_shapes)
+        )
+        return jax.jit(self.step(), donate_argnums=0, in_shardings=(state, frozen, batch), out_shardings=(state, None))
+
+    def lower(self) -> jax.stages.Lowered:
+        """Traces the step from shapes alone."""
+        jitted, arguments = self.jitted(), (self.state_shapes(), self.frozen_shapes, self.batch_shapes)
+        with jax.set_mesh(self.mesh):  # for tracing alone: nothing can be computed on the devices of a topology
+            return jitted.lower(*arguments)
+
+    @property
+    def frozen_shapes(self) -> dict:
+        return dict(self.stage.frozen)
+
+
+def with_shardings(shapes: object, shardings: object) -> object:
+    """Returns a tree of shapes and dtypes, each with its sharding."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def bytes_per_device(shapes: object) -> int:
+    """Bytes that one device holds of arrays of these shapes, dtypes and shardings."""
+    leaves = jax.tree.leaves(shapes)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
