@@ -1,4 +1,4 @@
-"""The step that `train` would run, compiled for chips that are not there."""
+"""Compiles the step that `train` would run for a TPU topology, without a TPU."""
 
 import dataclasses
 import math
@@ -9,24 +9,24 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gemma3_jax import settings, sharding, stages
-from gemma3_jax.data import stream
-from gemma3_jax.distill import targets
-from gemma3_jax.model import config
+from gemma3_jax import settings, sharding
+from gemma3_jax.model import config as model_config
 from gemma3_jax.planning import topologies
-from gemma3_jax.train import stage
+from gemma3_jax.stages import mesh as stage_mesh
+from gemma3_jax.stages import step as stage_step
+from gemma3_jax.train import program
 
 
 class Compiled(NamedTuple):
-    """What the compiler made of a step; what only a program has is None where it found no room for it."""
+    """A compiled step. If it does not fit into memory, `text` and the other fields of a program are None."""
 
-    leg: stage.Leg
+    program: program.Program
     seconds: float  # of tracing and compiling
-    text: str | None  # the program
-    peak_bytes: int | None  # on each chip, at the fullest moment of a step: what it is given, and what it makes
-    temporary_bytes: int | None  # by XLA's memory analysis: what it makes, more than is there at any one moment
+    text: str | None  # of the compiled program
+    peak_bytes: int | None  # of a chip at the peak of a step: arguments and temporaries
+    temporary_bytes: int | None  # by XLA's memory analysis: more than exist at one time
     program_bytes: int
-    wanted_bytes: int | None  # on each chip, by the word of a compiler that found no room
+    wanted_bytes: int | None  # of a chip, by the compiler's error if the program does not fit
     allowed_bytes: int | None
 
     @property
@@ -34,96 +34,66 @@ class Compiled(NamedTuple):
         return self.text is not None
 
 
-def make_leg(
-    given: settings.Train, name: str, topology: topologies.Topology, teacher_model: config.Config | None
-) -> stage.Leg:
-    """The leg of a stage on this topology. `teacher_model`: of the one beside it; `start` brings its own.
+def make_program(
+    config: settings.StageConfig, topology: topologies.Topology, teacher_model: model_config.Config | None
+) -> program.Program:
+    """Returns the program of a stage on this topology. With teacher `start` the teacher has the model of the stage.
 
-    Raises: ValueError that names the field if mesh, topology and rows do not go together.
+    Raises: ValueError that names the field if mesh, topology and batch do not match.
     """
-    asked = given.stages[name]
-    if asked.teacher == settings.START:
-        teacher_model = stages.stage_model(given, name)
-    if teacher_model and teacher_model.vocab_size != given.model.vocab_size:
+    if config.teacher == settings.START:
+        teacher_model = config.model
+    if teacher_model and teacher_model.vocab_size != config.model.vocab_size:
         raise ValueError(
-            f"--teacher_model has {teacher_model.vocab_size} ids, config.model.vocab_size is {given.model.vocab_size}; "
-            "both must have one tokenizer"
+            f"--teacher_model has {teacher_model.vocab_size} ids, config.model.vocab_size is "
+            f"{config.model.vocab_size}; both must have the same tokenizer"
         )
     try:
-        sizes = stages.mesh_sizes(given, name)
+        sizes = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
         if sizes["data"] and math.prod(size or 1 for size in sizes.values()) != topology.num_chips:
-            raise ValueError(_other_size({axis: size or 1 for axis, size in sizes.items()}, topology))
-        mesh = stages.stage_mesh(given, name, topology.devices())
-        num_bytes = np.zeros(given.model.vocab_size, np.int32)
-        return stages.abstract_leg(given, name, mesh, num_bytes, teacher_model=teacher_model)
+            raise ValueError(_wrong_size({axis: size or 1 for axis, size in sizes.items()}, topology))
+        mesh = stage_mesh.make(config, topology.devices())
+        num_bytes = np.zeros(config.model.vocab_size, np.int32)
+        return stage_step.make(config, mesh, num_bytes, teacher_model=teacher_model)
     except ValueError as error:
-        raise ValueError(f"config.stages.{name}: {error}") from error
+        raise ValueError(f"config.stages.{config.name}: {error}") from error
 
 
-def _other_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
-    asked = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+def _wrong_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
+    """Returns the error of a mesh that has another number of chips than the topology."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     others = math.prod(sizes.values()) // sizes["data"]
     legal = f"data {topology.num_chips // others}" if topology.num_chips % others == 0 else "other sizes"
     same = topologies.nearest(topology.chip.name, -(-math.prod(sizes.values()) // topology.num_slices))
     return (
-        f"mesh is {asked} = {math.prod(sizes.values())} chips, and {topology.name} x {topology.num_slices} slices has "
-        f"{topology.num_chips}; take {legal}, or a slice of {', '.join(same)}"
+        f"mesh is {mesh} = {math.prod(sizes.values())} chips, and {topology.name} x {topology.num_slices} slices has "
+        f"{topology.num_chips}; set {legal}, or choose a slice of {', '.join(same)}"
     )
 
 
-def abstract_batch(given: settings.Train, name: str, leg: stage.Leg) -> stream.Rows | stream.DistillBatch:
-    """The rows of a step without their numbers; with targets where those are not a teacher's beside the student."""
-    asked = given.stages[name]
-    shape = asked.batch_size, asked.seq_len
-
-    def tokens(dtype, *more: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*shape, *more), dtype, sharding=leg.batch_shardings)
-
-    ids = tokens(np.int32)
-    rows = stream.Rows(ids, ids, tokens(np.bool_), ids, ids, ids)
-    if asked.loss != "distill" or leg.frozen.shapes:
-        return rows
-    numbers, num_samples = tokens(np.float32), asked.samples.num_samples
-    said = targets.Targets(
-        tokens(np.int32, num_samples), tokens(np.float32, num_samples), numbers, numbers, numbers, ids
-    )
-    return stream.DistillBatch(rows, said)
-
-
-def run(given: settings.Train, name: str, leg: stage.Leg) -> Compiled:
-    """Traces and compiles the step, as `train` does: the same function, places and donation."""
+def run(of: program.Program) -> Compiled:
+    """Traces and compiles the step with the shardings and donation of `train`."""
     started = time.monotonic()
-    frozen = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        leg.frozen.shapes,
-        leg.frozen.places,
-    )
-    jitted, arguments = leg.jitted(), (leg.abstract(), frozen, abstract_batch(given, name, leg))
-    with jax.set_mesh(leg.mesh):  # tracing alone: nothing can be computed on these devices
-        lowered = jitted.lower(*arguments)
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            wanted, allowed = _no_room(str(error), held(arguments))
-            if wanted is None:
-                raise
-            return Compiled(leg, time.monotonic() - started, None, None, None, 0, wanted, allowed)
-    found = compiled.memory_analysis()
+    lowered = of.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        arguments = of.state_shapes(), of.frozen_shapes, of.batch_shapes
+        wanted, allowed = _out_of_memory(str(error), program.bytes_per_device(arguments))
+        if wanted is None:
+            raise
+        return Compiled(of, time.monotonic() - started, None, None, None, 0, wanted, allowed)
+    analysis = compiled.memory_analysis()
     return Compiled(
-        leg,
+        of,
         time.monotonic() - started,
         compiled.as_text(),
-        found.peak_memory_in_bytes,
-        found.temp_size_in_bytes,
-        found.generated_code_size_in_bytes,
+        analysis.peak_memory_in_bytes,
+        analysis.temp_size_in_bytes,
+        analysis.generated_code_size_in_bytes,
         None,
         None,
     )
-
-
-def held(tree) -> int:
-    """Bytes that a chip holds of these arrays."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -132,29 +102,25 @@ _USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
 _TEMPORARIES = re.compile(rf"required for HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 
 
-def _no_room(message: str, given_bytes: int) -> tuple[int | None, int | None]:
-    """How many bytes the program wants, and how many there are; None if the error is another one.
+def _out_of_memory(message: str, argument_bytes: int) -> tuple[int | None, int | None]:
+    """Returns the bytes that the program needs and those that a chip has; None and None for another error.
 
-    One that fails by its temporaries alone does not count what it is given.
+    An error about temporaries does not count the arguments.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None, None
     used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
-    if not (found := used or temporaries):
+    if not (sizes := used or temporaries):
         return None, None
-    wanted, allowed = (round(float(found[i]) * _UNITS[found[i + 1]]) for i in (1, 3))
-    return (wanted if used else wanted + given_bytes), allowed
+    wanted, allowed = (round(float(sizes[i]) * _UNITS[sizes[i + 1]]) for i in (1, 3))
+    return (wanted if used else wanted + argument_bytes), allowed
 
 
-def with_fields(given: settings.Train, name: str, **fields) -> settings.Train:
-    """The same recipe with other fields of one stage; `mesh` and `execution` as dicts of what changes."""
-    asked = given.stages[name]
-    execution = dataclasses.replace(given.execution, **fields.pop("execution", {}))
+def with_fields(config: settings.Train, name: str, **fields) -> settings.Train:
+    """Returns the recipe with other fields of one stage; `mesh` and `execution` as dicts of what changes."""
+    entry = config.stages[name]
+    execution = dataclasses.replace(config.execution, **fields.pop("execution", {}))
     if "mesh" in fields:
-        fields["mesh"] = dataclasses.replace(asked.mesh, **fields["mesh"])
-    changed = dataclasses.replace(asked, **fields)
-    return dataclasses.replace(given, execution=execution, stages={**given.stages, name: changed})
-
-
-def mesh_sizes(leg: stage.Leg) -> dict[str, int]:
-    return {axis: leg.mesh.shape[axis] for axis in sharding.AXES}
+        fields["mesh"] = dataclasses.replace(entry.mesh, **fields["mesh"])
+    changed = dataclasses.replace(entry, **fields)
+    return dataclasses.replace(config, execution=execution, stages={**config.stages, name: changed})

@@ -1,16 +1,13 @@
-"""A compiled program read from its text, the optimised HLO of XLA, and how often a step runs each part of it.
+"""The optimised HLO of a compiled program, parsed from its text, and how often a step runs each computation.
 
-`read(compiled.as_text())` gives computations of instructions; `count_runs` walks from the entry and says how often each
-computation runs: the entry once; what a fusion, a call or an async-start names as often as that one; the body of a
-`while` times its trips, and its condition once more than that. Every branch of a conditional counts as if it were
-taken each time, so that sums over a program that has any are upper bounds. What reduces, sorts or scatters elements
-(`to_apply` of other instructions) is no part of this.
+A fusion, a call or an async-start runs its callee as often as it runs itself; a `while` runs its body once a trip, and
+its condition once more. Every branch of a conditional counts each time, so that sums are upper bounds where there is
+one. `to_apply` of other instructions (reduce, sort, scatter) does not count.
 
-The trips of a loop follow from the loop itself: a counter that starts at a constant, grows by a constant and is
-compared with a constant, each of which may stand in fusions, in copies, or in the state of the loops around it, where
-XLA puts constants that bodies share. Only of other loops XLA's own note (`known_trip_count`) is believed, which TPU
-programs do not have, and which says 1 of a loop that counts an unsigned integer from 9 down to 1 (jax 0.10.2). A loop
-of which neither is known is reported, and its body counted once for each time it is entered.
+The trip count follows from the loop: its counter starts at a constant, grows by a constant and is compared with a
+constant. These may be in fusions, in copies, or in the state of outer loops, where XLA puts constants that bodies
+share. XLA's own `known_trip_count` is read only where this fails: TPU programs do not have it, and it is 1 for a loop
+that counts an unsigned integer from 9 down to 1 (jax 0.10.2). The body of a loop that has neither counts as one trip.
 """
 
 import functools
@@ -21,7 +18,7 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """One array, without its layout."""
+    """Dtype and dims of an array, without its layout."""
 
     dtype: str  # as XLA writes it: f32, bf16, s32, pred, ...
     dims: tuple[int, ...]
@@ -32,7 +29,7 @@ class Shape(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of the elements, without the padding of a TPU's tiles."""
+        """Bytes of the elements, without the padding of a TPU's tiles."""
         return -(-self.num_elements * _bits(self.dtype) // 8)
 
 
@@ -41,10 +38,10 @@ class Instruction(NamedTuple):
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]  # of the result; of a tuple all leaves, in order
+    shapes: tuple[Shape, ...]  # of the result; all leaves of a tuple, in order
     operands: tuple[str, ...]  # names, in the same computation
     literal: str  # of a constant: its value as text; of a parameter: its number
-    attributes: str  # the rest of the line, as it stands
+    attributes: str  # the rest of the line
     called: tuple[tuple[str, str], ...]  # (role, computation): calls, to_apply, body, condition, branch
 
 
@@ -57,29 +54,29 @@ class Computation(NamedTuple):
 class Module(NamedTuple):
     computations: dict[str, Computation]  # callees before callers
     entry: str
-    num_partitions: int  # devices that run it, each with its share of every array
+    num_partitions: int  # devices that run it, each with its shard of every array
 
 
 class Loop(NamedTuple):
-    """A `while`, and what is known of it."""
+    """A `while` instruction."""
 
     name: str
     body: str
-    num_trips: int | None  # each time it is entered; None: not found
+    num_trips: int | None  # each time it is entered; None: unknown
     num_entered: int  # in a step
-    source: str  # where in the traced program it comes from
+    source: str  # its op_name in the traced program
 
 
 class Runs(NamedTuple):
-    """How often a step runs what."""
+    """How often a step runs each computation."""
 
-    times: dict[str, int]  # computation -> runs in a step, for those that run at all
+    times: dict[str, int]  # computation -> runs in a step, if any
     loops: tuple[Loop, ...]
-    conditionals: tuple[str, ...]  # names; all branches of each were counted
+    conditionals: tuple[str, ...]  # names; all their branches count
 
     @property
     def unknown_loops(self) -> tuple[Loop, ...]:
-        """Those whose trips could not be found. Not empty: every count is a lower bound."""
+        """Loops whose trip count is unknown. If there are any, every count is a lower bound."""
         return tuple(loop for loop in self.loops if loop.num_trips is None)
 
 
@@ -87,8 +84,8 @@ class Runs(NamedTuple):
 def _bits(dtype: str) -> int:
     if dtype in ("token", "opaque"):
         return 0
-    found = re.search(r"\d+", dtype)
-    return int(found[0]) if found else 8  # pred
+    match = re.search(r"\d+", dtype)
+    return int(match[0]) if match else 8  # pred
 
 
 _HEAD = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{$")
@@ -103,9 +100,9 @@ _CALLERS = {"fusion", "call", "call-start", "while", "conditional", "async-start
 
 
 def read(text: str) -> Module:
-    """The module that `compiled.as_text()` prints.
+    """Parses the text of a module, as `compiled.as_text()` returns it.
 
-    Raises: ValueError if it is no such text.
+    Raises: ValueError if it has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry = name = root = ""
@@ -118,20 +115,20 @@ def read(text: str) -> Module:
         elif line.startswith("}"):
             computations[name] = Computation(name, instructions, root)
             instructions = None
-        elif found := _LINE.match(line):
-            instruction = _instruction(line, found)
+        elif match := _LINE.match(line):
+            instruction = _instruction(line, match)
             instructions[instruction.name] = instruction
-            root = instruction.name if found[1] else root
+            root = instruction.name if match[1] else root
     if not entry:
-        raise ValueError("the text has no ENTRY computation; give what `compiled.as_text()` returns")
-    found = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
-    return Module(computations, entry, int(found[1]) if found else 1)
+        raise ValueError("the text has no ENTRY computation; pass what `compiled.as_text()` returns")
+    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
+    return Module(computations, entry, int(partitions[1]) if partitions else 1)
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines of the text, with those joined over which an attribute goes on: that of a Pallas kernel is one such.
+    """Yields the lines of the text, joined where an attribute has several, as that of a Pallas kernel has.
 
-    A brace alone, or before an attribute, ends a computation.
+    A line that begins with a single brace ends a computation.
     """
     whole = ""
     for line in text.splitlines():
@@ -143,9 +140,9 @@ def _lines(text: str) -> Iterator[str]:
     yield whole
 
 
-def _instruction(line: str, found: re.Match) -> Instruction:
-    _, name, shape, opcode = found.groups()
-    start = found.end()
+def _instruction(line: str, head: re.Match) -> Instruction:
+    _, name, shape, opcode = head.groups()
+    start = head.end()
     end = line.index(")", start)
     while line.count("(", start, end) > line.count(")", start, end):
         end = line.index(")", end + 1)
@@ -171,23 +168,24 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _called(attributes: str) -> tuple[tuple[str, str], ...]:
-    own = attributes.partition(", metadata={")[0].partition(", backend_config=")[0]
-    found = []
-    for role, name, branch, branches in _CALLED.findall(own):
+    """Returns (role, computation) of the computations that an instruction calls."""
+    attributes = attributes.partition(", metadata={")[0].partition(", backend_config=")[0]
+    called = []
+    for role, name, branch, branches in _CALLED.findall(attributes):
         if role:
-            found.append((role, name))
-        found += [("branch", other) for other in _OPERAND.findall(branches) or [branch] if other]
-    return tuple(found)
+            called.append((role, name))
+        called += [("branch", other) for other in _OPERAND.findall(branches) or [branch] if other]
+    return tuple(called)
 
 
 def source(instruction: Instruction) -> str:
-    """Where in the traced program an instruction comes from, as JAX named it; empty if XLA does not say."""
-    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found[1] if found else ""
+    """Returns the op_name that JAX gave an instruction: its place in the traced program; empty if it has none."""
+    match = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    return match[1] if match else ""
 
 
 def count_runs(module: Module) -> Runs:
-    """How often a step runs each computation."""
+    """Counts how often a step runs each computation."""
     times = {module.entry: 1}
     loops: list[Loop] = []
     conditionals = []
@@ -212,12 +210,12 @@ def count_runs(module: Module) -> Runs:
 
 
 class _Site(NamedTuple):
-    """An element of what an instruction makes; in a fusion or a call with what the caller gives it."""
+    """An element of the result of an instruction; in a fusion or a call, with the arguments of the caller."""
 
     computation: Computation
     name: str
-    path: tuple[int, ...]  # into the tuple it makes; () if it makes one array
-    arguments: "tuple[_Site, ...] | None"  # None: of the entry, or of a loop, whose parameter is its state
+    path: tuple[int, ...]  # into the tuple that results; () for an array
+    arguments: "tuple[_Site, ...] | None"  # None in the entry, and in a loop, whose parameter is its state
 
     @property
     def instruction(self) -> Instruction:
@@ -228,15 +226,15 @@ class _Site(NamedTuple):
 
 
 class _Linear(NamedTuple):
-    """An integer: `offset`, plus an element of the state of the loop it stands in if `path` names one."""
+    """An integer: `offset`, plus the element at `path` of the state of the enclosing loop, unless `path` is None."""
 
     path: tuple[int, ...] | None
     offset: int
 
 
-# Body or condition of a loop -> where the loop stands; there is one such place, as XLA copies what two would share.
+# Body or condition of a loop -> the computation that has the loop, and the loop. XLA does not share bodies.
 _Bodies = dict[str, tuple[Computation, Instruction]]
-_PASSED = {"copy", "bitcast", "convert", "reshape", "optimization-barrier"}  # what leaves an integer as it is
+_IDENTITIES = {"copy", "bitcast", "convert", "reshape", "optimization-barrier"}  # for an integer
 
 
 def _bodies(module: Module) -> _Bodies:
@@ -254,7 +252,7 @@ def _root(computation: Computation, path: tuple[int, ...] = ()) -> _Site:
 
 
 def _origin(module: Module, site: _Site) -> _Site:
-    """Where the element is made: not a tuple, a copy or a call, but what stands behind it."""
+    """Follows an element through tuples, copies and calls to the instruction that computes it."""
     while True:
         instruction, path = site.instruction, site.path
         match instruction.opcode:
@@ -263,11 +261,11 @@ def _origin(module: Module, site: _Site) -> _Site:
                 site = site.operand(0, (int(index[1]), *path))
             case "tuple" if path:
                 site = site.operand(path[0], path[1:])
-            case "copy-start":  # (the copy, what is copied, a flag)
+            case "copy-start":  # returns (the copy, its source, a flag)
                 site = site.operand(0, path[1:])
             case "copy-done":
                 site = site.operand(0, (0, *path))
-            case opcode if opcode in _PASSED:
+            case opcode if opcode in _IDENTITIES:
                 site = site.operand(0, path)
             case "fusion" | "call":
                 arguments = tuple(site.operand(index) for index in range(len(instruction.operands)))
@@ -283,9 +281,9 @@ def _origin(module: Module, site: _Site) -> _Site:
 def _linear(
     module: Module, site: _Site, known: Callable[[tuple[int, ...]], int | None] = lambda path: None
 ) -> _Linear | None:
-    """The element as an integer; None if it is something else, or made otherwise than by adding constants.
+    """Returns an element as an integer; None unless constants and additions make it one.
 
-    `known` says of an element of the loop's state its number, if that is the same in every trip.
+    `known` maps a path in the state of the loop to its value, if that is the same in every trip.
     """
     site = _origin(module, site)
     instruction = site.instruction
@@ -304,42 +302,43 @@ def _linear(
             if left.path is not None and right.path is not None:
                 return None
             return _Linear(right.path if left.path is None else left.path, left.offset + right.offset)
-        case "while" if _is_kept(module, instruction, site.path):
+        case "while" if _is_invariant(module, instruction, site.path):
             return _linear(module, site.operand(0, site.path), known)
     return None
 
 
-def _is_kept(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
-    """Whether an element of a loop's state is the same after every trip."""
+def _is_invariant(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
+    """Whether an element of the state of a loop is the same after every trip."""
     body = module.computations[dict(loop.called)["body"]]
     return _linear(module, _root(body, path)) == _Linear(path, 0)
 
 
 def _constant(module: Module, bodies: _Bodies, site: _Site) -> int | None:
-    """The element as a number, wherever around the loop it comes from; None if it is not the same in every run."""
-    found = _linear(module, site)
-    if found is None or found.path is None:
-        return found and found.offset
+    """Returns the value of an element, from outer loops too; None if it is not the same in every run."""
+    value = _linear(module, site)
+    if value is None or value.path is None:
+        return value and value.offset
     if site.computation.name not in bodies:
         return None
     outer, loop = bodies[site.computation.name]
-    if not _is_kept(module, loop, found.path):
+    if not _is_invariant(module, loop, value.path):
         return None
-    start = _constant(module, bodies, _Site(outer, loop.operands[0], found.path, None))
-    return None if start is None else start + found.offset
+    start = _constant(module, bodies, _Site(outer, loop.operands[0], value.path, None))
+    return None if start is None else start + value.offset
 
 
 _MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "NE": "NE"}
 
 
 def _num_trips(module: Module, bodies: _Bodies, computation: Computation, loop: Instruction) -> int | None:
-    """How often the body of a loop runs each time the loop is entered; None if that cannot be found."""
-    found = _counted_trips(module, bodies, computation, loop)
+    """Returns the trips of a loop each time it is entered; None if they are unknown."""
+    num_trips = _counted_trips(module, bodies, computation, loop)
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    return int(noted[1]) if found is None and noted else found
+    return int(noted[1]) if num_trips is None and noted else num_trips
 
 
 def _counted_trips(module: Module, bodies: _Bodies, computation: Computation, loop: Instruction) -> int | None:
+    """Returns the trips of a loop whose counter, step and bound are constants; None for another loop."""
     called = dict(loop.called)
     compared = _origin(module, _root(module.computations[called["condition"]]))
     if compared.instruction.opcode != "compare":
@@ -349,7 +348,7 @@ def _counted_trips(module: Module, bodies: _Bodies, computation: Computation, lo
         return _constant(module, bodies, _Site(computation, loop.operands[0], path, None))
 
     def known(path: tuple[int, ...]) -> int | None:
-        return on_entry(path) if _is_kept(module, loop, path) else None
+        return on_entry(path) if _is_invariant(module, loop, path) else None
 
     counter, bound = (_linear(module, compared.operand(index), known) for index in (0, 1))
     direction = re.search(r"direction=(\w+)", compared.instruction.attributes)[1]
@@ -366,7 +365,7 @@ def _counted_trips(module: Module, bodies: _Bodies, computation: Computation, lo
 
 
 def _trips(distance: int, step: int, direction: str | None) -> int | None:
-    """How often `step` is added before the counter, `distance` under its bound, stands beyond it."""
+    """Returns how many steps take a counter past its bound, which is `distance` away."""
     if direction not in _MIRRORED:  # EQ
         return None
     if direction in ("GT", "GE"):
@@ -376,4 +375,4 @@ def _trips(distance: int, step: int, direction: str | None) -> int | None:
     distance += direction in ("LE", "GE")
     if distance <= 0:
         return 0
-    return -(-distance // step) if step > 0 else None  # else it ends when the integer overflows, or never
+    return -(-distance // step) if step > 0 else None  # else only an overflow can end it

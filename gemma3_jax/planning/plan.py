@@ -1,20 +1,21 @@
-"""What a stage costs on a topology: memory, operations, communication, and the time they take at least."""
+"""The cost of a stage on a topology: memory, FLOPs, collectives, and a lower bound for the time of a step."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from gemma3_jax import settings
-from gemma3_jax.model import config
+from gemma3_jax import settings, sharding
+from gemma3_jax.model import config as model_config
 from gemma3_jax.planning import compiling, costs, hlo, kernels, topologies
+from gemma3_jax.train import program
 
 SECONDS_PER_DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One stage on one topology. What only a program that fits can tell is None where it does not."""
+    """The cost of one stage on one topology. Fields that need a compiled program are None if it does not fit."""
 
     stage: str
     topology: str
@@ -27,15 +28,15 @@ class Plan:
     hbm_bytes_per_chip: int
     hbm_bytes_allowed: int
     hbm_bytes_by_kind: dict[str, int]
-    temporary_bytes: int | None  # by XLA's analysis, which others publish: more than is held at any one moment
-    flops_per_step_formula: float  # of all chips, nothing twice
+    temporary_bytes: int | None  # by XLA's memory analysis: more than exist at one time
+    flops_per_step_formula: float  # of all chips, without recomputation
     flops_per_step_hlo: float | None
-    flops_ratio: float | None  # what is computed twice, or on padding
-    collective_bytes: tuple[dict, ...] | None  # received by a chip in a step, by kind and mesh axes
+    flops_ratio: float | None  # as compiled / by formula: recomputation and padding
+    collective_bytes: tuple[dict, ...] | None  # that a chip receives in a step, by kind and mesh axes
     ici_bytes_per_step: float | None
     dcn_bytes_per_step: float | None
-    seconds_by_limit: dict[str, float] | None  # if only that took time
-    step_seconds_bound: float | None  # if all of them overlap: no step is faster
+    seconds_by_limit: dict[str, float] | None  # of a step that does nothing else
+    step_seconds_bound: float | None  # the largest of them, as they may overlap: a lower bound
     mfu_bound: float | None
     tokens_per_stage: int
     days_per_stage: float  # at `mfu`
@@ -45,64 +46,62 @@ class Plan:
 
 
 def make(
-    given: settings.Train,
-    name: str,
+    config: settings.StageConfig,
     topology: topologies.Topology,
     *,
-    teacher_model: config.Config | None = None,
+    teacher_model: model_config.Config | None = None,
     mfu: float = 0.4,
 ) -> Plan:
-    """Compiles the stage's step for the topology, and counts.
+    """Compiles the step of a stage for a topology, and counts its cost.
 
-    Raises: ValueError if recipe and topology do not go together.
+    Raises: ValueError if stage and topology do not match.
     """
-    leg = compiling.make_leg(given, name, topology, teacher_model)
-    made = compiling.run(given, name, leg)
-    asked = given.stages[name]
-    by_kind = _bytes_by_kind(given, name, made)
-    formula = leg.flops_per_token * leg.tokens_per_step
-    num_tokens = asked.num_steps * leg.tokens_per_step
-    counted = _count(made, topology, formula) if made.fits else _NOT_COUNTED
+    of = compiling.make_program(config, topology, teacher_model)
+    compiled = compiling.run(of)
+    by_kind = _bytes_by_kind(compiled)
+    formula = of.flops_per_token * of.tokens_per_step
+    num_tokens = of.num_steps * of.tokens_per_step
+    counted = _count(compiled, topology, formula) if compiled.fits else _NOT_COUNTED
     return Plan(
-        stage=name,
+        stage=config.name,
         topology=topology.name,
         num_slices=topology.num_slices,
         num_chips=topology.num_chips,
-        mesh=compiling.mesh_sizes(leg),
-        seq_len=asked.seq_len,
-        batch_size=asked.batch_size,
-        fits=made.fits,
+        mesh={axis: of.mesh.shape[axis] for axis in sharding.AXES},
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        fits=compiled.fits,
         hbm_bytes_per_chip=sum(by_kind.values()),
-        hbm_bytes_allowed=made.allowed_bytes or topology.chip.hbm_bytes,
+        hbm_bytes_allowed=compiled.allowed_bytes or topology.chip.hbm_bytes,
         hbm_bytes_by_kind=by_kind,
-        temporary_bytes=made.temporary_bytes,
+        temporary_bytes=compiled.temporary_bytes,
         flops_per_step_formula=formula,
         tokens_per_stage=num_tokens,
         days_per_stage=num_tokens
-        * leg.flops_per_token
+        * of.flops_per_token
         / (topology.num_chips * topology.chip.peak_flops * mfu)
         / SECONDS_PER_DAY,
         mfu=mfu,
-        compile_seconds=made.seconds,
+        compile_seconds=compiled.seconds,
         **counted._asdict(),
     )
 
 
-def _bytes_by_kind(given: settings.Train, name: str, made: compiling.Compiled) -> dict[str, int]:
-    """What a chip holds at the fullest moment of a step; gradients are float32 and rest as their parameters do."""
-    leg = made.leg
-    state = leg.abstract()
-    parameters, of_state = compiling.held(state.params), compiling.held(state)
+def _bytes_by_kind(compiled: compiling.Compiled) -> dict[str, int]:
+    """Bytes of a chip at the peak of a step. Gradients are float32 and sharded as the parameters."""
+    of = compiled.program
+    state = of.state_shapes()
+    parameters = program.bytes_per_device(state.params)
     by_kind = {
         "parameters": parameters,
-        "optimizer": of_state - parameters,
-        "teacher": leg.frozen.bytes_per_device(),
-        "batch": compiling.held(compiling.abstract_batch(given, name, leg)),
+        "optimizer": program.bytes_per_device(state) - parameters,
+        "teacher": program.bytes_per_device(of.frozen_shapes),
+        "batch": program.bytes_per_device(of.batch_shapes),
         "gradients": parameters,
     }
-    all_but_program = made.peak_bytes if made.fits else made.wanted_bytes - made.program_bytes
+    all_but_program = compiled.peak_bytes if compiled.fits else compiled.wanted_bytes - compiled.program_bytes
     by_kind["activations"] = max(0, all_but_program - sum(by_kind.values()))
-    return by_kind | {"program": made.program_bytes}
+    return by_kind | {"program": compiled.program_bytes}
 
 
 class _Counted(NamedTuple):
@@ -120,17 +119,18 @@ class _Counted(NamedTuple):
 _NOT_COUNTED = _Counted(None, None, None, None, None, None, None, None, ())
 
 
-def _count(made: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
-    module = hlo.read(made.text)
-    multiplied, moved = costs.flops(module), costs.traffic(module, made.leg.mesh, num_slices=topology.num_slices)
-    of_kernels = {call: kernels.flops(call) for call in multiplied.custom_calls if call.target == kernels.TARGET}
-    totals = {call: one * call.num_times for call, one in of_kernels.items() if one}
-    per_chip = multiplied.matmul_flops + math.fsum(totals.values())
-    # On global layers the last part of a row of one document has 2 - 1/n times the mean of n parts to do.
+def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
+    module = hlo.read(compiled.text)
+    flops = costs.flops(module)
+    traffic = costs.traffic(module, compiled.program.mesh, num_slices=topology.num_slices)
+    kernel_flops = {call: kernels.flops(call) for call in flops.custom_calls if call.target == kernels.TARGET}
+    totals = {call: one * call.num_times for call, one in kernel_flops.items() if one}
+    per_chip = flops.matmul_flops + math.fsum(totals.values())
+    # On global layers the last of n sequence shards of one document does 2 - 1/n times the mean of all shards.
     of_global = math.fsum(total for call, total in totals.items() if kernels.is_global(call))
-    slowest_chip = per_chip + of_global * (1 - 1 / made.leg.mesh.shape["seq"])
+    slowest_chip = per_chip + of_global * (1 - 1 / compiled.program.mesh.shape["seq"])
     inside, crossing = (
-        math.fsum(one.received_bytes for one in moved.transfers if one.crosses_slices == crosses)
+        math.fsum(one.num_bytes for one in traffic.collectives if one.crosses_slices == crosses)
         for crosses in (False, True)
     )
     link, peak = topology.chip.link, topology.chip.peak_flops
@@ -140,14 +140,14 @@ def _count(made: compiling.Compiled, topology: topologies.Topology, formula: flo
         "network between slices": crossing / link.between_slices,
     }
     bound = max(seconds.values())
-    uncounted = {call.name for call, one in of_kernels.items() if one is None}
-    unknown = [loop.name for loop in multiplied.runs.loops if loop.num_trips is None]
-    notes = [f"not counted: operations of {name}" for name in sorted(uncounted)]
-    notes += [f"loop {name} is counted once, as its end depends on data" for name in unknown]
+    uncounted = {call.name for call, one in kernel_flops.items() if one is None}
+    unknown = [loop.name for loop in flops.runs.loops if loop.num_trips is None]
+    notes = [f"not counted: FLOPs of {name}" for name in sorted(uncounted)]
+    notes += [f"loop {name} is counted as one trip: its trip count depends on data" for name in unknown]
     return _Counted(
         flops_per_step_hlo=per_chip * topology.num_chips,
         flops_ratio=per_chip * topology.num_chips / formula,
-        collective_bytes=tuple(one._asdict() for one in moved.transfers),
+        collective_bytes=tuple(one._asdict() for one in traffic.collectives),
         ici_bytes_per_step=inside,
         dcn_bytes_per_step=crossing,
         seconds_by_limit=seconds,
@@ -158,44 +158,44 @@ def _count(made: compiling.Compiled, topology: topologies.Topology, formula: flo
 
 
 class Change(NamedTuple):
-    """Something to change when a stage does not fit."""
+    """A change of the config that may make a stage fit."""
 
     flags: tuple[str, ...]  # as `train` takes them
-    given: settings.Train
+    config: settings.Train
 
 
-def changes(given: settings.Train, name: str, mesh: dict[str, int]) -> Iterator[Change]:
-    """One after the other, each on top of those before: what costs least comes first."""
+def changes(config: settings.Train, name: str, mesh: dict[str, int]) -> Iterator[Change]:
+    """Yields changes, the cheapest first, each with all those before it."""
     prefix = f"--config.stages.{name}"
     flags: tuple[str, ...] = ()
 
     def change(text: str, **fields) -> Change:
-        nonlocal given, flags
-        given, flags = compiling.with_fields(given, name, **fields), (*flags, text)
-        return Change(flags, given)
+        nonlocal config, flags
+        config, flags = compiling.with_fields(config, name, **fields), (*flags, text)
+        return Change(flags, config)
 
-    if given.execution.remat != "full":
+    if config.execution.remat != "full":
         yield change("--config.execution.remat=full", execution={"remat": "full"})
-    rows_per_shard = given.stages[name].batch_size // (mesh["replica"] * mesh["data"])
-    num_parts = given.stages[name].grad_accum_steps
+    rows_per_shard = config.stages[name].batch_size // (mesh["replica"] * mesh["data"])
+    num_parts = config.stages[name].grad_accum_steps
     while num_parts * 2 <= rows_per_shard and rows_per_shard % (num_parts * 2) == 0:
         num_parts *= 2
         yield change(f"{prefix}.grad_accum_steps={num_parts}", grad_accum_steps=num_parts)
-    data, seq, rows = mesh["data"], mesh["seq"], given.stages[name].batch_size
-    while data % 2 == 0 and rows % (2 * num_parts) == 0 and given.stages[name].seq_len % (seq * 2 * 128) == 0:
+    data, seq, rows = mesh["data"], mesh["seq"], config.stages[name].batch_size
+    while data % 2 == 0 and rows % (2 * num_parts) == 0 and config.stages[name].seq_len % (seq * 2 * 128) == 0:
         data, seq, rows = data // 2, seq * 2, rows // 2
         text = f"{prefix}.mesh.data={data} {prefix}.mesh.seq={seq} {prefix}.batch_size={rows}"
         yield change(text, mesh={"data": data, "seq": seq}, batch_size=rows)
-    length = given.stages[name].seq_len
+    length = config.stages[name].seq_len
     while length // 2 >= 1024 and length % (2 * seq) == 0:
         length //= 2
         yield change(f"{prefix}.seq_len={length}", seq_len=length)
 
 
-def search(given: settings.Train, name: str, mesh: dict[str, int], attempt: Callable[[Change], Plan]) -> Plan | None:
-    """The first change with which it fits, and its plan; None if none does."""
-    for change in changes(given, name, mesh):
-        found = attempt(change)
-        if found.fits:
-            return dataclasses.replace(found, notes=(*found.notes, f"with {' '.join(change.flags)}"))
+def search(config: settings.Train, name: str, mesh: dict[str, int], attempt: Callable[[Change], Plan]) -> Plan | None:
+    """Returns the plan of the first change with which the stage fits; None if there is none."""
+    for change in changes(config, name, mesh):
+        plan = attempt(change)
+        if plan.fits:
+            return dataclasses.replace(plan, notes=(*plan.notes, f"with {' '.join(change.flags)}"))
     return None

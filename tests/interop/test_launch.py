@@ -1,4 +1,4 @@
-"""What the launchers say, to those it is said to: gcloud's linter, xpk's dry run, the TPU compiler; to no cloud."""
+"""The launchers' commands by gcloud's linter and xpk's dry run, and their flags by the TPU compiler; no cloud."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.interop
 
+from gemma3_jax.planning import compiler_flags  # noqa: E402
 from tests.launch import pods  # noqa: E402
 
 WORKDIR = "--workdir=gs://my-bucket/runs/1b"
@@ -38,34 +39,33 @@ GKE = {
 def test_gcloud_knows_every_command_and_flag(tmp_path):
     if not shutil.which("gcloud"):
         pytest.skip("gcloud is not installed")
-    said = [words for verb, flags in TPU_VM.items() for words in pods.dry_run("tpu_vm.sh", verb, *pods.POD, *flags)]
-    said += pods.dry_run(
+    commands = [words for verb, flags in TPU_VM.items() for words in pods.dry_run("tpu_vm.sh", verb, *pods.POD, *flags)]
+    commands += pods.dry_run(
         "tpu_vm.sh", "create", *pods.POD, "--accelerator=v4-8", "--bucket=gs://my-bucket", "--reserved"
     )
-    said += [words for verb, flags in GKE.items() for words in pods.dry_run("gke.sh", verb, *pods.POOL, *flags)]
-    lines = dict.fromkeys(shlex.join(words) for words in said if words[0] == "gcloud")
-    commands = [{"command_string": line} for line in lines]
-    (tmp_path / "commands.json").write_text(json.dumps(commands))
-    # An empty configuration of its own: nobody's account, and nothing is reported.
+    commands += [words for verb, flags in GKE.items() for words in pods.dry_run("gke.sh", verb, *pods.POOL, *flags)]
+    lines = dict.fromkeys(shlex.join(words) for words in commands if words[0] == "gcloud")
+    (tmp_path / "commands.json").write_text(json.dumps([{"command_string": line} for line in lines]))
+    # An empty configuration: no account, and no usage reports.
     environment = {"CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1"}
     line = ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'commands.json'}"]
     done = subprocess.run(line, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found) == len(commands) >= 20
-    assert not [f"{one['command_string']}: {one['error_message']}" for one in found if not one["success"]]
+    results = json.loads(done.stdout)
+    assert len(results) == len(lines) >= 20
+    assert not [f"{one['command_string']}: {one['error_message']}" for one in results if not one["success"]]
 
 
 @pytest.fixture
 def xpk(tmp_path):
-    """Runs xpk's own dry run of a command: with nobody's settings, and nothing reported to anybody."""
-    found = os.environ.get("XPK") or shutil.which("xpk")
-    if not found:
+    """Runs xpk's own dry run of a command, without settings of a user, and without telemetry."""
+    program = os.environ.get("XPK") or shutil.which("xpk")
+    if not program:
         pytest.skip("xpk is not installed: pip install xpk in an environment of its own, and let XPK name it")
     variables = {"HOME": str(tmp_path), "TELEMETRY_ENABLED": "false", "DEPENDENCY_AUTO_DOWNLOAD": "false"}
 
     def run(words: list[str]):
-        line = [found, *words[1:], "--dry-run"]
+        line = [program, *words[1:], "--dry-run"]
         return subprocess.run(line, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True)
 
     return run
@@ -82,7 +82,7 @@ def test_xpk_knows_every_command_and_flag(verb, xpk):
 
 @pytest.fixture
 def workload(tmp_path, xpk):
-    """The JobSet that xpk makes of `gke.sh run`."""
+    """Returns the JobSet that xpk creates for `gke.sh run`."""
     yaml = pytest.importorskip("yaml")
     manifest = tmp_path / "manifest.yaml"
     create = pods.dry_run("gke.sh", "run", *pods.POOL, *GKE["run"])[-1]
@@ -114,7 +114,7 @@ def test_the_status_of_train_is_that_of_the_container(workload, tmp_path, status
 
 
 def test_the_signal_of_kubernetes_reaches_train(workload, tmp_path):
-    """To the first process of the container, as when its node is taken away."""
+    """SIGTERM goes to the first process of the container, as when its node is taken away."""
     process = start_container(workload, tmp_path, 'trap "exit 75" TERM\nwhile true; do sleep 0.1; done')
     pods.wait_until((tmp_path / "got").exists)
     process.send_signal(signal.SIGTERM)
@@ -123,14 +123,14 @@ def test_the_signal_of_kubernetes_reaches_train(workload, tmp_path):
 
 
 def start_container(workload: dict, directory: pathlib.Path, train: str):
-    """What the pod runs, here; `train` is played by a script."""
+    """Starts the command of the pod on this machine; a script acts as `train`."""
     [container] = workload["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
     *shell, script = container["command"]
     tools = directory / "tools"
     tools.mkdir()
     got = shlex.quote(str(directory / "got"))
-    played = f'[[ "$1" == -c ]] && exit\nprintf "%s\\n" "$@" >{got}.part && mv {got}.part {got}'
-    for name, text in {"python": f"{played}\n{train}", "mountpoint": "exit 0"}.items():
+    record = f'[[ "$1" == -c ]] && exit\nprintf "%s\\n" "$@" >{got}.part && mv {got}.part {got}'
+    for name, text in {"python": f"{record}\n{train}", "mountpoint": "exit 0"}.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tools / name).chmod(0o755)
     script = pods.expanded(script, {}).replace("/mnt/gcs", str(directory))
@@ -180,7 +180,7 @@ with jax.set_mesh(mesh):
     lowered = jax.jit(step, out_shardings=(at_rest, at_rest), donate_argnums=0).lower(weights, x)
 print(json.dumps([lowered.compile(compiler_options=some).as_text() for some in options]))
 """
-# What recipes name, and what is on already: launch/tpu_flags.sh.
+# Flags that recipes name, and that are on by default: gemma3_jax/planning/compiler_flags.py.
 ON_ALREADY = """xla_tpu_enable_async_collective_fusion xla_tpu_enable_async_collective_fusion_fuse_all_gather
 xla_tpu_enable_async_collective_fusion_multiple_steps xla_tpu_overlap_compute_collective_tc xla_enable_async_all_gather
 xla_enable_async_collective_permute xla_tpu_enable_latency_hiding_scheduler""".split()
@@ -194,16 +194,11 @@ def compiled(topology: str, num_slices: int = 1, *, flags: str = "", options=({}
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
-def flags_of(generation: str, num_slices: int) -> str:
-    script = f"source {pods.ROOT}/launch/tpu_flags.sh && libtpu_flags {generation} {num_slices}"
-    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
-
-
-@pytest.mark.parametrize(("generation", "topology"), [("v5e", "v5e:2x2"), ("v6e", "v6e:2x2")])
-def test_the_compiler_takes_our_flags(generation, topology):
-    """For several slices, which has those of one too; v4 and v5p have no others than v5e."""
-    flags = flags_of(generation, 2)
-    assert flags and not flags_of("v5e", 1)
+@pytest.mark.parametrize(("chip", "topology"), [("v5e", "v5e:2x2"), ("v6e", "v6e:2x2")])
+def test_the_compiler_takes_our_flags(chip, topology):
+    """Those for several slices include those for one; v4 and v5p have the same as v5e."""
+    flags = compiler_flags.libtpu_init_args(chip, 2)
+    assert flags and not compiler_flags.libtpu_init_args("v5e", 1)
     done = compiled(topology, 2, flags=flags)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -214,7 +209,7 @@ def test_a_flag_that_the_compiler_does_not_know_ends_it():
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
-def test_what_recipes_still_name_is_on_already(topology):
+def test_flags_that_recipes_still_name_are_on_already(topology):
     done = compiled(topology, options=[{}, *({name: "true"} for name in ON_ALREADY)])
     assert done.returncode == 0, done.stderr[-2000:]
     default, *named = json.loads(done.stdout.splitlines()[-1])

@@ -69,7 +69,7 @@ def peaked(model: config.Config) -> dict:
 
 
 def export(path: pathlib.Path, model: config.Config, params: dict, matrices: str, table: str) -> pathlib.Path:
-    plan = encoding.Plan(matrices, table)
+    plan = encoding.StoragePlan(matrices, table)
     gguf_file.check(model, plan, texts.tokenizer())
     gguf_file.write(path, model, params, plan, texts.tokenizer())
     return path

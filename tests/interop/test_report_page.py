@@ -1,6 +1,6 @@
-"""The page in a real browser: it shows something, in light and in dark, on a wide page and on a phone, and asks nobody.
+"""The page in a real browser: drawn in light and in dark, on a wide page and on a phone, without any request.
 
-Needs Chromium, or Chrome, on the path, and playwright of the extra [interop].
+Needs Chromium or Chrome on PATH, and playwright of the extra [interop].
 """
 
 import io
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.interop
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-# Boxes of HTML that reach out of the page, and whether text of a drawing does; what scrolls in itself may be wider.
+# Elements that extend beyond the page; what scrolls inside an element may be wider.
 OVERFLOW = """() => {
   const wide = document.documentElement.clientWidth, found = [];
   for (const node of document.querySelectorAll('body *')) {
@@ -68,26 +68,26 @@ def report(request, tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, report):
-    """Opens the page; after the test, it has asked for nothing but itself, and the console is empty."""
-    requests, said, contexts = [], [], []
+    """Opens the page; after the test, it has requested nothing but itself, and the console is empty."""
+    requests, messages, contexts = [], [], []
 
     def go(width, scheme):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         tab = contexts[-1].new_page()
         tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
         tab.goto(report.as_uri())
         return tab
 
     yield go
     for context in contexts:
         context.close()
-    assert said == [] and set(requests) == {report.as_uri()}
+    assert messages == [] and set(requests) == {report.as_uri()}
 
 
 def colours(tab) -> dict[tuple[int, ...], int]:
-    """How many pixels of the whole page have each colour."""
+    """The number of pixels of the whole page by colour."""
     from PIL import Image
 
     with Image.open(io.BytesIO(tab.screenshot(full_page=True))) as image:
@@ -97,15 +97,15 @@ def colours(tab) -> dict[tuple[int, ...], int]:
 
 def test_the_page_is_drawn_in_light_and_in_dark(visit):
     light, dark = (colours(visit(1_200, scheme)) for scheme in ("light", "dark"))
-    commonest = [max(found, key=found.get) for found in (light, dark)]
+    commonest = [max(pixels, key=pixels.get) for pixels in (light, dark)]
     assert min(commonest[0]) > 200 and max(commonest[1]) < 60
-    for found in (light, dark):
-        assert len(found) > 500  # 1 if it were blank; letters and lines have shades
+    for pixels in (light, dark):
+        assert len(pixels) > 500  # 1 if it were blank; letters and lines have shades
     assert (0x24, 0x63, 0xC4) in light and (0x74, 0xA9, 0xFF) in dark  # the first run's line
 
 
 @pytest.mark.parametrize("width", [1_200, 800, 390])
-def test_every_section_and_drawing_is_seen_and_nothing_reaches_out_of_the_page(visit, width):
+def test_every_section_and_drawing_is_visible_and_nothing_extends_beyond_the_page(visit, width):
     tab = visit(width, "light")
     for name in ("section", "figure", "figcaption", "h2"):
         assert tab.locator(name).count() >= 10
@@ -119,11 +119,11 @@ def test_every_section_and_drawing_is_seen_and_nothing_reaches_out_of_the_page(v
 
 
 @pytest.mark.parametrize("width", [1_200, 390])
-def test_no_text_of_a_drawing_lies_over_another(visit, width):
+def test_texts_of_a_drawing_do_not_overlap(visit, width):
     assert visit(width, "light").evaluate(OVERLAPS) == []
 
 
-def test_everything_that_is_folded_away_fits_too(visit):
+def test_expanded_details_fit_too(visit):
     tab = visit(390, "dark")
     tab.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
     assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -136,7 +136,7 @@ def test_links_lead_to_sections(visit):
     assert tab.url.endswith("#provenance") and tab.locator("#provenance h2").is_visible()
 
 
-def test_paper_is_white(visit):
+def test_the_page_prints_on_white(visit):
     tab = visit(1_200, "dark")
     tab.emulate_media(media="print")
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

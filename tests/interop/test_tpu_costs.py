@@ -31,7 +31,7 @@ from tests.interop import test_tpu_costs as sizes
 what, axes, num_slices = json.loads(sys.argv[1])
 slices = {"num_slices": num_slices} if num_slices > 1 else {}
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", **slices).devices
-mesh = Mesh(sharding.arrange(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
+mesh = Mesh(sharding.device_grid(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 at_rest, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((None, ("data", "seq")), ()))
 rows = NamedSharding(mesh, PartitionSpec(("replica", "data")))
 
@@ -106,7 +106,7 @@ def test_a_scanned_layer_and_its_gradient_cost_what_a_hand_counts(axes, num_slic
 
     mesh = AbstractMesh(axes, sharding.AXES, axis_types=(AxisType.Auto,) * 4)
     traffic = costs.traffic(module, mesh, num_slices=num_slices)
-    moved = {(each.kind, each.axes, each.crosses_slices): each.received_bytes for each in traffic.transfers}
+    moved = {(each.kind, each.axes, each.crosses_slices): each.num_bytes for each in traffic.collectives}
     weight_bytes = NUM_LAYERS * 2 * WIDTH * MLP_WIDTH * 2  # bfloat16, as both weights and gradients travel
     split_axes = tuple(axis for axis, size in zip(sharding.AXES, axes, strict=True) if size > 1 and axis != "replica")
     assert moved.pop(("all-gather", split_axes, False)) == 2 * weight_bytes * 3 / 4  # forward and backward

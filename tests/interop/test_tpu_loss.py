@@ -1,4 +1,4 @@
-"""The loss over V = 262,144 as XLA compiles it for TPUs, none of which is needed: what is held, and what travels."""
+"""The loss over V = 262,144 as XLA compiles it for TPUs, none of which is needed: its arrays and its collectives."""
 
 import json
 import math
@@ -21,12 +21,12 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
-from gemma3_jax.losses import cross_entropy, vocab_parallel
+from gemma3_jax.losses import cross_entropy, soft_targets, vocab_parallel
 from gemma3_jax.distill import settings, targets
 
 topology, axes, what = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-mesh = Mesh(sharding.arrange(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
+mesh = Mesh(sharding.device_grid(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 rows = sharding.batch_sharding(mesh)
 table = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), (262_144, 1152), mesh.shape))
 
@@ -38,12 +38,13 @@ def tokens(*shape, dtype=jnp.float32):
 ids = tokens(dtype=jnp.int32)
 head = tokens(1152, dtype=jnp.bfloat16), jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table)
 if what == "draw":
-    run = functools.partial(vocabulary.of_logits, functools.partial(targets.draw, samples=settings.Samples(), seed=0))
+    draw = functools.partial(targets.draw, samples=settings.Samples(), seed=0)
+    run = functools.partial(vocab_parallel.map_logits, draw)
     arguments = (*head, ids, ids, ids)
 else:
-    few = targets.Targets(tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids)
-    soft = {"few": few, "whole": targets.Whole(*head), "nothing": None}[what]
-    run = jax.value_and_grad(cross_entropy.summed, argnums=(0, 1), has_aux=True)
+    sparse = soft_targets.SparseTargets(tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids)
+    soft = {"sparse": sparse, "dense": soft_targets.DenseTargets(*head), "labels": None}[what]
+    run = jax.value_and_grad(cross_entropy.cross_entropy_sum, argnums=(0, 1), has_aux=True)
     arguments = (*head, ids, tokens(dtype=jnp.bool), soft)
 with jax.set_mesh(mesh):
     compiled = jax.jit(run).lower(*arguments).compile()
@@ -52,7 +53,7 @@ print(json.dumps([compiled.memory_analysis().temp_size_in_bytes, compiled.as_tex
 
 
 def compiled(topology, axes, what):
-    """Temporary bytes of a device, and the program: of the loss against few ids, the whole, or nothing; of a draw."""
+    """Temporary bytes of a device, and the program: of the loss against these targets, or of a draw."""
     variables = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     environment = os.environ | variables | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     command = [sys.executable, "-c", COMPILE, json.dumps([topology, axes, what])]
@@ -65,7 +66,7 @@ def num_elements(shape):
     return math.prod(int(size) for size in shape.split(",") if size)
 
 
-@pytest.mark.parametrize("what", ["few", "whole", "nothing", "draw"])
+@pytest.mark.parametrize("what", ["sparse", "dense", "labels", "draw"])
 def test_no_device_holds_the_logits_of_its_tokens(what):
     temporary_bytes, text = compiled("v5e:2x2", [1, 2, 2, 1], what)
     table, logits = 131_072 * 1152, 2 * 8192 * 131_072  # of one device: half of V, and both halves of its two rows
@@ -77,7 +78,7 @@ def test_no_device_holds_the_logits_of_its_tokens(what):
 
 
 def test_chunks_exchange_tokens_and_never_the_table():
-    _, text = compiled("v5e:4x4", [1, 4, 4, 1], "few")
+    _, text = compiled("v5e:4x4", [1, 4, 4, 1], "sparse")
     sent = r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     inside, outside = [], []
     for line in text.splitlines():

@@ -32,7 +32,7 @@ def test_the_demo_is_planned_for_four_chips():
     assert 1 < found["flops_ratio"] < 1.6  # nothing twice, but blocks of attention pass its window
     assert found["hbm_bytes_by_kind"]["activations"] > 0
     gathered = [one for one in found["collective_bytes"] if one["kind"] == "all-gather"]
-    assert [one["axes"] for one in gathered] == [["data"]] and gathered[0]["received_bytes"] > 0
+    assert [one["axes"] for one in gathered] == [["data"]] and gathered[0]["num_bytes"] > 0
 
 
 def test_ctrl_c_ends_it_while_the_compiler_works():

@@ -24,7 +24,7 @@ def made(request):
 def received(plan, kind, axes):
     """Bytes that a chip receives in a step, by collectives of one kind along these axes."""
     found = [one for one in plan["collective_bytes"] if one["kind"] == kind and set(one["axes"]) == set(axes)]
-    return math.fsum(one["received_bytes"] for one in found)
+    return math.fsum(one["num_bytes"] for one in found)
 
 
 def test_it_fits_with_room_to_spare(made):
@@ -44,7 +44,7 @@ def test_sums_of_gradients_are_scattered_along_the_axes_that_split_weights(made)
     name, plan = made
     scattered = received(plan, "reduce-scatter", ["data"])
     whole = received(plan, "all-reduce", ["data"]) + received(plan, "all-reduce", ["data", "seq"])
-    most = 1.3 if name.startswith("1b") else 0.05  # 1B's rows of 27 are gathered by a sum: README
+    most = 1.3 if name.startswith("1b") else 0.05  # 1B's rows of 27 are gathered by a sum: docs/tpu_pods.md
     assert scattered > 0 and whole < most * scattered
 
 

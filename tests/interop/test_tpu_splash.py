@@ -43,7 +43,7 @@ def loss(arrays, places):
 ids = array(dtype=jnp.int32)
 arrays = [array(num_heads, width) for num_heads in (query_heads, key_heads, key_heads)]
 with jax.set_mesh(mesh):
-    lowered = jax.jit(jax.grad(loss)).lower(arrays, masks.Places(ids, ids, ids if images else None))
+    lowered = jax.jit(jax.grad(loss)).lower(arrays, masks.TokenLayout(ids, ids, ids if images else None))
 print(json.dumps(lowered.compile().as_text()))
 """
 

@@ -1,4 +1,4 @@
-"""What a step multiplies and moves, against counts by hand, on eight CPU devices."""
+"""FLOPs and collective bytes of a step, against counts by hand, on eight CPU devices."""
 
 import functools
 import math
@@ -71,8 +71,8 @@ def test_a_loop_of_unknown_trips_is_reported_beside_the_count():
     def f(x):
         return lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: x @ x, x)
 
-    found = costs.flops(module_of(f, array(8, 8)))
-    assert found.matmul_flops == 2 * 8**3 and len(found.runs.unknown_loops) == 1
+    flops = costs.flops(module_of(f, array(8, 8)))
+    assert flops.matmul_flops == 2 * 8**3 and len(flops.runs.unknown_loops) == 1
 
 
 PRODUCTS = """HloModule m
@@ -136,7 +136,7 @@ def test_a_product_that_a_tpu_writes_as_a_convolution_is_counted_as_a_product(
     [
         # A row of 5 and 3 taps, "same": of 15 pairs one at each end is with padding.
         ("f32[2,5,4]", "f32[3,4,6]", "f32[2,5,6]", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", 2 * 4 * 6 * 13),
-        # Every second place of 7 with taps two apart: places -2, 0, 2 | 0, 2, 4 | 2, 4, 6 | 4, 6, 8.
+        # Every second position of 7 with taps two apart: positions -2, 0, 2 | 0, 2, 4 | 2, 4, 6 | 4, 6, 8.
         (
             "f32[1,7,1]", "f32[3,1,1]", "f32[1,4,1]",
             "window={size=3 stride=2 pad=2_2 rhs_dilate=2}, dim_labels=b0f_0io->b0f", 10,
@@ -182,11 +182,11 @@ ENTRY %main (x: f32[128,256]) -> f32[128,256] {
 """  # noqa: E501
 
 
-def test_kernels_are_listed_apart_with_what_their_authors_say_of_them():
-    found = costs.flops(hlo.read(KERNEL))
+def test_kernels_are_listed_apart_with_the_estimates_of_their_authors():
+    flops = costs.flops(hlo.read(KERNEL))
     shape = hlo.Shape("f32", (128, 256))
-    assert found.matmul_flops == 0
-    assert found.custom_calls == (
+    assert flops.matmul_flops == 0
+    assert flops.custom_calls == (
         costs.CustomCall("tpu_custom_call", "splash.1", 1, (shape,), (shape,), 12345),
         costs.CustomCall("tpu_custom_call", "plain.2", 1, (shape, shape), (shape,), None),
     )
@@ -220,13 +220,14 @@ def test_every_collective_over_named_axes_is_counted_to_the_byte():
         ("all-to-all", ("data",)): 1 / 2,
     }
     for num_slices in (1, 2):
-        found = costs.traffic(module, mesh, num_slices=num_slices).transfers
-        assert {(each.kind, each.axes): each.received_bytes for each in found} == {
-            what: share * local_bytes * num_trips for what, share in expected.items()
+        collectives = costs.traffic(module, mesh, num_slices=num_slices).collectives
+        assert {(each.kind, each.axes): each.num_bytes for each in collectives} == {
+            what: fraction * local_bytes * num_trips for what, fraction in expected.items()
         }
-        assert all(each.num_times == num_trips for each in found)
-        assert all(each.crosses_slices == (num_slices == 2 and "replica" in each.axes) for each in found)
-        assert [each.received_bytes for each in found] == sorted((each.received_bytes for each in found), reverse=True)
+        assert all(each.num_times == num_trips for each in collectives)
+        assert all(each.crosses_slices == (num_slices == 2 and "replica" in each.axes) for each in collectives)
+        num_bytes = [each.num_bytes for each in collectives]
+        assert num_bytes == sorted(num_bytes, reverse=True)
 
 
 def test_devices_count_as_they_stand_in_the_mesh_whatever_their_ids():
@@ -239,8 +240,8 @@ def test_devices_count_as_they_stand_in_the_mesh_whatever_their_ids():
     def f(x):
         return lax.psum(x, "seq") + lax.ppermute(x, "data", [(0, 1), (2, 3)])
 
-    found = costs.traffic(module_of(f, array(8, 3)), mesh).transfers
-    assert {(each.kind, each.axes): each.received_bytes for each in found} == {
+    collectives = costs.traffic(module_of(f, array(8, 3)), mesh).collectives
+    assert {(each.kind, each.axes): each.num_bytes for each in collectives} == {
         ("all-reduce", ("seq",)): 12,
         ("collective-permute", ("data",)): 12,
     }
@@ -262,10 +263,10 @@ def test_zero_gathers_what_it_splits_and_sums_its_gradient():
     x = jax.ShapeDtypeStruct((8, width), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(("replica", "data"))))
     compiled = jax.jit(jax.grad(loss), out_shardings=rest).lower(weights, x).compile()
     module = hlo.read(compiled.as_text())
-    found = {(each.kind, each.axes): each for each in costs.traffic(module, mesh).transfers}
+    num_bytes = {(each.kind, each.axes): each.num_bytes for each in costs.traffic(module, mesh).collectives}
     layer_bytes = width * width * 4
-    assert found["all-gather", ("data", "seq")].received_bytes == 2 * num_layers * 3 / 4 * layer_bytes
-    assert found["all-reduce", ("replica", "data")].received_bytes == num_layers * 2 * 3 / 4 * layer_bytes
+    assert num_bytes["all-gather", ("data", "seq")] == 2 * num_layers * 3 / 4 * layer_bytes
+    assert num_bytes["all-reduce", ("replica", "data")] == num_layers * 2 * 3 / 4 * layer_bytes
     assert costs.flops(module).matmul_flops == 4 * num_layers * 2 * 2 * width * width  # of two rows
 
 
@@ -301,14 +302,14 @@ ENTRY %main (x: bf16[64], y: bf16[16], z: f32[8]) -> bf16[16] {{
 
 def traffic_of(*instructions, mesh=None, num_slices=1, num_partitions=4):
     text = EXCHANGE.format(instructions="\n  ".join(instructions), num_partitions=num_partitions)
-    found = costs.traffic(hlo.read(text), mesh or abstract_mesh(1, 4, 1, 1), num_slices=num_slices).transfers
-    return [(each.kind, each.axes, each.crosses_slices, each.received_bytes, each.num_times) for each in found]
+    traffic = costs.traffic(hlo.read(text), mesh or abstract_mesh(1, 4, 1, 1), num_slices=num_slices)
+    return [tuple(each) for each in traffic.collectives]
 
 
 @pytest.mark.parametrize(
     "instructions, expected",
     [
-        # In a fusion with the slice of it that is kept, a TPU sums no more than that.
+        # In a fusion with a slice of its result, a TPU sums no more than the slice.
         (["%a = bf16[16]{0} fusion(%x), kind=kCustom, calls=%fused"], ("reduce-scatter", 128 * 3 / 4, 1)),
         # Begun, carried on in two products, and ended: one exchange.
         (
@@ -344,8 +345,8 @@ def traffic_of(*instructions, mesh=None, num_slices=1, num_partitions=4):
     ],
 )  # fmt: skip
 def test_every_way_to_write_an_exchange_counts_once(instructions, expected):
-    kind, received_bytes, num_times = expected
-    assert traffic_of(*instructions) == [(kind, ("data",), False, received_bytes, num_times)]
+    kind, num_bytes, num_times = expected
+    assert traffic_of(*instructions) == [(kind, ("data",), False, num_bytes, num_times)]
 
 
 def test_groups_of_one_and_permutations_that_stay_move_nothing():
@@ -358,16 +359,16 @@ def test_groups_of_one_and_permutations_that_stay_move_nothing():
 def test_a_program_of_one_slice_sends_to_the_others_by_its_host():
     """As libtpu compiles for two slices of four: groups within a slice, and what hosts exchange along `replica`."""
     send = "(bf16[8,8], u32[], token[]) send(%x, %y), is_host_transfer=true"
-    asked = 'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
-    found = traffic_of(
+    attributes = 'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    collectives = traffic_of(
         "%a = f32[8]{0} all-reduce(%z), replica_groups={{0,2},{1,3}}",
         "%b = f32[8]{0} all-reduce(%z), replica_groups={{0,1},{2,3}}",
-        f"%c = {send}, {asked}",
+        f"%c = {send}, {attributes}",
         f"%d = {send}",  # to the host itself, for a callback
         mesh=abstract_mesh(4, 2, 1, 1),
         num_slices=2,
     )
-    assert found == [
+    assert collectives == [
         ("all-reduce", ("replica",), True, 2 * 128 / 2, 1),
         ("all-reduce", ("replica",), False, 2 * 32 / 2, 1),
         ("all-reduce", ("data",), False, 2 * 32 / 2, 1),
@@ -393,19 +394,19 @@ def test_a_program_of_one_slice_sends_to_the_others_by_its_host():
     ],
 )
 def test_groups_of_devices_are_read_in_every_form(text, expected):
-    found = costs.replica_groups(text, 8)
-    assert sorted(sorted(group) for group in found) == expected
+    groups = costs.replica_groups(text, 8)
+    assert sorted(sorted(group) for group in groups) == expected
 
 
 def test_groups_in_an_unknown_form_are_refused():
     with pytest.raises(
-        ValueError, match=r"replica_groups=@mesh<a=2> \{a\} is of an unknown form; compile with versions of jax"
+        ValueError, match=r"replica_groups=@mesh<a=2> \{a\} has an unknown form; compile with a version of jax"
     ):
         traffic_of("%a = f32[8]{0} all-reduce(%z), replica_groups=@mesh<a=2> {a}")
 
 
 @pytest.mark.parametrize("sizes, num_slices", [((1, 8, 1, 1), 1), ((4, 2, 1, 1), 1), ((1, 4, 1, 1), 2)])
 def test_a_program_for_another_mesh_is_refused(sizes, num_slices):
-    expected = f"is for 4 devices, the mesh has {math.prod(sizes)} in {num_slices} slices with replica {sizes[0]}; give"
+    expected = f"is for 4 devices, the mesh has {math.prod(sizes)} in {num_slices} slices with replica {sizes[0]}; pass"
     with pytest.raises(ValueError, match=re.escape(expected)):
         traffic_of(mesh=abstract_mesh(*sizes), num_slices=num_slices)

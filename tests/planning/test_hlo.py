@@ -1,4 +1,4 @@
-"""How often a step runs what: loops by what XLA notes of them, by themselves, and those that nobody can know."""
+"""How often a step runs each computation: trip counts from the loop, from XLA's note, and unknown ones."""
 
 import re
 
@@ -23,7 +23,7 @@ def trips_of(text):
 
 
 def without_notes(text):
-    """As a TPU prints it: XLA's notes on the loops left out."""
+    """The text as a TPU program has it: without XLA's notes on trip counts."""
     return re.sub(r'"known_\w+":\{[^}]*\},?', "", text)
 
 
@@ -181,7 +181,7 @@ def test_a_bound_may_stand_on_either_side():
 @pytest.mark.parametrize(
     "was, becomes",
     [
-        ("constant(16)", "multiply(%constant.6, %constant.6)"),  # not among what is followed
+        ("constant(16)", "multiply(%constant.6, %constant.6)"),  # not an addition
         ("tuple(%add.2, %get.9, %get.8)", "tuple(%add.2, %get.9, %constant.2)"),  # no longer the same in every run
         ("tuple(%get.0, %fusion.1, %get.2, %get.3)", "tuple(%get.0, %fusion.1, %fusion.1, %get.3)"),  # no fixed step
         ("compare(%get.4, %get.5), direction=LT", "compare(%get.4, %get.5), direction=EQ"),  # no bound
@@ -193,7 +193,7 @@ def test_a_loop_whose_numbers_are_not_all_constant_is_unknown(was, becomes):
     assert unknown and unknown.name == "while.1" and unknown.num_entered == 26
 
 
-def test_a_loop_that_does_not_say_itself_is_believed_by_its_note():
+def test_the_note_of_xla_counts_where_the_loop_has_no_constants():
     note = 'backend_config={"known_trip_count":{"n":"5"}}'
     text = TPU.replace("constant(16)", "multiply(%constant.6, %constant.6)")
     text = text.replace("condition=%ring_goes_on, body=%ring", f"condition=%ring_goes_on, body=%ring, {note}")
@@ -220,5 +220,5 @@ def test_a_shape_knows_its_bytes(dtype, num_bytes):
 
 
 def test_what_is_no_program_is_refused():
-    with pytest.raises(ValueError, match=r"no ENTRY computation; give what `compiled\.as_text\(\)` returns"):
+    with pytest.raises(ValueError, match=r"no ENTRY computation; pass what `compiled\.as_text\(\)` returns"):
         hlo.read("HloModule jit_f")

@@ -1,4 +1,4 @@
-"""Operations of the splash kernels, from what a program says of a call, against counts by hand."""
+"""FLOPs of the splash kernels, from a call in a program, against counts by hand."""
 
 import pytest
 
@@ -9,7 +9,7 @@ NUM_BLOCKS = TOKENS // BLOCK
 
 
 def call(name, listed, num_keys=TOKENS):
-    """As the compiler writes it: which blocks, how many of them count, and then queries, keys and values."""
+    """A call as the compiler writes it: lists of blocks, their counts, then queries, keys and values."""
     query, key = (
         hlo.Shape("bf16", (heads, num_tokens, WIDTH)) for heads, num_tokens in ((HEADS, TOKENS), (KEY_HEADS, num_keys))
     )
@@ -20,18 +20,18 @@ def call(name, listed, num_keys=TOKENS):
 @pytest.mark.parametrize(("kind", "num_products"), [("fwd", 2), ("dq", 3)])
 def test_a_local_layer_multiplies_the_blocks_that_it_lists(kind, num_products):
     of_blocks = 2 * num_products * HEADS * BLOCK * BLOCK * WIDTH
-    found = kernels.flops(call(f"splash_mha_{kind}_no_residuals.1", (NUM_BLOCKS, 3), TOKENS + 2 * BLOCK))
-    assert found == NUM_BLOCKS * 3 * of_blocks
+    flops = kernels.flops(call(f"splash_mha_{kind}_no_residuals.1", (NUM_BLOCKS, 3), TOKENS + 2 * BLOCK))
+    assert flops == NUM_BLOCKS * 3 * of_blocks
 
 
 def test_gradients_of_keys_are_listed_by_block_of_keys():
-    found = kernels.flops(call("splash_mha_dkv_.7", (3, NUM_BLOCKS)))
-    assert found == NUM_BLOCKS * 3 * 2 * 4 * HEADS * BLOCK * BLOCK * WIDTH
+    flops = kernels.flops(call("splash_mha_dkv_.7", (3, NUM_BLOCKS)))
+    assert flops == NUM_BLOCKS * 3 * 2 * 4 * HEADS * BLOCK * BLOCK * WIDTH
 
 
 def test_a_global_layer_multiplies_up_to_its_own_block():
-    found = kernels.flops(call("splash_mha_fwd_segmented_residuals.2", (NUM_BLOCKS, NUM_BLOCKS)))
-    assert found == (1 + 2 + 3 + 4) * 2 * 2 * HEADS * BLOCK * BLOCK * WIDTH
+    flops = kernels.flops(call("splash_mha_fwd_segmented_residuals.2", (NUM_BLOCKS, NUM_BLOCKS)))
+    assert flops == (1 + 2 + 3 + 4) * 2 * 2 * HEADS * BLOCK * BLOCK * WIDTH
 
 
 def test_another_kernel_is_not_guessed_at():

@@ -1,4 +1,4 @@
-"""The plan of a stage, with virtual CPU devices for chips: the same code, and sizes that can be counted by hand."""
+"""The plan of a stage on virtual CPU devices, at sizes that can be counted by hand."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from tests import toys
 from tests.checkpoint import test_hf
 
 TOY = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1, embed_dim=32, vocab_size=128)
-STAGE = settings.Stage(
+STAGE = settings.StageEntry(
     num_steps=10, seq_len=64, batch_size=8, optimizer=train_settings.AdamW(peak_lr=1e-3, warmup_steps=1)
 )
 
@@ -46,16 +46,16 @@ def topology():
 @pytest.fixture(scope="module")
 def made(topology):
     """The plan of the recipe as it stands."""
-    return plan.make(recipe(), "only", topology)
+    return plan.make(settings.resolve(recipe(), "only"), topology)
 
 
-def test_bytes_of_what_is_given_are_those_of_the_arrays(topology, made):
-    leg = compiling.make_leg(recipe(), "only", topology, None)
-    with jax.set_mesh(leg.mesh):
+def test_bytes_of_arguments_are_those_of_the_arrays(topology, made):
+    program = compiling.make_program(settings.resolve(recipe(), "only"), topology, None)
+    with jax.set_mesh(program.mesh):
         params = jax.jit(
-            lambda: jax.tree.map(jax.numpy.zeros_like, leg.param_shapes), out_shardings=leg.param_shardings
+            lambda: jax.tree.map(jax.numpy.zeros_like, program.param_shapes), out_shardings=program.param_shardings
         )()
-    state = leg.begin(params)
+    state = program.begin(params)
     on_first = [shard.data.nbytes for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards[:1]]
     kinds = made.hbm_bytes_by_kind
     assert made.fits and kinds["parameters"] + kinds["optimizer"] == sum(on_first)
@@ -65,8 +65,8 @@ def test_bytes_of_what_is_given_are_those_of_the_arrays(topology, made):
     assert made.hbm_bytes_per_chip == sum(kinds.values())
 
 
-def test_operations_are_those_of_the_formula_and_what_is_done_twice(topology, made):
-    once, twice = plan.make(recipe(remat="none"), "only", topology), made
+def test_flops_are_those_of_the_formula_and_of_recomputation(topology, made):
+    once, twice = plan.make(settings.resolve(recipe(remat="none"), "only"), topology), made
     assert once.flops_per_step_formula == twice.flops_per_step_formula
     assert 1 < once.flops_ratio < twice.flops_ratio < 2
     assert 0 < once.mfu_bound < 1 and once.step_seconds_bound == max(once.seconds_by_limit.values())
@@ -81,21 +81,25 @@ def test_weights_are_gathered_over_the_shards_they_rest_in(made):
 
 @pytest.mark.slow
 def test_a_teacher_beside_it_is_counted_by_itself(topology):
-    asked = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
-    alone, beside = (plan.make(asked, "only", topology, teacher_model=model) for model in (None, TOY))
+    config = settings.resolve(
+        recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16)), "only"
+    )
+    alone, beside = (plan.make(config, topology, teacher_model=model) for model in (None, TOY))
     assert alone.hbm_bytes_by_kind["teacher"] == 0 < beside.hbm_bytes_by_kind["teacher"]
-    assert alone.hbm_bytes_by_kind["batch"] > beside.hbm_bytes_by_kind["batch"]  # its word came with the rows
+    assert alone.hbm_bytes_by_kind["batch"] > beside.hbm_bytes_by_kind["batch"]  # has stored targets
     assert beside.flops_per_step_hlo > 1.2 * alone.flops_per_step_hlo
 
 
 @pytest.mark.slow
-def test_what_starts_with_itself_as_teacher_brings_it(topology):
-    asked = recipe(loss="distill", teacher="start", samples=dataclasses.replace(STAGE.samples, estimator="whole"))
-    assert plan.make(asked, "only", topology).hbm_bytes_by_kind["teacher"] > 0
+def test_a_stage_whose_teacher_is_start_has_a_teacher_of_its_own_model(topology):
+    distilled = recipe(loss="distill", teacher="start", samples=dataclasses.replace(STAGE.samples, estimator="whole"))
+    assert plan.make(settings.resolve(distilled, "only"), topology).hbm_bytes_by_kind["teacher"] > 0
 
 
 def test_a_program_that_does_not_fit_says_how_much_it_wants(topology, monkeypatch):
-    class Lowered:
+    class Lowered(jax.stages.Lowered):
+        def __init__(self): ...
+
         def lower(self, *_):
             return self
 
@@ -105,19 +109,19 @@ def test_a_program_that_does_not_fit_says_how_much_it_wants(topology, monkeypatc
                 "Used 15.79G of 15.75G hbm. Exceeded hbm capacity by 46.3M."
             )
 
-    monkeypatch.setattr(compiling.stage.Leg, "jitted", lambda self: Lowered())
-    found = plan.make(recipe(), "only", topology)
-    assert not found.fits and found.hbm_bytes_per_chip == round(15.79 * 2**30)
-    assert found.hbm_bytes_allowed == round(15.75 * 2**30) and found.flops_per_step_hlo is None
+    monkeypatch.setattr(compiling.program.Program, "jitted", lambda self: Lowered())
+    result = plan.make(settings.resolve(recipe(), "only"), topology)
+    assert not result.fits and result.hbm_bytes_per_chip == round(15.79 * 2**30)
+    assert result.hbm_bytes_allowed == round(15.75 * 2**30) and result.flops_per_step_hlo is None
 
 
 def test_another_error_of_the_compiler_is_not_taken_for_that(topology, monkeypatch):
     def lower(self, *_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(compiling.stage.Leg, "jitted", lambda self: type("", (), {"lower": lower})())
+    monkeypatch.setattr(compiling.program.Program, "jitted", lambda self: type("", (), {"lower": lower})())
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        plan.make(recipe(), "only", topology)
+        plan.make(settings.resolve(recipe(), "only"), topology)
 
 
 # --- what does not go together ---
@@ -127,58 +131,58 @@ def test_another_error_of_the_compiler_is_not_taken_for_that(topology, monkeypat
     ("mesh", "message"),
     [
         ({"data": 2, "seq": 2}, r"only: mesh is replica 1 x data 2 x seq 2 x model 1 = 4 chips, and v5e:2x4 x 1 slices "
-         r"has 8; take data 4, or a slice of 2x2"),
-        ({"data": 16, "seq": 2}, r"only: mesh is .* = 32 chips, and .* has 8; take data 4, or a slice of 4x8"),
+         r"has 8; set data 4, or choose a slice of 2x2"),
+        ({"data": 16, "seq": 2}, r"only: mesh is .* = 32 chips, and .* has 8; set data 4, or choose a slice of 4x8"),
         ({"seq": 3}, r"only: mesh has replica x seq x model = 3, which does not divide the 8 devices"),
     ],
 )  # fmt: skip
-def test_a_mesh_of_another_size_is_told_what_would_do(topology, mesh, message):
+def test_the_error_of_a_mesh_of_another_size_names_sizes_that_match(topology, mesh, message):
     with pytest.raises(ValueError, match=message):
-        plan.make(recipe(mesh), "only", topology)
+        plan.make(settings.resolve(recipe(mesh), "only"), topology)
 
 
-def test_a_mesh_of_fewer_chips_than_slices_is_told_too(topology):
-    message = r"mesh is .* = 1 chips, and v5e:2x2 x 2 slices has 8; take data 8, or a slice of 2x2"
+def test_so_does_that_of_a_mesh_with_fewer_chips_than_slices(topology):
+    message = r"mesh is .* = 1 chips, and v5e:2x2 x 2 slices has 8; set data 8, or choose a slice of 2x2"
     with pytest.raises(ValueError, match=message):
-        plan.make(recipe({"data": 1}), "only", topologies.find("v5e:2x2", 2))
+        plan.make(settings.resolve(recipe({"data": 1}), "only"), topologies.find("v5e:2x2", 2))
 
 
-def test_rows_that_do_not_split_are_told_how_many_would(topology):
+def test_the_error_of_a_batch_that_does_not_split_names_one_that_does(topology):
     message = r"only: 6 rows in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
     with pytest.raises(ValueError, match=message):
-        plan.make(recipe(batch_size=6), "only", topology)
+        plan.make(settings.resolve(recipe(batch_size=6), "only"), topology)
 
 
 def test_a_teacher_of_other_ids_is_refused(topology):
-    asked = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
+    distilled = recipe(loss="distill", samples=dataclasses.replace(STAGE.samples, num_samples=16))
     with pytest.raises(ValueError, match="--teacher_model has 262144 ids, config.model.vocab_size is 128"):
-        plan.make(asked, "only", topology, teacher_model=config.SIZES["270m"])
+        plan.make(settings.resolve(distilled, "only"), topology, teacher_model=config.SIZES["270m"])
 
 
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
         ({}, "loss is next_token, which has no teacher"),
-        ({"loss": "distill", "teacher": "start"}, "teacher is start, the parameters that the stage begins with"),
-        ({"loss": "distill", "targets": "said"}, "targets are said, what a teacher said before"),
+        ({"loss": "distill", "teacher": "start"}, "teacher is start, which has the model of the stage"),
+        ({"loss": "distill", "targets": "stored"}, "targets is stored, which replaces the teacher"),
     ],
 )
 def test_a_teacher_where_there_is_none_is_refused(fields, why):
-    given = recipe(**fields)
-    assert cli_plan._teacher_model(None, given, "only") is None
+    stage_config = settings.resolve(recipe(**fields), "only")
+    assert cli_plan._teacher_model(None, stage_config) is None
     with pytest.raises(ValueError, match=f"--teacher_model is 1b, but config.stages.only.{why}; leave it out"):
-        cli_plan._teacher_model("1b", given, "only")
+        cli_plan._teacher_model("1b", stage_config)
 
 
 def test_the_teacher_is_the_one_that_the_config_names(tmp_path):
-    distilled = recipe(loss="distill")
-    assert cli_plan._teacher_model("1b", distilled, "only") == config.SIZES["1b"]
-    assert cli_plan._teacher_model(None, distilled, "only") is None  # its targets are stored
+    distilled = settings.resolve(recipe(loss="distill"), "only")
+    assert cli_plan._teacher_model("1b", distilled) == config.SIZES["1b"]
+    assert cli_plan._teacher_model(None, distilled) is None  # its targets are stored
     with pytest.raises(ValueError, match="--teacher_model is 3b; it must be one of 270m, 1b"):
-        cli_plan._teacher_model("3b", distilled, "only")
+        cli_plan._teacher_model("3b", distilled)
     directory = test_hf.make_directory(tmp_path / "teacher")
-    given = dataclasses.replace(distilled, teacher=str(directory))
-    assert cli_plan._teacher_model(None, given, "only") == test_hf.MODEL
+    with_teacher = dataclasses.replace(distilled, teacher=str(directory))
+    assert cli_plan._teacher_model(None, with_teacher) == test_hf.MODEL
 
 
 # --- what to change ---
@@ -194,9 +198,9 @@ def test_changes_come_cheapest_first_and_each_on_top_of_the_ones_before():
         f"{prefix}.grad_accum_steps=4",
         f"{prefix}.mesh.data=2 {prefix}.mesh.seq=2 {prefix}.batch_size=8",
     ]
-    assert len(last.flags) == len(flags) and last.given.execution.remat == "full"
-    assert last.given.stages["only"].mesh == settings.Mesh(data=1, seq=4)
-    assert last.given.stages["only"].seq_len == 1024
+    assert len(last.flags) == len(flags) and last.config.execution.remat == "full"
+    assert last.config.stages["only"].mesh == settings.Mesh(data=1, seq=4)
+    assert last.config.stages["only"].seq_len == 1024
 
 
 def test_the_first_change_that_fits_is_the_answer(made):
@@ -206,10 +210,10 @@ def test_the_first_change_that_fits_is_the_answer(made):
         tried.append(change)
         return dataclasses.replace(made, fits=len(tried) == 2)
 
-    given = recipe(batch_size=32)
-    found = plan.search(given, "only", sizes(4, 2), attempt)
-    assert found.fits and found.notes[-1] == "with " + " ".join(tried[1].flags) and len(tried) == 2
-    assert plan.search(given, "only", sizes(4, 2), lambda _: dataclasses.replace(made, fits=False)) is None
+    config = recipe(batch_size=32)
+    result = plan.search(config, "only", sizes(4, 2), attempt)
+    assert result.fits and result.notes[-1] == "with " + " ".join(tried[1].flags) and len(tried) == 2
+    assert plan.search(config, "only", sizes(4, 2), lambda _: dataclasses.replace(made, fits=False)) is None
 
 
 # --- the verb ---
@@ -237,12 +241,12 @@ def verb(topology, tmp_path, monkeypatch, capsys):
 
 def test_json_has_what_scripts_rely_on(verb):
     status, out, err = verb("--stage=only", "--topology=v5e:2x4", "--json")
-    found = json.loads(out)
+    result = json.loads(out)
     assert status == 0, err
     promised = {"fits", "hbm_bytes_per_chip", "hbm_bytes_by_kind", "flops_per_step_formula", "flops_per_step_hlo"}
     promised |= {"collective_bytes", "step_seconds_bound", "mfu_bound", "compile_seconds"}
-    assert promised <= found.keys() and found["fits"] is True
-    assert {"kind", "axes", "received_bytes", "crosses_slices"} <= found["collective_bytes"][0].keys()
+    assert promised <= result.keys() and result["fits"] is True
+    assert {"kind", "axes", "num_bytes", "crosses_slices"} <= result["collective_bytes"][0].keys()
 
 
 def test_the_table_says_the_verdict(verb, made, monkeypatch):
@@ -251,13 +255,13 @@ def test_the_table_says_the_verdict(verb, made, monkeypatch):
     assert status == 0 and "GiB: fits" in out and "MFU" in out and "activations" in out
 
 
-def test_what_does_not_fit_is_told_what_to_try(verb, made, monkeypatch):
+def test_a_stage_that_does_not_fit_gets_a_change_to_try(verb, made, monkeypatch):
     monkeypatch.setattr(plan, "make", lambda *_, **__: dataclasses.replace(made, fits=False))
     status, out, _ = verb("--topology=v5e:2x4")
     prefix = "--config.stages.only"
     assert status == 0 and "GiB: does not fit" in out and f"try {prefix}.grad_accum_steps=2" in out
     _, out, err = verb("--topology=v5e:2x4", "--search")
-    assert "no change that was tried makes it fit; take more chips" in out and f"{prefix}.grad_accum_steps=2" in err
+    assert "no change of the search makes it fit; use more chips" in out and f"{prefix}.grad_accum_steps=2" in err
 
 
 def test_a_stage_that_there_is_not_is_one_line(verb):
@@ -265,6 +269,6 @@ def test_a_stage_that_there_is_not_is_one_line(verb):
     assert status == 1 and "--stage is other; config.stages has: only" in err
 
 
-def test_an_mfu_is_a_share(verb):
+def test_an_mfu_is_a_fraction(verb):
     status, _, err = verb("--topology=v5e:2x4", "--mfu=40")
     assert status == 1 and "--mfu is 40.0; it must be over 0 and at most 1" in err

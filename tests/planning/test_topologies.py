@@ -1,4 +1,4 @@
-"""Slices as they can be had, and what is said of those that cannot."""
+"""Topologies by name, and the errors of those that do not exist."""
 
 import math
 
@@ -38,8 +38,8 @@ def test_what_is_no_topology_is_shown_some(name):
         ("v4:16x24x16", "16x16x24"),  # written in another order
     ],
 )
-def test_a_shape_that_there_is_not_is_told_its_neighbours(name, near):
-    with pytest.raises(ValueError, match=rf"no slice of v\w+ is \d+(x\d+)+: near it are .*\b{near}\b"):
+def test_the_error_of_an_unknown_shape_names_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"v\w+ has no slice \d+(x\d+)+; the nearest: .*\b{near}\b"):
         topologies.find(name)
 
 
@@ -50,8 +50,8 @@ def test_there_is_at_least_one_slice():
 
 @pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v6e"])
 def test_shapes_are_within_what_one_job_gets_and_each_is_its_own_nearest(chip):
-    found = topologies.shapes(chip)
-    sizes = [math.prod(map(int, shape.split("x"))) for shape in found]
-    assert len(set(found)) == len(found) and max(sizes) == (6_144 if chip in ("v4", "v5p") else 256)
-    for shape, size in zip(found, sizes, strict=True):
+    shapes = topologies.shapes(chip)
+    sizes = [math.prod(map(int, shape.split("x"))) for shape in shapes]
+    assert len(set(shapes)) == len(shapes) and max(sizes) == (6_144 if chip in ("v4", "v5p") else 256)
+    for shape, size in zip(shapes, sizes, strict=True):
         assert math.prod(map(int, topologies.nearest(chip, size)[0].split("x"))) == size, shape
