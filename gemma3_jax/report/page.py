@@ -1,163 +1,196 @@
-"""One HTML page of a run, or of several laid over one another: all in one file, which loads nothing."""
+"""The report page: one HTML file about a run, or about several for comparison, that loads nothing."""
 
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gemma3_jax import provenance
-from gemma3_jax.report import bars, curves, drawing, history, markup, measured, origin, plots, style, summary
-from gemma3_jax.report.shown import Shown, keys
+from gemma3_jax.report import (
+    cache_memory,
+    chart,
+    configs,
+    context_curves,
+    evaluations,
+    labelled_run,
+    metric_curves,
+    provenance_section,
+    quantization_cost,
+    run_data,
+    samples,
+    summary,
+    svg,
+    template,
+    time_breakdown,
+)
 
-NOTHING_LOADS = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses what would
+CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # browsers refuse to load anything
+TRAINING_CURVES = (metric_curves.LOSS, metric_curves.BITS_PER_BYTE, metric_curves.CROSS_ENTROPY)
+OPTIMISATION_CURVES = (metric_curves.LEARNING_RATE, metric_curves.GRADIENT_NORM)
+SPEED_CURVES = (metric_curves.THROUGHPUT, metric_curves.MFU, metric_curves.DATA_WAIT)
+TEACHER_CURVES = (metric_curves.CAPTURED_MASS, metric_curves.AGREEMENT)
+MAX_DIFFERENCES = 12  # of configs; a longer table is collapsed
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of the page that the list on top leads to."""
+    """A part of the page: a template and the values it shows."""
 
     name: str  # its id
     title: str
-    body: markup.Markup
+    template: str
+    content: Mapping[str, object]
 
 
-def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[Shown]:
-    """The runs of a page, in colours and under names that tell them apart; the first is the one it is about.
+def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[labelled_run.LabelledRun]:
+    """Reads the runs of a page; the first is the one that the page is about.
 
-    Raises: ValueError if a directory is not a run, or is named twice.
+    Raises: ValueError if a directory is not a run, or is listed twice.
     """
     paths = [workdir, *compared]
-    labels = history.labels(paths)
+    labels = run_data.labels(paths)
     return [
-        Shown(number=number, label=label, run=history.read(path))
+        labelled_run.LabelledRun(number=number, label=label, data=run_data.read(path))
         for number, (label, path) in enumerate(zip(labels, paths, strict=True))
     ]
 
 
-def sections(runs: Sequence[Shown]) -> list[Section]:
-    """All sections, in order: where a run has nothing to show, its section says so."""
+def sections(runs: Sequence[labelled_run.LabelledRun]) -> list[Section]:
+    """All sections in order; one without anything to show has a note that says so."""
     return [
-        Section("summary", "Summary", _summary(runs)),
-        Section("training", "Training", _over_tokens(runs, plots.LOSS, plots.BITS, plots.CROSS_ENTROPY)),
-        Section("optimisation", "Optimisation", _over_tokens(runs, plots.RATE, plots.GRADIENT)),
-        Section("speed", "Speed", _speed(runs)),
-        Section(
-            "teacher",
-            "Teacher",
-            _over_tokens(runs, plots.KEPT, plots.AGREEMENT, without="No stage learned from a teacher."),
+        _summary(runs),
+        _curves(runs, TRAINING_CURVES, name="training", title="Training"),
+        _curves(runs, OPTIMISATION_CURVES, name="optimisation", title="Optimisation"),
+        _speed(runs),
+        _curves(
+            runs, TEACHER_CURVES, name="teacher", title="Teacher", otherwise="No stage was trained by distillation."
         ),
-        Section(
-            "context",
-            "Context",
-            _charts(
-                [curves.last_tokens(runs), curves.positions(runs)],
-                "No stage was measured against the length of its context, which the evaluation “context” does.",
-            ),
+        _charts(
+            [context_curves.last_tokens(runs), context_curves.positions(runs)],
+            name="context",
+            title="Context",
+            otherwise="The loss by context length was not evaluated: no stage has the evaluation “context”.",
         ),
-        Section(
-            "rounding",
-            "Rounding",
-            _charts([bars.rounding(runs)], "No stage with rounded weights was held against its start."),
+        _charts(
+            [quantization_cost.bars(runs)],
+            name="rounding",
+            title="Rounding",
+            otherwise="No stage with quantised weights was compared with its start.",
         ),
-        Section("memory", "Cache memory", _memory(runs)),
+        _cache(runs),
         Section(
-            "evaluations",
-            "Evaluations",
-            _evaluations(runs),
+            name="evaluations",
+            title="Evaluations",
+            template="evaluations.html",
+            content={"tables": evaluations.tables(runs)},
         ),
-        Section("samples", "Samples", measured.samples(runs) or _note("No text was sampled while the run trained.")),
-        Section("config", "Config", origin.configs(runs)),
-        Section("provenance", "Provenance", origin.made_by(runs)),
+        _samples(runs),
+        _configs(runs),
+        _provenance(runs),
     ]
 
 
-def render(runs: Sequence[Shown], parts: Sequence[Section]) -> bytes:
-    """The page as UTF-8."""
-    head, about = runs[0], [one.label for one in runs[1:]]
-    first, last = (head.run.stages[end].column("time")[end] for end in (0, -1))
-    told = f"{origin.when(float(first))} to {origin.when(float(last))}"
-    if about:
-        told += f" · laid over it: {', '.join(about)}"
-    made = f"Made by gemma3_jax {provenance.versions()['gemma3_jax'] or ''} on {origin.when(time.time())}."
-    links = [markup.element("li", markup.element("a", part.title, href=f"#{part.name}")) for part in parts]
-    page = markup.element(
-        "html",
-        markup.element(
-            "head",
-            markup.element("meta", charset="utf-8"),
-            markup.element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            markup.element("meta", http_equiv="Content-Security-Policy", content=NOTHING_LOADS),
-            markup.element("title", f"{head.label} · run report"),
-            markup.element("style", markup.Markup(style.SHEET)),
-        ),
-        markup.element(
-            "body",
-            markup.element("header", markup.element("h1", head.label), markup.element("p", told)),
-            markup.element("nav", markup.element("ul", *links), aria_label="Sections"),
-            markup.element("main", *map(_section, parts)),
-            markup.element("footer", made),
-        ),
-        lang="en",
+def render(runs: Sequence[labelled_run.LabelledRun], parts: Sequence[Section]) -> bytes:
+    """The page in UTF-8."""
+    first, *compared = runs
+    start, end = (first.data.stages[at].column("time")[at] for at in (0, -1))
+    html = template.render(
+        "page.html",
+        title=first.label,
+        start=provenance_section.utc(float(start)),
+        end=provenance_section.utc(float(end)),
+        compared=[run.label for run in compared],
+        sections=parts,
+        security_policy=CONTENT_SECURITY_POLICY,
+        version=provenance.versions()["gemma3_jax"],
+        made_at=provenance_section.utc(time.time()),
     )
-    return f"<!doctype html>\n{page}\n".encode("utf-8", "replace")
+    return html.encode("utf-8", "replace")
 
 
-def _section(part: Section) -> markup.Markup:
-    heading = markup.element("h2", part.title, id=f"{part.name}-title")
-    return markup.element("section", heading, part.body, id=part.name, aria_labelledby=f"{part.name}-title")
+def _charts(
+    charts: Sequence[chart.Chart | None], *, name: str, title: str, otherwise: str = "", notes: Sequence[str] = ()
+) -> Section:
+    """Charts in a grid of two columns; the last of an odd number of half-width charts takes the whole width.
 
-
-def _summary(runs: Sequence[Shown]) -> markup.Markup:
-    missing = [f"{one.label}: {line}" if len(runs) > 1 else line for one in runs for line in one.run.missing]
-    overview = summary.side_by_side(runs) if len(runs) > 1 else summary.cards(runs[0].run)
-    if len(runs) > 1:
-        overview = markup.element("div", markup.element("ul", *drawing.legend(keys(runs)), class_="keys"), overview)
-        overview = markup.element("div", overview, class_="panel")
-    return markup.join(
-        [
-            overview,
-            markup.element("div", markup.element("h3", "Stages"), summary.stages(runs), class_="panel"),
-            *(_note(line) for line in missing),
-        ]
-    )
-
-
-def _speed(runs: Sequence[Shown]) -> markup.Markup:
-    charts = [plots.over_tokens(runs, curve) for curve in (plots.SPEED, plots.MFU, plots.WAITING)]
-    found = [_charts([bars.time_spent(runs), *charts], "No row has timings.")]
-    if not any(one.run.has(plots.MFU.column) for one in runs):
-        found.append(_note("MFU is not shown: the peak of the devices is not known, as of CPUs."))
-    return markup.join(found)
-
-
-def _memory(runs: Sequence[Shown]) -> markup.Markup:
-    of_runs = curves.cache_of_runs(runs)
-    note = None if of_runs else _note("The run's model is not known, so that its cache is not shown.")
-    return markup.join([_charts([of_runs, curves.cache_of_figure_6()], ""), note])
-
-
-def _evaluations(runs: Sequence[Shown]) -> markup.Markup:
-    tables = measured.tables(runs)
-    if not tables:
-        return _note("Nothing else was measured beside training.")
-    return markup.element("div", *tables, class_="grid")
-
-
-def _over_tokens(runs: Sequence[Shown], *asked: plots.Curve, without: str = "") -> markup.Markup:
-    return _charts([plots.over_tokens(runs, curve) for curve in asked], without or "The rows do not have this.")
-
-
-def _charts(charts: Sequence[drawing.Chart | None], without: str) -> markup.Markup:
-    """Those that there are; the last of an odd number of halves takes the whole width."""
-    having = [chart for chart in charts if chart]
-    if not having:
-        return _note(without)
-    halves = [chart for chart in having if not chart.is_full]
+    `otherwise`: a note for a section without charts.
+    """
+    subjects = [subject for subject in charts if subject]
+    halves = [subject for subject in subjects if not subject.is_full]
     if len(halves) % 2:
-        alone = halves[-1]
-        having[having.index(alone)] = dataclasses.replace(alone, is_full=True)
-    return markup.element("div", *map(drawing.figure, having), class_="grid")
+        subjects[subjects.index(halves[-1])] = dataclasses.replace(halves[-1], is_full=True)
+    content = {
+        "figures": [(subject, svg.drawings(subject)) for subject in subjects],
+        "notes": [*notes] if subjects else [otherwise, *notes],
+    }
+    return Section(name=name, title=title, template="charts.html", content=content)
 
 
-def _note(text: str) -> markup.Markup:
-    return markup.element("p", text, class_="note")
+def _curves(
+    runs: Sequence[labelled_run.LabelledRun],
+    curves: Sequence[metric_curves.MetricCurve],
+    *,
+    name: str,
+    title: str,
+    otherwise: str = "The metrics do not include this.",
+) -> Section:
+    charts = [metric_curves.over_tokens(runs, curve) for curve in curves]
+    return _charts(charts, name=name, title=title, otherwise=otherwise)
+
+
+def _summary(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    content = {
+        "facts": summary.facts(runs[0].data) if len(runs) == 1 else [],
+        "comparison": summary.comparison(runs) if len(runs) > 1 else None,
+        "legend": labelled_run.legend(runs),
+        "stages": summary.stages(runs),
+        "problems": [labelled_run.prefixed(runs, run, problem) for run in runs for problem in run.data.problems],
+    }
+    return Section(name="summary", title="Summary", template="summary.html", content=content)
+
+
+def _speed(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    charts = [time_breakdown.bars(runs), *(metric_curves.over_tokens(runs, curve) for curve in SPEED_CURVES)]
+    notes = []
+    if not any(run.data.has_column(metric_curves.MFU.column) for run in runs):
+        notes.append("MFU is not shown: the peak FLOPs of the devices are unknown, as for CPUs.")
+    return _charts(charts, name="speed", title="Speed", otherwise="The metrics have no timings.", notes=notes)
+
+
+def _cache(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    of_runs = cache_memory.of_runs(runs)
+    notes = [] if of_runs else ["The cache of the run's model is not shown: its config is unknown."]
+    return _charts([of_runs, cache_memory.of_figure_6()], name="memory", title="Cache memory", notes=notes)
+
+
+def _samples(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    prompts = samples.by_prompt(runs)
+    content = {"prompts": prompts[: samples.MAX_PROMPTS], "more_prompts": prompts[samples.MAX_PROMPTS :]}
+    return Section(name="samples", title="Samples", template="samples.html", content=content)
+
+
+def _configs(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    content = {
+        "differences": configs.differences(runs),
+        "max_differences": MAX_DIFFERENCES,
+        "configs": [
+            (labelled_run.prefixed(runs, run, "All fields, as resolved"), configs.as_json(run)) for run in runs
+        ],
+        "not_recorded": provenance_section.NOT_RECORDED,
+    }
+    return Section(name="config", title="Config", template="configs.html", content=content)
+
+
+def _provenance(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+    content = {
+        "runs": [
+            {
+                "label": run.label if len(runs) > 1 else "",
+                "properties": provenance_section.properties(run.data),
+                "data_digests": provenance_section.data_digests(run.data),
+                "starts": provenance_section.starts(run.data),
+            }
+            for run in runs
+        ]
+    }
+    return Section(name="provenance", title="Provenance", template="provenance.html", content=content)

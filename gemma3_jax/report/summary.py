@@ -1,4 +1,4 @@
-"""The run at a glance: a card for each thing one asks first, and a table of its stages."""
+"""The run at a glance: a card for each of its main numbers, and a table of its stages."""
 
 import dataclasses
 import math
@@ -7,134 +7,119 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma3_jax.model import parameters
-from gemma3_jax.report import curves, history, markup, quantities
-from gemma3_jax.report.shown import Shown
+from gemma3_jax.report import cache_memory, context_curves, formatting, labelled_run, run_data, table
 from gemma3_jax.train import goodput
 
-LAST_ROWS = 20  # that a final number is the mean of: one step is noisy
+FINAL_ROWS = 20  # a final number is the mean of so many rows, as one step is noisy
 
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
+    """One of the main numbers of a run, with a remark on it."""
+
     name: str
     value: str
-    more: str = ""
+    remark: str = ""
 
 
-def facts(run: history.Run) -> list[Fact]:
-    """What one asks of a run first."""
+def facts(run: run_data.RunData) -> list[Fact]:
     last = run.stages[-1]
-    num_rows = len(_final_rows(last, "loss"))
+    num_rows = len(_final_values(last, "loss"))
     names = " → ".join(stage.name for stage in run.stages)
-    found = [
+    skipped_remark = "spikes, not applied" if run.skipped_steps else "every step was applied"
+    candidates = [
         _model(run),
         Fact("Stages", str(len(run.stages)), names),
-        Fact("Tokens seen", quantities.count(last.tokens[-1]), f"{last.columns['global_step'][-1]:,.0f} steps"),
+        Fact("Tokens seen", formatting.count(last.tokens[-1]), f"{last.columns['global_step'][-1]:,.0f} steps"),
         Fact("Final loss", _final(last, "loss"), f"nats per token, {last.name}, mean of {num_rows} rows"),
         Fact("Bits per byte", _final(last, "bits_per_byte"), f"{last.name}, mean of {num_rows} rows"),
-        _time(run),
-        Fact("Skipped steps", f"{len(run.skipped):,}", "not believed" if run.skipped else "every step was believed"),
-        _speed(run),
+        _wall_time(run),
+        Fact("Skipped steps", f"{len(run.skipped_steps):,}", skipped_remark),
+        _throughput(run),
     ]
-    return [fact for fact in found if fact]
+    return [fact for fact in candidates if fact]
 
 
-def cards(run: history.Run) -> markup.Markup:
-    return markup.element(
-        "div",
-        *(
-            markup.element(
-                "dl",
-                markup.element("dt", fact.name),
-                markup.element("dd", fact.value, class_="value"),
-                markup.element("dd", fact.more, class_="more"),
-                class_="card",
-                style="margin:0",
-            )
-            for fact in facts(run)
-        ),
-        class_="cards",
-    )
-
-
-def side_by_side(runs: Sequence[Shown]) -> markup.Markup:
-    """A column for each run."""
-    columns = [{fact.name: fact for fact in facts(one.run)} for one in runs]
+def comparison(runs: Sequence[labelled_run.LabelledRun]) -> table.Table:
+    """The facts of several runs, with a column for each run."""
+    columns = [{fact.name: fact for fact in facts(run.data)} for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column[name].value if name in column else "–" for column in columns)] for name in names]
-    return markup.table(["", *(one.label for one in runs)], rows)
+    return table.Table(head=["", *(run.label for run in runs)], rows=rows)
 
 
-def stages(runs: Sequence[Shown]) -> markup.Markup:
+def stages(runs: Sequence[labelled_run.LabelledRun]) -> table.Table:
     """A row for each stage of each run."""
-    head = [*(["run"] if len(runs) > 1 else []), "stage", "steps", "row length", "tokens", "first loss", "final loss"]
-    head += ["bits per byte", "peak rate", "skipped"]
+    head = [*(["run"] if len(runs) > 1 else []), "stage", "steps", "sequence length", "tokens", "first loss"]
+    head += ["final loss", "bits per byte", "peak LR", "skipped"]
     rows = []
-    for one in runs:
-        for stage in one.run.stages:
-            loss = stage.believed("loss")
+    for run in runs:
+        for stage in run.data.stages:
+            loss = stage.accepted("loss")
             loss = loss[np.isfinite(loss)]
-            rate = stage.column("learning_rate")
-            skipped = sum(row["stage"] == stage.name for row in one.run.skipped)
+            learning_rate = stage.column("learning_rate")
+            peak_lr = float(np.max(learning_rate, initial=0.0, where=np.isfinite(learning_rate)))
+            num_skipped = sum(row["stage"] == stage.name for row in run.data.skipped_steps)
             rows.append(
                 [
-                    *([one.label] if len(runs) > 1 else []),
+                    *([run.label] if len(runs) > 1 else []),
                     stage.name,
                     f"{stage.column('step')[-1]:,.0f}",
-                    quantities.number(curves.trained_length(one.run, stage.name)),
-                    quantities.count(_tokens(stage)),
-                    quantities.decimals(loss[0] if len(loss) else np.nan, 3),
+                    formatting.number(context_curves.trained_length(run.data, stage.name)),
+                    formatting.count(_stage_tokens(stage)),
+                    formatting.decimals(loss[0] if len(loss) else np.nan, 3),
                     _final(stage, "loss"),
                     _final(stage, "bits_per_byte"),
-                    quantities.number(float(np.max(rate, initial=0.0, where=np.isfinite(rate))) or None),
-                    f"{skipped:,}",
+                    formatting.number(peak_lr or None),
+                    f"{num_skipped:,}",
                 ]
             )
-    return markup.table(head, rows)
+    return table.Table(head=head, rows=rows)
 
 
-def _tokens(stage: history.Stage) -> float:
-    """Of the stage alone: a run may begin with a later one, whose tokens are counted from where the walk begins."""
+def _stage_tokens(stage: run_data.StageMetrics) -> float:
+    """Tokens of the stage alone: in a run that starts at a later stage, tokens_seen includes the earlier ones."""
     steps = stage.column("step")
     if len(steps) < 2:
         return math.nan
     return float(stage.tokens[-1] - stage.tokens[0]) / (steps[-1] - steps[0]) * steps[-1]
 
 
-def _final_rows(stage: history.Stage, column: str) -> np.ndarray:
-    found = stage.believed(column)
-    return found[np.isfinite(found)][-LAST_ROWS:]
+def _final_values(stage: run_data.StageMetrics, column: str) -> np.ndarray:
+    values = stage.accepted(column)
+    return values[np.isfinite(values)][-FINAL_ROWS:]
 
 
-def _final(stage: history.Stage, column: str) -> str:
-    found = _final_rows(stage, column)
-    return quantities.decimals(found.mean(), 3) if len(found) else "–"
+def _final(stage: run_data.StageMetrics, column: str) -> str:
+    values = _final_values(stage, column)
+    return formatting.decimals(values.mean(), 3) if len(values) else "–"
 
 
-def _model(run: history.Run) -> Fact | None:
-    model = curves.model_of(run)
+def _model(run: run_data.RunData) -> Fact | None:
+    model = cache_memory.model_of(run)
     if model is None:
         return None
-    shape = f"parameters, {model.num_layers} layers of width {model.embed_dim:,}"
-    return Fact("Model", quantities.scaled(parameters.count(model)), shape)
+    shape = f"parameters, {model.num_layers} layers, dim {model.embed_dim:,}"
+    return Fact("Model", formatting.scaled(parameters.count(model)), shape)
 
 
-def _time(run: history.Run) -> Fact:
-    whole = sum(run.seconds.values())
-    if whole:
-        lost = f", {quantities.duration(run.seconds[goodput.LOST])} lost" if run.seconds[goodput.LOST] else ""
-        more = f"{quantities.share(run.seconds['step'] / whole)} in steps{lost}"
-        return Fact("Wall time", quantities.duration(whole), more)
+def _wall_time(run: run_data.RunData) -> Fact:
+    seconds = run.seconds_by_kind
+    total = sum(seconds.values())
+    if total:
+        lost = f", {formatting.duration(seconds[goodput.LOST])} lost" if seconds[goodput.LOST] else ""
+        remark = f"{formatting.percent(seconds['step'] / total)} in steps{lost}"
+        return Fact("Wall time", formatting.duration(total), remark)
     times = np.concatenate([stage.column("time") for stage in run.stages])
-    return Fact("Wall time", quantities.duration(float(np.ptp(times))), "from the first row to the last")
+    return Fact("Wall time", formatting.duration(float(np.ptp(times))), "from the first row to the last")
 
 
-def _speed(run: history.Run) -> Fact | None:
+def _throughput(run: run_data.RunData) -> Fact | None:
     last = run.stages[-1]
-    speed, mfu = last.column("tokens_per_second"), last.column("mfu")
-    if not np.isfinite(speed).any():
+    tokens_per_second, mfu = last.column("tokens_per_second"), last.column("mfu")
+    if not np.isfinite(tokens_per_second).any():
         return None
-    more = f"tokens a second, median of {last.name}"
+    remark = f"tokens per second, median of {last.name}"
     if np.isfinite(mfu).any():
-        more += f"; MFU {quantities.share(float(np.nanmedian(mfu)))}"
-    return Fact("Throughput", quantities.count(float(np.nanmedian(speed))), more)
+        remark += f"; MFU {formatting.percent(float(np.nanmedian(mfu)))}"
+    return Fact("Throughput", formatting.count(float(np.nanmedian(tokens_per_second))), remark)

@@ -1,8 +1,8 @@
-"""A run directory with every file, and what is read of it."""
+"""A run directory with every file, and the page of it."""
 
 import pytest
 
-from gemma3_jax.report import drawing, markup, page
+from gemma3_jax.report import page, svg
 from tests.report import run_directories
 
 
@@ -12,14 +12,14 @@ def directory(tmp_path):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Drawings are left out of pages: they take seconds."""
-    monkeypatch.setattr(drawing, "svg", lambda chart, *_: markup.element("svg", role="img"))
+def without_drawings(monkeypatch):
+    """Leaves drawings out of pages: they take seconds."""
+    monkeypatch.setattr(svg, "render", lambda *_: '<svg role="img"></svg>')
 
 
 @pytest.fixture
-def show(directory, undrawn):
-    """The page of `directory` without its drawings, laid over by others, as text."""
+def render_page(directory, without_drawings):
+    """Renders the page of `directory`, compared with others, without drawings, as text."""
 
     def render(*compared):
         runs = page.read(directory, compared)

@@ -1,4 +1,4 @@
-"""Run directories that no run wrote, with a little of everything in them."""
+"""Synthetic run directories, with a little of everything in them."""
 
 import json
 import math
@@ -18,8 +18,8 @@ def write_lines(path: pathlib.Path, entries: Sequence[Mapping]) -> None:
 
 
 def rows(num_steps: int, *, distilled: bool = True, better: float = 0.0) -> list[dict]:
-    """Rows of three stages, of so many steps each but for the first, which has three times as many."""
-    found, global_step, tokens = [], 0, 0
+    """Rows of three stages: `num_steps` each, but three times as many of the first."""
+    result, global_step, tokens = [], 0, 0
     for stage, length in LENGTHS.items():
         num = 3 * num_steps if stage == "pretrain" else num_steps
         for step in range(1, num + 1):
@@ -33,18 +33,18 @@ def rows(num_steps: int, *, distilled: bool = True, better: float = 0.0) -> list
             row |= {"mfu": 0.41 + wave / 4}
             if distilled:
                 row |= {"cross_entropy": loss - 0.2, "captured_mass": 0.83 + wave / 8, "agreement": 1 - 2 / (2 + step)}
-            found.append(row)
-    return found
+            result.append(row)
+    return result
 
 
-def evaluations(of: Sequence[Mapping]) -> list[dict]:
-    """One at the end of each stage, of everything there is, and one before that."""
-    found = []
+def evaluations(metrics_rows: Sequence[Mapping]) -> list[dict]:
+    """Two of each stage: a short one in the middle, and one with every value at the end."""
+    result = []
     for stage in LENGTHS:
-        mine = [row for row in of if row["stage"] == stage]
-        middle, last = mine[len(mine) // 2], mine[-1]
+        stage_rows = [row for row in metrics_rows if row["stage"] == stage]
+        middle, last = stage_rows[len(stage_rows) // 2], stage_rows[-1]
         held_out = {"nats": last["loss"] + 0.02, "bits_per_byte": last["bits_per_byte"] + 0.01}
-        found.append({name: middle[name] for name in ("stage", "step", "global_step", "time")} | held_out)
+        result.append({name: middle[name] for name in ("stage", "step", "global_step", "time")} | held_out)
         row = {name: last[name] for name in ("stage", "step", "global_step", "time")} | held_out
         beyond = 0.9 if stage == "pretrain" else -0.1
         for at, length in enumerate(NEAR + FAR):
@@ -63,8 +63,8 @@ def evaluations(of: Sequence[Mapping]) -> list[dict]:
             {"prompt": "The river ", "text": f"runs past the mill after {stage}.\nAnd then it bends."},
             {"prompt": "Once upon ", "text": "a time there was <b>a house</b> & a garden."},
         ]
-        found.append(row)
-    return found
+        result.append(row)
+    return result
 
 
 def config(**changed) -> dict:
@@ -94,23 +94,23 @@ def start(**changed) -> dict:
 
 
 def write(directory: pathlib.Path, *, num_steps: int = 20, distilled: bool = True, better: float = 0.0) -> pathlib.Path:
-    """A run directory that has every file."""
+    """Writes a run directory that has every file."""
     directory.mkdir(parents=True, exist_ok=True)
-    told = rows(num_steps, distilled=distilled, better=better)
-    spike = told[num_steps]
+    metrics_rows = rows(num_steps, distilled=distilled, better=better)
+    spike = metrics_rows[num_steps]
     spike |= {"loss": 900.0, "skipped": True}
-    write_lines(directory / "metrics.jsonl", told)
-    kept = ("stage", "step", "global_step", "batch_id", "loss", "gradient_norm")
-    write_lines(directory / "skipped.jsonl", [{name: spike[name] for name in kept}])
-    write_lines(directory / "evaluations.jsonl", evaluations(told))
-    spent = {"init": 9.0, "compile": 21.0, "restore": 0.5, "data": 4.0, "step": 240.0, "save": 6.0, "evaluate": 12.0}
+    write_lines(directory / "metrics.jsonl", metrics_rows)
+    columns = ("stage", "step", "global_step", "batch_id", "loss", "gradient_norm")
+    write_lines(directory / "skipped.jsonl", [{name: spike[name] for name in columns}])
+    write_lines(directory / "evaluations.jsonl", evaluations(metrics_rows))
+    seconds = {"init": 9.0, "compile": 21.0, "restore": 0.5, "data": 4.0, "step": 240.0, "save": 6.0, "evaluate": 12.0}
     write_lines(
         directory / "goodput.jsonl",
         [
             {"restored": 0},
-            {"global_step": 3, "seconds": spent},
+            {"global_step": 3, "seconds": seconds},
             {"restored": 2},
-            {"global_step": 100, "seconds": spent},
+            {"global_step": 100, "seconds": seconds},
         ],
     )
     write_lines(directory / "starts.jsonl", [start(), start(time=1.79e9 + 400)])

@@ -1,4 +1,4 @@
-"""The page: whole, safe whatever a run says, alone in the world."""
+"""The page: complete, safe whatever a run holds, and without any request."""
 
 import html.parser
 import json
@@ -15,7 +15,7 @@ SECTIONS += ["evaluations", "samples", "config", "provenance"]
 HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=y>\"&amp;"
 
 
-class Seen(html.parser.HTMLParser):
+class ParsedPage(html.parser.HTMLParser):
     """Every element of a page, and its text."""
 
     def __init__(self, text):
@@ -33,16 +33,16 @@ class Seen(html.parser.HTMLParser):
         return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
-def test_every_section_is_there_and_the_list_on_top_leads_to_it(show):
-    seen = Seen(show())
-    assert [attributes["id"] for tag, attributes in seen.elements if tag == "section"] == SECTIONS
-    links = [attributes["href"] for tag, attributes in seen.elements if tag == "a"]
+def test_every_section_is_there_and_the_list_on_top_leads_to_it(render_page):
+    parsed = ParsedPage(render_page())
+    assert [attributes["id"] for tag, attributes in parsed.elements if tag == "section"] == SECTIONS
+    links = [attributes["href"] for tag, attributes in parsed.elements if tag == "a"]
     assert links == [f"#{name}" for name in SECTIONS]
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A page, drawings and all, of two runs, one of which says things that would break out of any place."""
+    """A page with drawings of two runs, one of which holds text that would break out of any element or attribute."""
     directory = run_directories.write(tmp_path_factory.mktemp("a") / "run")
     other = run_directories.write(directory.parent / "<b>other")
     stages = run_directories.config()["stages"] | {HOSTILE: {"seq_len": 7}}
@@ -52,107 +52,109 @@ def hostile(tmp_path_factory):
     run_directories.write_lines(directory / "starts.jsonl", [start] * 2)
     rows = [row | {"stage": row["stage"].replace("qat", HOSTILE)} for row in run_directories.rows(20)]
     run_directories.write_lines(directory / "metrics.jsonl", rows)
-    told = [
+    evaluations = [
         row | {"stage": row["stage"].replace("qat", HOSTILE)}
         for row in run_directories.evaluations(run_directories.rows(20))
     ]
-    told[-1] |= {f"{HOSTILE}/score": 1.0, "samples": [{"prompt": HOSTILE, "text": HOSTILE}]}
-    run_directories.write_lines(directory / "evaluations.jsonl", told)
+    evaluations[-1] |= {f"{HOSTILE}/score": 1.0, "samples": [{"prompt": HOSTILE, "text": HOSTILE}]}
+    run_directories.write_lines(directory / "evaluations.jsonl", evaluations)
     runs = page.read(directory, [other])
     return page.render(runs, page.sections(runs)).decode()
 
 
 def test_ids_are_unique_and_what_is_referred_to_is_there(hostile):
-    seen = Seen(hostile)
-    ids = seen.values("id")
+    parsed = ParsedPage(hostile)
+    ids = parsed.values("id")
     assert len(ids) == len(set(ids)) > 100
-    references = re.findall(r"url\(#([^)]+)\)", " ".join(str(attributes) for _, attributes in seen.elements))
-    references += [value[1:] for value in seen.values("xlink:href") + seen.values("href")]
+    references = re.findall(r"url\(#([^)]+)\)", " ".join(str(attributes) for _, attributes in parsed.elements))
+    references += [value[1:] for value in parsed.values("xlink:href") + parsed.values("href")]
     assert references and set(references) <= set(ids)
 
 
 def test_nothing_is_loaded_from_anywhere(hostile):
-    seen = Seen(hostile)
-    tags = {tag for tag, _ in seen.elements}
+    parsed = ParsedPage(hostile)
+    tags = {tag for tag, _ in parsed.elements}
     assert not tags & {"script", "link", "img", "iframe", "object", "embed", "base", "image", "foreignobject"}
     for name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
-        assert all(value.startswith("#") for value in seen.values(name))
+        assert all(value.startswith("#") for value in parsed.values(name))
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)\)", hostile))
-    assert "@import" not in hostile and page.NOTHING_LOADS in seen.values("content")
+    assert "@import" not in hostile and page.CONTENT_SECURITY_POLICY in parsed.values("content")
 
 
-def test_what_a_run_says_is_text_wherever_it_stands(hostile):
-    seen = Seen(hostile)
-    assert not {tag for tag, _ in seen.elements} & {"script", "img", "b"}
-    assert not any(name.startswith("on") for _, attributes in seen.elements for name in attributes)
+def test_everything_from_a_run_is_text(hostile):
+    parsed = ParsedPage(hostile)
+    assert not {tag for tag, _ in parsed.elements} & {"script", "img", "b"}
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
     # In stages, legends, tables, samples, config, command, commit and versions.
-    assert "".join(seen.text).count("<script>") > 20 and [tag for tag, _ in seen.elements].count("style") == 1
+    assert "".join(parsed.text).count("<script>") > 20 and [tag for tag, _ in parsed.elements].count("style") == 1
 
 
-def test_text_that_utf_8_has_not_does_not_stop_the_page(show, directory):
-    told = run_directories.evaluations(run_directories.rows(20))
-    told[-1]["samples"] = [{"prompt": "half \ud83d", "text": "nul \0 and 訓練"}]
-    run_directories.write_lines(directory / "evaluations.jsonl", told)
-    assert "half ?" in show() and "nul � and 訓練" in show()
+def test_text_that_utf_8_has_not_does_not_stop_the_page(render_page, directory):
+    evaluations = run_directories.evaluations(run_directories.rows(20))
+    evaluations[-1]["samples"] = [{"prompt": "half \ud83d", "text": "nul \0 and 訓練"}]
+    run_directories.write_lines(directory / "evaluations.jsonl", evaluations)
+    assert "half ?" in render_page() and "nul � and 訓練" in render_page()
 
 
-def test_what_is_not_there_is_said(show, directory):
+def test_what_is_missing_is_named(render_page, directory):
     for name in ("config.json", "goodput.jsonl", "starts.jsonl", "evaluations.jsonl", "skipped.jsonl"):
         (directory / name).unlink()
     run_directories.write_lines(directory / "metrics.jsonl", run_directories.rows(20, distilled=False))
-    text = show()
-    assert Seen(text).values("id").count("samples") == 1
-    for told in (
-        "config.json is not there: what the run was asked is not known.",
-        "goodput.jsonl is not there: where the time went is not known.",
-        "starts.jsonl is not there: how the run was started is not known.",
-        "No stage learned from a teacher.",
-        "No stage was measured against the length of its context",
-        "No stage with rounded weights was held against its start.",
-        "The run&#x27;s model is not known",
-        "Nothing else was measured beside training.",
+    text = render_page()
+    assert ParsedPage(text).values("id").count("samples") == 1
+    for expected in (
+        "config.json is missing: the configuration is unknown.",
+        "goodput.jsonl is missing: how the time was spent is unknown.",
+        "starts.jsonl is missing: how the run was started is unknown.",
+        "No stage was trained by distillation.",
+        "The loss by context length was not evaluated",
+        "No stage with quantised weights was compared with its start.",
+        "The cache of the run&#39;s model is not shown",
+        "There are no other evaluations.",
         "No text was sampled",
         "not recorded",
     ):
-        assert told in text
+        assert expected in text
 
 
-def test_a_run_of_one_row_has_a_page(show, directory):
+def test_a_run_of_one_row_has_a_page(render_page, directory):
     [row, *_] = run_directories.rows(20)
     run_directories.write_lines(directory / "metrics.jsonl", [{**row, "loss": None}])
-    assert "Final loss" in show()
+    assert "Final loss" in render_page()
     run_directories.write_lines(directory / "metrics.jsonl", [row])
-    assert "Final loss" in show()
+    assert "Final loss" in render_page()
 
 
-def test_a_loss_that_was_never_finite_leaves_the_rest(show, directory):
+def test_a_loss_that_was_never_finite_leaves_the_rest(render_page, directory):
     rows = [row | {"loss": None, "gradient_norm": None} for row in run_directories.rows(20)]
     run_directories.write_lines(directory / "metrics.jsonl", rows)
-    assert 'id="learning-rate"' in show() and 'id="loss"' not in show()
+    assert 'id="learning-rate"' in render_page() and 'id="loss"' not in render_page()
 
 
-def test_mfu_is_shown_where_rows_have_it(show, directory):
-    assert 'id="mfu"' in show()
+def test_mfu_is_shown_where_rows_have_it(render_page, directory):
+    assert 'id="mfu"' in render_page()
     rows = run_directories.rows(20)
     for row in rows:
         del row["mfu"]
     run_directories.write_lines(directory / "metrics.jsonl", rows)
-    assert 'id="mfu"' not in show() and "MFU is not shown" in show()
+    assert 'id="mfu"' not in render_page() and "MFU is not shown" in render_page()
 
 
-def test_a_run_that_begins_with_a_later_stage_has_that_stage_s_tokens_alone(show, directory):
+def test_a_run_that_begins_with_a_later_stage_has_that_stage_s_tokens_alone(render_page, directory):
     rows = [row for row in run_directories.rows(20) if row["stage"] == "qat"]
     run_directories.write_lines(directory / "metrics.jsonl", rows)
-    # 20 steps of 4 rows of 512; the walk had seen 450,560 before.
-    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", show().partition("<h3>Stages</h3>")[2].partition("</table>")[0])
+    # 20 steps of 4 rows of 512; the run had seen 450,560 before.
+    cells = re.findall(
+        r"<t[hd][^>]*>([^<]*)</t[hd]>", render_page().partition("<h3>Stages</h3>")[2].partition("</table>")[0]
+    )
     assert cells[9:13] == ["qat", "20", "512", "41K"]
 
 
-def test_runs_laid_over_one_another_have_a_colour_a_legend_and_a_column_each(show, tmp_path):
+def test_compared_runs_have_a_colour_a_legend_entry_and_a_column_each(render_page, tmp_path):
     others = [run_directories.write(tmp_path / "narrow", better=0.2)]
     others.append(run_directories.write(tmp_path / "plain", distilled=False, num_steps=7))
     (others[0] / "config.json").write_text(json.dumps(run_directories.config(data="runs/other/data")))
-    text = show(*others)
+    text = render_page(*others)
     legend = text[text.index('id="loss"') :].partition("</ul>")[0]
     assert [name for name in ("wide", "narrow", "plain") if f"<span>{name}</span>" in legend] == [
         "wide",
@@ -162,40 +164,40 @@ def test_runs_laid_over_one_another_have_a_colour_a_legend_and_a_column_each(sho
     assert all(f"var(--series{number})" in legend for number in range(3))
     assert '<th scope="col" class="number">narrow</th>' in text
     assert (
-        "What differs" in text
+        "<h3>Differences</h3>" in text
         and "<span>narrow: after qat</span>" in text
-        and "&quot;runs/other/data&quot;" in text
+        and "&#34;runs/other/data&#34;" in text
         and "narrow: after qat" in text
     )
 
 
-def test_provenance_has_command_commit_versions_and_digests(show):
-    text = show()
-    for told in (
+def test_provenance_has_command_commit_versions_and_digests(render_page):
+    text = render_page()
+    for expected in (
         "python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/demo",
         "0123456789abcdef0123456789abcdef01234567+changes",
         "jax 0.10.2",
         "d1d1d1d1d1d1d1d1",
-        "2 times, the last",
+        "2 times, last at",
     ):
-        assert told in text
+        assert expected in text
 
 
 def command(*flags):
     report.run(report.parser().parse_all(list(flags)))
 
 
-def test_the_page_lies_in_the_run_directory(directory, undrawn, capsys):
+def test_the_page_lies_in_the_run_directory(directory, without_drawings, capsys):
     command(f"--workdir={directory}", "--json")
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     written = directory / "report.html"
-    assert told == {"output": str(written), "bytes": written.stat().st_size, "sections": SECTIONS}
+    assert result == {"output": str(written), "bytes": written.stat().st_size, "sections": SECTIONS}
     command(f"--workdir={directory}")  # again, over it
     assert "report.html: " in capsys.readouterr().out
     assert not [path for path in directory.iterdir() if "partial" in path.name]
 
 
-def test_compare_takes_several_and_may_be_repeated(directory, undrawn, tmp_path):
+def test_compare_takes_several_and_may_be_repeated(directory, without_drawings, tmp_path):
     others = [run_directories.write(tmp_path / name, num_steps=4) for name in "abc"]
     output = tmp_path / "all.html"
     command(
@@ -204,10 +206,10 @@ def test_compare_takes_several_and_may_be_repeated(directory, undrawn, tmp_path)
     assert all(f"<span>{name}</span>" in output.read_text() for name in ("wide", "a", "b", "c"))
 
 
-def test_flags_that_cannot_be_followed(directory, tmp_path):
+def test_flags_that_are_refused(directory, tmp_path):
     for output, error in (
         (directory / "metrics.jsonl", r"--output is .*metrics\.jsonl; it must end in \.html"),
-        (tmp_path / "gone" / "a.html", r"gone is not a directory; make it first"),
+        (tmp_path / "gone" / "a.html", r"gone is not a directory; create it first"),
     ):
         with pytest.raises(ValueError, match=error):
             command(f"--workdir={directory}", f"--output={output}")
@@ -216,11 +218,11 @@ def test_flags_that_cannot_be_followed(directory, tmp_path):
         command(f"--workdir={directory}", f"--output={tmp_path / 'a.html'}")
     with pytest.raises(ValueError, match="is not a run"):
         command(f"--workdir={tmp_path}")
-    with pytest.raises(ValueError, match="is named twice"):
+    with pytest.raises(ValueError, match="is listed twice"):
         command(f"--workdir={directory}", f"--compare={directory}")
 
 
-def test_a_page_that_cannot_be_written_leaves_the_old_one(directory, undrawn, monkeypatch):
+def test_a_page_that_cannot_be_written_leaves_the_old_one(directory, without_drawings, monkeypatch):
     output = directory / "report.html"
     output.write_text("old")
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))

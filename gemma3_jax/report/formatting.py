@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people: counts, token lengths, percentages, bytes and durations."""
 
 import math
 
@@ -6,7 +6,7 @@ THOUSANDS = ("", "K", "M", "B", "T")
 
 
 def count(value: int | float) -> str:
-    """1,234; 65.5K; 1.31M: three digits and the letter of the power of a thousand."""
+    """A count, as 1,234; 65.5K; 1.31M: from 10,000 on three digits and a suffix for the power of a thousand."""
     if not math.isfinite(value):
         return "–"
     if abs(value) < 10_000:
@@ -15,7 +15,7 @@ def count(value: int | float) -> str:
 
 
 def scaled(value: int | float) -> str:
-    """65.5K; 1.31M; 12: short enough for an axis."""
+    """Three digits and a suffix, as 65.5K; 1.31M; 12: short enough for an axis."""
     power = 0
     while abs(value) >= 999.5 and power < len(THOUSANDS) - 1:
         value, power = value / 1_000, power + 1
@@ -23,12 +23,12 @@ def scaled(value: int | float) -> str:
 
 
 def tokens(value: int | float) -> str:
-    """512; 4K; 128K: lengths of contexts, whose thousands are of 1,024."""
+    """A context length, as 512; 4K; 128K: its K is 1,024."""
     return f"{value / 1024:.4g}K" if value >= 1024 else f"{value:.4g}"
 
 
 def number(value: object) -> str:
-    """Four significant digits; whole numbers whole."""
+    """A number with four significant digits, an integer with all of them; text as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "–" if value is None else str(value)
     if not math.isfinite(value):
@@ -39,15 +39,17 @@ def number(value: object) -> str:
 
 
 def decimals(value: int | float, digits: int) -> str:
+    """A number with so many digits after the point."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def share(value: int | float) -> str:
-    return f"{value:.1%}".replace("%", " %") if math.isfinite(value) else "–"
+def percent(fraction: int | float) -> str:
+    """A fraction of 1, as 41.0 %."""
+    return f"{fraction:.1%}".replace("%", " %") if math.isfinite(fraction) else "–"
 
 
 def size(num_bytes: int | float) -> str:
-    """1.50 GB; 12.6 MB; 196 kB: powers of a thousand."""
+    """Bytes, as 1.5 GB; 12.6 MB; 196 kB: units are powers of a thousand."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes / scale:.3g} {unit}" if num_bytes < 1e12 else f"{num_bytes / scale:,.0f} {unit}"
@@ -55,7 +57,7 @@ def size(num_bytes: int | float) -> str:
 
 
 def duration(seconds: int | float) -> str:
-    """8.2 s; 4 min 10 s; 3 h 05 min; 2 d 4 h."""
+    """Seconds, as 8.2 s; 4 min 10 s; 3 h 05 min; 2 d 4 h."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 60:

@@ -1,72 +1,76 @@
-"""Run directories as data: whole, with files missing, and damaged."""
+"""Run directories: whole, with missing files, and damaged."""
 
 import json
 
 import numpy as np
 import pytest
 
-from gemma3_jax.report import history
+from gemma3_jax.report import run_data
 from tests.report import run_directories
 
 
-def test_rows_are_columns_by_stage_in_the_order_they_were_walked(directory):
-    run = history.read(directory)
+def test_rows_are_columns_by_stage_in_the_order_they_ran(directory):
+    run = run_data.read(directory)
     assert [stage.name for stage in run.stages] == ["pretrain", "long_context", "qat"]
-    assert [len(stage.tokens) for stage in run.stages] == [60, 20, 20] and run.missing == []
+    assert [len(stage.tokens) for stage in run.stages] == [60, 20, 20] and run.problems == []
     np.testing.assert_array_equal(run.stages[1].tokens[:2], [60 * 2_048 + 16_384, 60 * 2_048 + 2 * 16_384])
     assert np.isnan(run.stages[0].column("what no row has")).all()
 
 
 def test_a_step_that_was_skipped_has_tokens_and_no_number(directory):
-    run = history.read(directory)
-    [skipped] = run.skipped
+    run = run_data.read(directory)
+    [skipped] = run.skipped_steps
     assert skipped["global_step"] == 21 and run.tokens_at(21) == 21 * 2_048
-    assert np.isnan(run.stages[0].believed("gradient_norm")[20])
+    assert np.isnan(run.stages[0].accepted("gradient_norm")[20])
     assert np.isfinite(run.stages[0].column("gradient_norm")[20])
 
 
 def test_between_logged_steps_tokens_lie_on_a_line(tmp_path):
     rows = [row for row in run_directories.rows(10) if row["global_step"] % 10 == 0]
     run_directories.write_lines(tmp_path / "metrics.jsonl", rows)
-    assert history.read(tmp_path).tokens_at(15) == 15 * 2_048
+    assert run_data.read(tmp_path).tokens_at(15) == 15 * 2_048
 
 
 def test_seconds_are_those_of_the_ledger(directory):
-    run = history.read(directory)
+    run = run_data.read(directory)
     # Two records of the same kinds, the first of which led to steps that were done again.
-    assert run.seconds["step"] == 240 and run.seconds["compile"] == 42 and run.seconds["lost"] == 4 + 240 + 6 + 12
+    assert (
+        run.seconds_by_kind["step"] == 240
+        and run.seconds_by_kind["compile"] == 42
+        and run.seconds_by_kind["lost"] == 4 + 240 + 6 + 12
+    )
 
 
 def test_the_last_evaluation_of_each_stage_that_has_the_number(directory):
-    found = history.read(directory).last_evaluations(r"context/by_length/\d+/nats")
-    assert [(row["stage"], row["step"]) for row in found] == [("pretrain", 60), ("long_context", 20), ("qat", 20)]
-    assert [row["stage"] for row in history.read(directory).last_evaluations("unquantised_nats")] == ["qat"]
+    rows = run_data.read(directory).last_evaluations(r"context/by_length/\d+/nats")
+    assert [(row["stage"], row["step"]) for row in rows] == [("pretrain", 60), ("long_context", 20), ("qat", 20)]
+    assert [row["stage"] for row in run_data.read(directory).last_evaluations("unquantised_nats")] == ["qat"]
 
 
 def test_numbers_in_dicts_get_names_with_slashes(directory):
     row = run_directories.evaluations(run_directories.rows(20))[0]
     nested = row | {"perplexity": {"by_source": {"web": {"nats": 4.5}}}}
     run_directories.write_lines(directory / "evaluations.jsonl", [nested])
-    assert history.read(directory).evaluations[0]["perplexity/by_source/web/nats"] == 4.5
+    assert run_data.read(directory).evaluations[0]["perplexity/by_source/web/nats"] == 4.5
 
 
 @pytest.mark.parametrize("name", ["config.json", "goodput.jsonl", "starts.jsonl"])
 def test_a_file_that_is_missing_is_named(directory, name):
     (directory / name).unlink()
-    [line] = history.read(directory).missing
-    assert line.startswith(f"{name} is not there: ")
+    [line] = run_data.read(directory).problems
+    assert line.startswith(f"{name} is missing: ")
 
 
-def test_a_run_without_skips_and_evaluations_misses_nothing(directory):
+def test_a_run_without_skips_and_evaluations_has_no_problems(directory):
     for name in ("skipped.jsonl", "evaluations.jsonl"):
         (directory / name).unlink()
-    run = history.read(directory)
-    assert run.missing == [] and list(run.skipped) == list(run.evaluations) == []
+    run = run_data.read(directory)
+    assert run.problems == [] and list(run.skipped_steps) == list(run.evaluations) == []
 
 
 def test_a_config_that_is_damaged_is_named(directory):
     (directory / "config.json").write_text('{"model": ')
-    assert history.read(directory).missing == ["config.json cannot be read: what the run was asked is not known."]
+    assert run_data.read(directory).problems == ["config.json cannot be read: the configuration is unknown."]
 
 
 @pytest.mark.parametrize(
@@ -75,23 +79,23 @@ def test_a_config_that_is_damaged_is_named(directory):
 def test_lines_that_cannot_be_read_are_counted(directory, line):
     file = directory / "metrics.jsonl"
     file.write_text(f"{line}\n" + file.read_text())
-    run = history.read(directory)
-    assert run.missing == ["1 of 101 lines of metrics.jsonl cannot be read, and are left out."]
+    run = run_data.read(directory)
+    assert run.problems == ["1 of 101 lines of metrics.jsonl cannot be read and are left out."]
     assert len(run.stages[0].tokens) == 60
 
 
 def test_half_a_line_at_the_end_is_of_a_run_at_work(directory):
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "qat", "st')
-    run = history.read(directory)
-    assert run.missing == [] and len(run.stages[2].tokens) == 20
+    run = run_data.read(directory)
+    assert run.problems == [] and len(run.stages[2].tokens) == 20
 
 
 @pytest.mark.parametrize("name", ["goodput.jsonl", "starts.jsonl", "evaluations.jsonl"])
 def test_files_beside_the_rows_may_be_damaged_too(directory, name):
     file = directory / name
     file.write_text('[]\n{"seconds": {}}\nnull\n' + file.read_text())
-    [line] = history.read(directory).missing
+    [line] = run_data.read(directory).problems
     assert name in line and "cannot be read" in line
 
 
@@ -99,32 +103,32 @@ def test_a_text_where_a_number_should_be_is_none(directory):
     rows = run_directories.rows(20)
     rows[3]["gradient_norm"] = "much"
     run_directories.write_lines(directory / "metrics.jsonl", rows)
-    column = history.read(directory).stages[0].column("gradient_norm")
+    column = run_data.read(directory).stages[0].column("gradient_norm")
     assert np.isnan(column[3]) and np.isfinite(column[4])
 
 
 def test_a_directory_without_rows_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a run: it has no metrics\.jsonl; name what was the --workdir"):
-        history.read(tmp_path)
-    with pytest.raises(ValueError, match=r"gone is not a run: it is no directory"):
-        history.read(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"is not a run: it has no metrics\.jsonl; pass the --workdir"):
+        run_data.read(tmp_path)
+    with pytest.raises(ValueError, match=r"gone is not a run: no such directory"):
+        run_data.read(tmp_path / "gone")
     (tmp_path / "metrics.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl has no row that can be read"):
-        history.read(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl has no readable row"):
+        run_data.read(tmp_path)
 
 
 def test_labels_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
     paths = [tmp_path / name for name in ("a/student", "b/student", "c")]
-    assert history.labels(paths) == ["a/student", "b/student", f"{tmp_path.name}/c"]
-    assert history.labels(paths[1:]) == ["student", "c"]
-    with pytest.raises(ValueError, match=r"student is named twice; --compare takes runs other than --workdir"):
-        history.labels([paths[0], tmp_path / "a" / ".." / "a" / "student"])
+    assert run_data.labels(paths) == ["a/student", "b/student", f"{tmp_path.name}/c"]
+    assert run_data.labels(paths[1:]) == ["student", "c"]
+    with pytest.raises(ValueError, match=r"student is listed twice; --compare takes runs other than --workdir"):
+        run_data.labels([paths[0], tmp_path / "a" / ".." / "a" / "student"])
 
 
 def test_a_config_has_one_digest_whatever_the_order_of_its_fields(directory):
-    one = history.read(directory).config_digest()
-    told = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(dict(reversed(told.items()))))
-    assert history.read(directory).config_digest() == one
-    (directory / "config.json").write_text(json.dumps(told | {"seed": 1}))
-    assert history.read(directory).config_digest() != one
+    one = run_data.read(directory).config_digest()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    assert run_data.read(directory).config_digest() == one
+    (directory / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    assert run_data.read(directory).config_digest() != one
