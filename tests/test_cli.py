@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from gemma3_jax.checkpoint import load_sharded, orbax
+from gemma3_jax.checkpoint import hf, orbax
 from gemma3_jax.cli import program, terminal
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
@@ -77,7 +77,7 @@ def test_convert_goes_round_bit_for_bit(capsys, hf_directory, tmp_path):
     assert same_files(tmp_path / "b.hf", tmp_path / "d.hf")
 
 
-def test_convert_writes_the_dtype_it_is_asked_for(capsys, hf_directory, tmp_path):
+def test_convert_writes_the_requested_dtype(capsys, hf_directory, tmp_path):
     run(
         capsys,
         "convert",
@@ -112,7 +112,7 @@ def test_evaluate_prints_the_same_for_every_kind(capsys, hf_directory, tmp_path)
             f"--mesh={mesh}",
         )
         assert status == 0, err
-        assert ("embedder/table" in err) == (mesh != "data=1")  # the layout is told where there is one to tell
+        assert ("embedder/table" in err) == (mesh != "data=1")  # shardings are printed if there are several devices
         results.append(json.loads(out)["logprobs"])
     assert [len(row) for row in results[0]] == [2, 0, 3]
     for row in results[1:]:
@@ -122,7 +122,7 @@ def test_evaluate_prints_the_same_for_every_kind(capsys, hf_directory, tmp_path)
     np.testing.assert_allclose([float(value) for value in out.split()], sum(results[0], []), atol=toys.ROUNDING)
 
 
-def test_a_model_gone_wrong_is_said_to_be_and_prints_no_numbers(capsys, tmp_path):
+def test_a_model_with_nan_is_an_error_and_prints_no_numbers(capsys, tmp_path):
     params = toys.params(toys.TOY)
     params["final_norm"]["scale"] *= np.nan
     orbax.save(tmp_path / "orbax", toys.TOY, params)
@@ -149,8 +149,8 @@ def test_evaluate_in_bfloat16_is_near(capsys, hf_directory, tmp_path):
 def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_path):
     convert = ["convert", f"--source={hf_directory}", f"--target={tmp_path / 'out'}"]
     assert (
-        "no verb evalute; did you mean evaluate? (there are: prepare, train, plan, teach, convert, generate, evaluate, "
-        "report)" in fails(capsys, "evalute")
+        "there is no verb evalute; did you mean evaluate? (the verbs are: prepare, train, plan, teach, convert, "
+        "generate, evaluate, report)" in fails(capsys, "evalute")
     )
     assert "convert has no flag --formt; did you mean --format?" in fails(capsys, *convert, "--formt=hf")
     assert "convert has no flag --zzz (" in fails(capsys, *convert, "--format=hf", "--zzz")
@@ -201,17 +201,17 @@ def test_out_of_memory_is_one_line(kind, capsys, hf_directory, tmp_path, monkeyp
     def load(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
 
-    monkeypatch.setattr(load_sharded, "load", load)
+    monkeypatch.setattr(hf, "_read", load)
     monkeypatch.setattr(orbax.ocp, "load_checkpointables", load)
     line = fails(capsys, "convert", f"--source={tmp_path / kind}", f"--target={tmp_path / 'out'}", "--format=hf")
-    assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; spread over more devices" in line
+    assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; use more devices" in line
 
 
-def test_an_error_that_is_nobodys_input_has_a_traceback_and_a_status_of_its_own():
+def test_an_error_that_the_user_did_not_cause_has_a_traceback_and_a_status_of_its_own():
     script = "from gemma3_jax.cli import convert, program\nconvert.run = lambda flags: 1 / 0\nprogram.run()"
     command = [sys.executable, "-c", script, "convert", "--source=a", "--target=b", "--format=hf"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == program.BROKEN == 71 and "ZeroDivisionError" in done.stderr
+    assert done.returncode == program.INTERNAL_ERROR == 71 and "ZeroDivisionError" in done.stderr
 
 
 def test_a_model_that_config_json_cannot_hold_is_refused_before_it_is_read(capsys, tmp_path):
@@ -325,13 +325,13 @@ def test_few_bits_go_out_and_score_alike_in_every_kind(capsys, small_hf, tmp_pat
     [
         (
             ["--format=orbax", "--quant=int4"],
-            "--quant is for --format=gguf and hf; an Orbax checkpoint holds the weights",
+            "--quant is for --format=gguf and hf; an Orbax checkpoint holds the unrounded weights",
         ),
         (["--format=orbax", "--tokenizer=x"], "--tokenizer is for --format=gguf and hf"),
-        (["--format=hf", "--embedding=q8_0"], "--embedding is for --format=gguf, or beside --quant"),
+        (["--format=hf", "--embedding=q8_0"], "--embedding is for --format=gguf, or with --quant"),
         (
             ["--format=gguf", "--quant=int4", "--dtype=float32"],
-            "--dtype is for what is not quantised; beside --quant, say",
+            "--dtype is for parameters that are not quantised; with --quant, use --embedding",
         ),
         (["--format=hf", "--dtype=float16"], "--dtype=float16 is for --format=gguf"),
         (["--format=gguf"], "out; the name of a GGUF file ends in .gguf"),
@@ -353,8 +353,8 @@ def test_a_damaged_gguf_file_is_one_line(capsys, small_hf, tmp_path):
     content = file.read_bytes()
     for damage, problem in (
         (content[:-100], "a.gguf is damaged or cut short: it ends in the middle of tensor output_norm.weight"),
-        (content[:20], "a.gguf is damaged or cut short: it ends in the middle of its head"),
-        (b"GGUF", "a.gguf is damaged or cut short: it ends in the middle of its head"),
+        (content[:20], "a.gguf is damaged or cut short: it ends in the middle of its header"),
+        (b"GGUF", "a.gguf is damaged or cut short: it ends in the middle of its header"),
         (b"GGML" + content[4:], "a.gguf is no directory, and no GGUF file"),
         (b"", "a.gguf is no directory, and no GGUF file"),
         (
@@ -367,7 +367,7 @@ def test_a_damaged_gguf_file_is_one_line(capsys, small_hf, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.Modelfile", "a.gguf", "hf"]
 
 
-def test_bytes_are_told_of_a_size_and_of_a_checkpoint(capsys, small_hf):
+def test_bytes_are_printed_for_a_size_and_for_a_checkpoint(capsys, small_hf):
     status, out, _ = run(capsys, "evaluate", "--task=bytes", "--model=1b", "--context=32768,131072", "--json")
     table = json.loads(out)
     assert status == 0 and table["task"] == "bytes"
@@ -428,7 +428,7 @@ def test_prepare_tells_what_it_kept_and_what_not(capsys, tmp_path):
         f"1  could not be read, such as: {tmp_path}/in.jsonl, line 8: not JSON",
         f"1  duplicate, such as: {tmp_path}/in.jsonl, line 5 (like {tmp_path}/in.jsonl, line 1)",
         "1  too short, such as",
-        "2  kept with something masked or cut out",
+        "2  changed: something was masked or cut out",
         "part ",
         "in all ",
         "rows of 64 are ",
@@ -444,7 +444,7 @@ def test_prepare_prints_its_report_as_json_and_nothing_else(capsys, tmp_path):
 
 
 def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
-    flags = prepare_flags(tmp_path, texts.library()[:4], "--config.seq_lens=(32,)", "--config.sources.web.share=1.0")
+    flags = prepare_flags(tmp_path, texts.library()[:4], "--config.seq_lens=(32,)", "--config.sources.web.fraction=1.0")
     status, _, err = run(capsys, "prepare", *flags)
     assert status == 0 and "rows of 32 are" in err and "rows of 64" not in err
 
@@ -457,7 +457,7 @@ def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
         (["--ouput=x"], "has no flag --ouput; did you mean --output?"),
         (["--processes=-1"], "--processes is -1; it must be >= 0"),
         (["--runner_options=--x=1"], "--runner_options needs --runner"),
-        (["--config=none.py"], "--config none.py is not a file"),
+        (["--config=none.py"], "--config is none.py, which is not a file"),
         (
             ["--config.sources.web.paths=('none.jsonl',)"],
             "none.jsonl cannot be read: it does not exist (config.sources.web)",
@@ -479,6 +479,18 @@ def test_a_library_of_an_extra_that_is_not_there_is_named_with_its_extra(capsys,
     monkeypatch.setitem(sys.modules, "datasketch", None)
     line = fails(capsys, "prepare", *prepare_flags(tmp_path, ["some text"]))
     assert "datasketch is not installed; pip install 'gemma3_jax[prepare]'" in line
+
+
+def test_a_report_without_a_template_engine_names_its_extra(tmp_path):
+    code = """
+import sys
+sys.modules["jinja2"] = None
+from gemma3_jax.cli import program
+sys.exit(program.main(["report", "--workdir=" + sys.argv[1]]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "gemma3_jax: error: jinja2 is not installed; pip install 'gemma3_jax[plots]'\n"
 
 
 def test_where_stderr_is_a_file_a_bar_is_lines(capsys, monkeypatch):

@@ -35,8 +35,8 @@ def load(tmp_path, body, *overrides, argument=""):
 
 def test_defaults_then_the_file_then_the_command_line(tmp_path):
     body = "ml_collections.ConfigDict({'steps': 20, 'inner': {'rate': 1}, 'many': {'one': {'names': ['b', 'c']}}})"
-    found = load(tmp_path, body, "--config.inner.names=('z',)", "--config.many.one.rate=0.25", "--config.fast=True")
-    assert found == Outer(
+    config = load(tmp_path, body, "--config.inner.names=('z',)", "--config.many.one.rate=0.25", "--config.fast=True")
+    assert config == Outer(
         steps=20, fast=True, inner=Inner(1.0, ("z",)), many={"one": Inner(rate=0.25, names=("b", "c"))}
     )
 
@@ -77,20 +77,20 @@ def test_a_field_without_a_default_must_be_set(tmp_path):
     ("body", "problem"),
     [
         ("{'setps': 1}", r"there is no config\.setps; did you mean config\.steps\?"),
-        ("{'inner': {'zzz': 1}}", r"there is no config\.inner\.zzz; it has: rate, names"),
+        ("{'inner': {'zzz': 1}}", r"there is no config\.inner\.zzz; the fields of config\.inner are: rate, names"),
         ("{'many': {'one': {'rte': 1}}}", r"no config\.many\.one\.rte; did you mean config\.many\.one\.rate"),
         ("{'steps': 'ten'}", r"config\.steps is 'ten'; it must be of type int"),
         ("{'steps': True}", r"config\.steps is True; it must be of type int"),
-        ("{'inner': 3}", r"config\.inner is 3; it has fields of its own"),
-        ("{'many': {'one': 3}}", r"config\.many\.one is 3; it has fields of its own"),
+        ("{'inner': 3}", r"config\.inner is 3; it is a group of fields"),
+        ("{'many': {'one': 3}}", r"config\.many\.one is 3; it is a group of fields"),
         ("{'lengths': 3}", r"config\.lengths is 3; it must be a tuple"),
         ("{'inner': {'names': 'abc'}}", r"config\.inner\.names is 'abc'; it must be a tuple"),
         ("{'lengths': (1, 'b')}", r"config\.lengths is 'b'; it must be of type int"),
-        ("5", r"get_config\(\) returns a int, not a ConfigDict"),
+        ("5", r"get_config\(\) returns a int; it must return a ConfigDict or a dict"),
         ("1 / 0", r"config\.py fails: ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_a_file_may_not_say(tmp_path, body, problem):
+def test_errors_of_a_config_file(tmp_path, body, problem):
     with pytest.raises(ValueError, match=problem):
         load(tmp_path, body)
 
@@ -100,22 +100,22 @@ def test_what_a_file_may_not_say(tmp_path, body, problem):
     [
         ("--config.step=1", r"there is no config\.step; did you mean config\.steps\?"),
         ("--config.inner.rat=1", r"there is no config\.inner\.rat; did you mean config\.inner\.rate"),
-        ("--config.many.two.rate=1", r"no config\.many\.two: config\.many is empty; name its entries in the file"),
+        ("--config.many.two.rate=1", r"no config\.many\.two: config\.many is empty; add entries in the config file"),
         ("--config.steps.deeper=1", r"there is no config\.steps\.deeper"),
-        ("--config.steps=ten", r"--config\.steps=ten is not understood; config\.steps is of type int"),
+        ("--config.steps=ten", r"--config\.steps=ten cannot be parsed; config\.steps must be of type int"),
         ("--config.steps", r"--config\.steps has no value; write --config\.steps=VALUE"),
-        ("--config.inner={'rate': 1}", r"config\.inner has fields of its own; set those: --config\.inner\.NAME=VALUE"),
-        ("--config.many=3", r"config\.many has fields of its own"),
+        ("--config.inner={'rate': 1}", r"config\.inner is a group of fields; set one of them: --config\.inner\.NAME="),
+        ("--config.many=3", r"config\.many is a group of fields"),
         ("--config.lengths=('a',)", r"config\.lengths is 'a'; it must be of type int"),
     ],
 )
-def test_what_the_command_line_may_not_say(tmp_path, override, problem):
+def test_errors_of_the_command_line(tmp_path, override, problem):
     with pytest.raises(ValueError, match=problem):
         load(tmp_path, "{}", override)
 
 
 def test_only_the_override_that_is_wrong_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"^--config\.steps=ten is not understood"):
+    with pytest.raises(ValueError, match=r"^--config\.steps=ten cannot be parsed"):
         load(tmp_path, "{}", "--config.label=a", "--config.steps=ten")
 
 
@@ -133,19 +133,44 @@ def test_a_file_that_ends_the_program_does_not(tmp_path):
         load(tmp_path, "exit(3)")
 
 
-def test_a_file_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none.py is not a file; it is a Python file with get_config"):
+def test_a_path_that_is_no_config_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none.py, which is not a file; it must be a Python file with get_config"):
         configs.load(str(tmp_path / "none.py"), [], Outer)
     (tmp_path / "config.txt").write_text("")
-    with pytest.raises(ValueError, match="config.txt does not end in .py"):
+    with pytest.raises(ValueError, match="config.txt; it must end in .py"):
         configs.load(str(tmp_path / "config.txt"), [], Outer)
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match=r"empty.py fails: AttributeError: .*get_config"):
         configs.load(str(tmp_path / "empty.py"), [], Outer)
 
 
+TRAIN = "{'model': %s, 'stages': {'only': {'num_steps': 1, 'seq_len': 8, 'batch_size': 1, **%s}}}"
+PREPARE = "{'sources': {'web': %s}}"
+OLD_NAMES = [  # settings, config without the field, config with it, path of the group, old name, new name
+    ("train", TRAIN % ("{}", "{}"), TRAIN % ("{'width': 64}", "{}"), "model", "width", "embed_dim"),
+    ("train", TRAIN % ("{}", "{}"), TRAIN % ("{}", "{'row_length': 64}"), "stages.only", "row_length", "seq_len"),
+    ("prepare", PREPARE % "{}", PREPARE % "{'share': 0.5}", "sources.web", "share", "fraction"),
+]
+
+
+@pytest.mark.parametrize(("schema", "without", "with_old", "group", "old", "new"), OLD_NAMES)
+def test_the_error_of_an_old_field_name_has_the_new_name(tmp_path, schema, without, with_old, group, old, new):
+    """In a config file and on the command line alike."""
+    from gemma3_jax import renamed, settings
+    from gemma3_jax.data.prepare import settings as prepare_settings
+
+    assert renamed.FIELDS[old] == new
+    schema = {"train": settings.Train, "prepare": prepare_settings.PrepareConfig}[schema]
+    file, expected = tmp_path / "config.py", f"there is no config.{group}.{old}; it was renamed to config.{group}.{new}"
+    for body, overrides in ((with_old, []), (without, [f"--config.{group}.{old}=64"])):
+        file.write_text(f"def get_config():\n    return {body}\n")
+        with pytest.raises(ValueError) as raised:
+            configs.load(str(file), overrides, schema)
+        assert str(raised.value) == expected
+
+
 def test_the_configs_of_experiments_are_settings():
-    from gemma3_jax.data import settings
+    from gemma3_jax.data.prepare import settings
 
     for name in ("demo_data.py", "mixed_data.py", "mixed_data.py:/data/raw"):
-        settings.check(configs.load(str(ROOT / "experiments" / name), [], settings.Prepare))
+        settings.check(configs.load(str(ROOT / "experiments" / name), [], settings.PrepareConfig))

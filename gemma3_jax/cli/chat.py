@@ -1,4 +1,4 @@
-"""A chat at a prompt, or of one turn, in which the model may call tools."""
+"""A chat with a model at a prompt, or of one turn, in which the model may call tools."""
 
 import argparse
 import dataclasses
@@ -9,107 +9,112 @@ from collections.abc import Callable
 
 from gemma3_jax.cli import terminal
 
-MOST_CALLS = 8  # before an answer in words
+MAX_CALLS = 8  # before an answer in words
 
 
 def add_flags(parser: terminal.Parser) -> None:
-    parser.add_argument("--chat", action="store_true", help="in Gemma's turns; without --prompt at a prompt")
     parser.add_argument(
-        "--tools", metavar="FILE", help="a JSON list of what the model may call: name, description, parameters (schema)"
+        "--chat", action="store_true", help="Use Gemma's chat format. Without --prompt, chat at a prompt."
     )
-    parser.add_argument("--tool_format", choices=("json", "python"), help="how calls are written (json)")
+    parser.add_argument(
+        "--tools",
+        metavar="FILE",
+        help="A JSON list of tools that the model may call: objects with name, description and parameters (a JSON "
+        "Schema).",
+    )
+    parser.add_argument(
+        "--tool_format", choices=("json", "python"), help="The format in which the model writes calls. Default: json."
+    )
     parser.add_argument(
         "--tool_command",
         metavar="PROGRAM",
-        help="gets each call as JSON on stdin, and prints what is fed back (default: calls are printed; at a prompt "
-        "you type what they give)",
+        help="A program that runs calls: it reads each call as JSON from stdin, and what it prints is the result. By "
+        "default calls are printed; at a prompt you type the results.",
     )
-    parser.add_argument("--force_call", action="store_true", help="the answer must be a call, in JSON")
+    parser.add_argument("--force_call", action="store_true", help="Constrain the answer to a call, in JSON.")
 
 
 def check(flags: argparse.Namespace) -> None:
-    """Raises: ValueError if flags of tools are given without them."""
+    """Raises: ValueError if flags about tools are set without tools, or contradict each other."""
     for name in ("tools", "tool_format", "tool_command", "force_call"):
         if getattr(flags, name) and not (flags.chat and flags.tools):
             raise ValueError(f"--{name} is for --chat with --tools; give both")
     if flags.force_call and flags.tool_format == "python":
-        raise ValueError("--force_call holds calls to JSON; leave out --tool_format=python")
+        raise ValueError("--force_call writes calls in JSON; leave out --tool_format=python")
     if flags.force_call and (flags.tool_command or not flags.prompt):
         raise ValueError("--force_call gives one call; give --prompt, and no --tool_command")
     if flags.tool_command and not pathlib.Path(flags.tool_command).is_file():
         raise ValueError(f"--tool_command is {flags.tool_command}, which is not a file; name a program")
 
 
-class Talk:
-    """Turns with one model. `reply` takes turns, and shows or keeps what is written."""
+class ChatSession:
+    """The turns of one chat. `reply` takes turns, shows the model's answer, and returns it."""
 
     def __init__(self, flags: argparse.Namespace, reply: Callable[[list[dict]], str]):
         self._reply, self._command = reply, flags.tool_command
-        self._format, self._known = flags.tool_format or "json", []
+        self._format, self._tools = flags.tool_format or "json", []
         if flags.tools:
             from gemma3_jax.inference.tools import calls, schemas
 
-            self._known = schemas.load(pathlib.Path(flags.tools))
-            self._introduction = calls.instructions(self._known, self._format)
+            self._tools = schemas.load(pathlib.Path(flags.tools))
+            self._instructions = calls.instructions(self._tools, self._format)
 
     def call_schema(self) -> dict:
-        """What a call of one of the tools has to be."""
+        """The JSON Schema of a call of one of the tools."""
         from gemma3_jax.inference.tools import schemas
 
-        return schemas.schema(self._known)
+        return schemas.call_schema(self._tools)
 
-    def once(self, text: str) -> tuple[list[dict], list[dict]]:
-        """The turns of one question, and the calls of tools that its answer is; none if it is words.
+    def answer(self, text: str) -> tuple[list[dict], list[dict]]:
+        """The turns of one question, and the tool calls in its answer; none if it is in words.
 
-        Raises: ValueError if the model calls a tool that there is not, or wrongly.
+        Raises: ValueError if the model calls an unknown tool, or calls one wrongly.
         """
         turns = [{"role": "user", "content": text}]
-        if not self._known:
+        if not self._tools:
             return [*turns, {"role": "model", "content": self._reply(turns)}], []
         if self._command:
-            return self._converse(turns, self._run), []
+            return self._converse(turns, self._run_command), []
         from gemma3_jax.inference.tools import calls
 
-        said = self._reply([{"role": "system", "content": self._introduction}, *turns])
-        asked = calls.parse(said, self._known, self._format) or []
-        return [*turns, {"role": "model", "content": said}], [dataclasses.asdict(call) for call in asked]
+        reply = self._reply([{"role": "system", "content": self._instructions}, *turns])
+        parsed = calls.parse(reply, self._tools, self._format) or []
+        return [*turns, {"role": "model", "content": reply}], [dataclasses.asdict(call) for call in parsed]
 
-    def at_prompt(self) -> None:
-        """Turn after turn, until the input ends."""
-        terminal.say("a line is your turn; an empty one, or Ctrl-D, ends the talk")
+    def run_at_prompt(self) -> None:
+        """Reads turns from stdin and answers them, until the input ends."""
+        terminal.say("type your turn on one line; an empty line or Ctrl-D ends the chat")
         turns: list[dict] = []
         while text := terminal.ask("> "):
             turns.append({"role": "user", "content": text})
-            if self._known:
-                turns = self._converse(turns, self._run if self._command else _ask_for)
+            if self._tools:
+                turns = self._converse(turns, self._run_command if self._command else _type_result)
             else:
                 turns.append({"role": "model", "content": self._reply(turns)})
 
     def _converse(self, turns: list[dict], run: Callable) -> list[dict]:
-        from gemma3_jax.inference import conversation
+        from gemma3_jax.inference.tools import conversation
 
-        return conversation.converse(
-            self._reply, turns, self._known, run=run, format=self._format, max_calls=MOST_CALLS
-        )
+        return conversation.converse(self._reply, turns, self._tools, run=run, format=self._format, max_calls=MAX_CALLS)
 
-    def _run(self, call) -> object:
-        """What the program prints for a call: JSON if it is that, else text."""
+    def _run_command(self, call) -> object:
+        """The result that --tool_command prints for a call: JSON if it parses, else a string."""
         terminal.say(f"calling {call.name}({json.dumps(dict(call.arguments))})")
-        given = json.dumps({"name": call.name, "parameters": dict(call.arguments)})
-        done = subprocess.run(
-            [str(pathlib.Path(self._command).absolute())], input=given, capture_output=True, text=True
+        call_json = json.dumps({"name": call.name, "parameters": dict(call.arguments)})
+        process = subprocess.run(
+            [str(pathlib.Path(self._command).absolute())], input=call_json, capture_output=True, text=True
         )
-        if done.returncode:
-            problem = done.stderr.strip().rpartition("\n")[2]
-            raise ValueError(f"--tool_command {self._command} ended with status {done.returncode}: {problem}")
-        return _parsed(done.stdout.strip())
+        if process.returncode:
+            last_line = process.stderr.strip().rpartition("\n")[2]
+            raise ValueError(f"--tool_command {self._command} ended with status {process.returncode}: {last_line}")
+        return _parse_result(process.stdout.strip())
 
 
-def _ask_for(call) -> object:
-    return _parsed(terminal.ask(f"{call.name}({json.dumps(dict(call.arguments))}) gives> "))
+def _type_result(call) -> object:
+    return _parse_result(terminal.ask(f"result of {call.name}({json.dumps(dict(call.arguments))})> "))
 
 
-def _parsed(text: str) -> object:
+def _parse_result(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:

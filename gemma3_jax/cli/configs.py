@@ -1,7 +1,7 @@
-"""A config file and its overrides on the command line -> settings: a dataclass that says what there is, and defaults.
+"""Loads a config file and its overrides into settings: nested dataclasses, which define the fields and their defaults.
 
-A config file is Python with `get_config()`, or `get_config(argument)` for `--config=FILE:ARGUMENT`, which returns a
-ConfigDict with the fields that differ from the defaults.
+A config file is a Python file with `get_config()`, or `get_config(argument)` for `--config=FILE:ARGUMENT`. It returns a
+ConfigDict of the fields that differ from the defaults.
 """
 
 import dataclasses
@@ -18,49 +18,56 @@ from ml_collections import config_flags
 from gemma3_jax import renamed
 
 
-def load(text: str, overrides: Sequence[str], schema: type):
-    """The settings that `--config=text` and `overrides`, each "--config.a.b=value", ask for.
+def load(config_flag: str, overrides: Sequence[str], schema: type):
+    """Returns the settings, of class `schema`, of `--config=config_flag` and of overrides such as "--config.a.b=value".
 
-    Raises: ValueError if there is no such file, if it fails, or if a field is unknown or of another type.
+    Raises: ValueError if the file is missing or fails, or if a field is unknown or has the wrong type.
     """
     config = ml_collections.ConfigDict(_defaults(schema))
-    _update(config, _run_file(text), schema, "config")
+    _update(config, _run_file(config_flag), schema, "config")
     _override(config, overrides, schema)
     return _build(schema, config.to_dict(), "config")
 
 
-def _run_file(text: str) -> Mapping:
-    name, _, argument = text.partition(":")
+def _run_file(config_flag: str) -> Mapping:
+    """Returns the config that the file defines. Raises: ValueError if the file does not define one."""
+    name, _, argument = config_flag.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
-        raise ValueError(f"--config {path} is not a file; it is a Python file with get_config()")
+        raise ValueError(f"--config is {path}, which is not a file; it must be a Python file with get_config()")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None:
-        raise ValueError(f"--config {path} does not end in .py; it is a Python file with get_config()")
+        raise ValueError(f"--config is {path}; it must end in .py, and be a Python file with get_config()")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
-    except (Exception, SystemExit) as error:  # whatever a file of the user's may raise
-        raise ValueError(f"--config {text} fails: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the code of a user may raise anything
+        raise ValueError(f"--config {config_flag} fails: {type(error).__name__}: {error}") from error
     if isinstance(config, ml_collections.ConfigDict):
         return config.to_dict()
     if not isinstance(config, Mapping):
-        raise ValueError(f"--config {text}: get_config() returns a {type(config).__name__}, not a ConfigDict")
+        raise ValueError(
+            f"--config {config_flag}: get_config() returns a {type(config).__name__}; it must return a "
+            "ConfigDict or a dict"
+        )
     return config
 
 
-def _defaults(schema: type, of: object = None) -> dict:
-    """A nested dict of a dataclass's defaults, or of the values `of` an instance; dicts of dataclasses start empty."""
-    found = {}
+def _defaults(schema: type, instance: object = None) -> dict:
+    """Returns a nested dict of the defaults of a dataclass, or of the values of an instance."""
+    defaults = {}
     for field in dataclasses.fields(schema):
-        value = _default(field) if of is None else getattr(of, field.name)
-        found[field.name] = _defaults(field.type, value) if dataclasses.is_dataclass(field.type) else value
-    return found
+        value = _default(field) if instance is None else getattr(instance, field.name)
+        defaults[field.name] = _defaults(field.type, value) if dataclasses.is_dataclass(field.type) else value
+    return defaults
 
 
 def _default(field: dataclasses.Field) -> object:
-    """A field's default. Of one that has none: the type's zero, which the dataclass has to refuse; None for fields."""
+    """Returns the default of a field.
+
+    If it has none: None for a nested dataclass, else the zero of its type, which the dataclass has to reject.
+    """
     if field.default is not dataclasses.MISSING:
         return field.default
     if field.default_factory is not dataclasses.MISSING:
@@ -73,48 +80,49 @@ def _fields(schema: type) -> dict[str, object]:
 
 
 def _entry_type(annotation: object) -> type | None:
-    """Source, if the annotation is dict[str, Source]."""
+    """Returns the type of the entries, `Entry` for `dict[str, Entry]`; None for another annotation."""
     return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
 
 
 def _unknown(where: str, name: str, known: Sequence[str]) -> ValueError:
+    """Returns the error of an unknown field `name` of the group `where`, with the name that was meant."""
     if (new := renamed.FIELDS.get(name)) in known:
-        return ValueError(f"there is no {where}.{name}: its name is {where}.{new} now")
+        return ValueError(f"there is no {where}.{name}; it was renamed to {where}.{new}")
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {where}.{close[0]}?" if close else f"; it has: {', '.join(known)}"
+    hint = f"; did you mean {where}.{close[0]}?" if close else f"; the fields of {where} are: {', '.join(known)}"
     return ValueError(f"there is no {where}.{name}{hint if known else ''}")
 
 
-def _update(config: ml_collections.ConfigDict, given: Mapping, schema: type, where: str) -> None:
-    """Writes what a file gives over the defaults."""
+def _update(config: ml_collections.ConfigDict, values: Mapping, schema: type, where: str) -> None:
+    """Writes the values of a file over the defaults. Raises: ValueError for a field that is unknown or no group."""
     types = _fields(schema)
-    for name, value in given.items():
+    for name, value in values.items():
         if name not in types:
             raise _unknown(where, name, list(types))
         entry_type = _entry_type(types[name])
         if dataclasses.is_dataclass(types[name]) or entry_type:
-            _check_has_fields(value, f"{where}.{name}")
+            _check_is_group(value, f"{where}.{name}")
         if dataclasses.is_dataclass(types[name]):
             _update(config[name], value, types[name], f"{where}.{name}")
         elif entry_type:
             for key, entry in value.items():
-                _check_has_fields(entry, f"{where}.{name}.{key}")
+                _check_is_group(entry, f"{where}.{name}.{key}")
                 config[name][key] = ml_collections.ConfigDict(_defaults(entry_type))
                 _update(config[name][key], entry, entry_type, f"{where}.{name}.{key}")
         else:
             config[name] = _typed(value, types[name], f"{where}.{name}")
 
 
-def _check_has_fields(value: object, where: str) -> None:
+def _check_is_group(value: object, where: str) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {value!r}; it has fields of its own")
+        raise ValueError(f"{where} is {value!r}; it is a group of fields and must be a ConfigDict or a dict")
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str], schema: type) -> None:
-    """Applies the command line, through ml_collections' own flags."""
+    """Applies the overrides of the command line, through the flags of ml_collections."""
     for override in overrides:
         flag = override.partition("=")[0]
-        kind = _kind(flag.removeprefix("--config."), config, schema)
+        annotation = _type_at(flag.removeprefix("--config."), config, schema)
         if "=" not in override:
             raise ValueError(f"{override} has no value; write {override}=VALUE")
         values = flags.FlagValues()
@@ -123,44 +131,52 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str], schem
         try:
             values(arguments)
         except (flags.Error, ValueError, TypeError, KeyError, SyntaxError) as error:
-            name = kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(f"{override} is not understood; {flag.removeprefix('--')} is of type {name}") from error
+            name = annotation.__name__ if isinstance(annotation, type) else annotation
+            field = flag.removeprefix("--")
+            raise ValueError(f"{override} cannot be parsed; {field} must be of type {name}") from error
 
 
-def _kind(path: str, config: ml_collections.ConfigDict, schema: type) -> object:
-    """The type of the field at a path: a.b.c."""
-    where, kind = "config", schema
+def _type_at(path: str, config: ml_collections.ConfigDict, schema: type) -> object:
+    """Returns the type of the field at a path such as "a.b.c".
+
+    Raises: ValueError if there is no such field, or if it is a group.
+    """
+    where, annotation = "config", schema
     for name in path.split("."):
-        entry_type = _entry_type(kind)
-        known = list(config) if entry_type else list(_fields(kind)) if dataclasses.is_dataclass(kind) else []
+        entry_type = _entry_type(annotation)
+        is_group = dataclasses.is_dataclass(annotation)
+        known = list(config) if entry_type else list(_fields(annotation)) if is_group else []
         if entry_type and not known:
-            raise ValueError(f"there is no {where}.{name}: {where} is empty; name its entries in the file")
+            raise ValueError(f"there is no {where}.{name}: {where} is empty; add entries in the config file")
         if name not in known:
             raise _unknown(where, name, known)
-        kind = entry_type or _fields(kind)[name]
+        annotation = entry_type or _fields(annotation)[name]
         config, where = config[name], f"{where}.{name}"
-    if dataclasses.is_dataclass(kind) or _entry_type(kind):
-        raise ValueError(f"{where} has fields of its own; set those: --{where}.NAME=VALUE")
-    return kind
+    if dataclasses.is_dataclass(annotation) or _entry_type(annotation):
+        raise ValueError(f"{where} is a group of fields; set one of them: --{where}.NAME=VALUE")
+    return annotation
 
 
-def describe(schema: type, where: str = "config", of: object = None) -> list[str]:
-    """A line for each field: its path and its default. Entries of a dict are called NAME."""
+def describe(schema: type, where: str = "config", instance: object = None) -> list[str]:
+    """Returns a line for each field, with its path and its default. NAME stands for the key of an entry."""
     lines = []
     for field in dataclasses.fields(schema):
-        path, value = f"{where}.{field.name}", _default(field) if of is None else getattr(of, field.name)
+        path, value = f"{where}.{field.name}", _default(field) if instance is None else getattr(instance, field.name)
         if dataclasses.is_dataclass(field.type):
             lines += describe(field.type, path, value)
         elif entry_type := _entry_type(field.type):
             lines += describe(entry_type, f"{path}.NAME")
         else:
-            must_be_set = of is None and (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
+            must_be_set = instance is None and (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
             lines.append(f"--{path}=(must be set)" if must_be_set else f"--{path}={value!r}")
     return lines
 
 
 def _typed(value: object, annotation: object, where: str) -> object:
-    """The value as the field's type: lists become tuples, ints floats; nothing else is bent."""
+    """Returns a value as the type of its field. Lists become tuples and ints floats; nothing else is converted.
+
+    Raises: ValueError if the value has another type.
+    """
     if typing.get_origin(annotation) is tuple:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ValueError(f"{where} is {value!r}; it must be a tuple")
@@ -173,6 +189,7 @@ def _typed(value: object, annotation: object, where: str) -> object:
 
 
 def _build(schema: type, config: Mapping, where: str):
+    """Returns the dataclass of a nested dict. Raises: ValueError for a value that it does not accept."""
     values = {}
     for name, annotation in _fields(schema).items():
         entry_type = _entry_type(annotation)

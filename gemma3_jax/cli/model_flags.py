@@ -1,4 +1,4 @@
-"""The flags that say which model is to run, on what, and how; and the model, read with a bar."""
+"""The flags that choose a model, its mesh and its dtype; and the model they name, opened with a progress bar."""
 
 import argparse
 import pathlib
@@ -7,25 +7,28 @@ from gemma3_jax.cli import terminal
 
 
 def add_flags(parser: terminal.Parser, axis: str) -> None:
-    """`axis`: of the mesh, that takes all devices if nothing is said."""
-    parser.add_argument("--checkpoint", metavar="PATH", help="of any kind that convert reads")
+    """Adds the flags. All devices are on the mesh axis `axis` by default."""
+    parser.add_argument("--checkpoint", metavar="PATH", help="A checkpoint of any kind that convert reads.")
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="a SentencePiece model (default: tokenizer.model in the checkpoint's place)"
+        "--tokenizer", metavar="FILE", help="A SentencePiece model. Default: tokenizer.model beside the checkpoint."
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of activations and parameters (float32)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="Dtype of activations and parameters. Default: float32."
+    )
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        help=f"axes replica, data, seq, model, on the first N * ... devices (default: {axis}=every device)",
+        help="The device mesh, sizes of the axes replica, data, seq and model; it uses the first N * ... devices. "
+        f"Default: all devices along {axis}.",
     )
     terminal.add_model_flag(parser)
 
 
-def sampler(flags: argparse.Namespace, *, axis: str, context: int):
-    """The model that the flags name, ready to write; on all devices along `axis` if they name no mesh.
+def open_sampler(flags: argparse.Namespace, *, axis: str, context: int):
+    """The checkpoint that the flags name, as an open_sampler.CheckpointSampler, on all devices along `axis` by default.
 
-    `context` 0: as many tokens as it was trained for.
-    Raises: ValueError if they name no checkpoint, or nothing that is one.
+    `context` 0: the model's context length.
+    Raises: ValueError if they name no checkpoint, or there is none at that path.
     """
     import jax
 

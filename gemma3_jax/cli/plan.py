@@ -1,4 +1,4 @@
-"""`plan`: what a stage costs on TPUs, by the compiler's own word, without one of them."""
+"""`plan`: shows the memory, FLOPs and collectives of a stage on TPUs, from the TPU compiler, without a TPU."""
 
 import argparse
 import contextlib
@@ -21,12 +21,13 @@ SECONDS_PER_TICK = 30.0
 def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax plan",
-        description="Compiles the step that train would run, for a TPU topology and with no TPU at hand: what a chip\n"
-        "holds and whether it fits, the operations of a step by formula and in the program, the bytes that travel by\n"
-        "kind and mesh axis, and the time that none of them lets a step be faster than.\n\n"
-        "A stage that distils has a teacher beside it if the config names one or --teacher_model says its size, and\n"
-        "stored targets if not; one whose teacher is its own start has that one. That a step does not fit is an\n"
-        "answer (exit status 0). Takes one to ten minutes, and some GB of memory.",
+        description="Compiles the training step of a stage for a TPU topology, without a TPU. Prints the bytes on\n"
+        "each chip and whether they fit, the FLOPs of a step by formula and as compiled, the bytes of\n"
+        "collectives by kind and mesh axes, and a lower bound for the time of a step.\n\n"
+        "A distillation stage runs a teacher if the config names one or --teacher_model gives its size;\n"
+        "otherwise it reads stored targets. The exit status is 0 also if the step does not fit. Takes one to\n"
+        "ten minutes and 3 to 10 GB of host memory. --config.FIELD=VALUE sets any field of the recipe.\n\n"
+        "Needs the extra [tpu].",
         epilog="example:\n  python -m gemma3_jax plan --config=experiments/recipe.py:27b --stage=pretrain \\\n"
         "      --topology=v5p:16x16x24 --teacher_model=27b --json\n"
         "  python -m gemma3_jax plan --config=experiments/recipe.py:1b --topology=v5e:4x4 --search \\\n"
@@ -34,16 +35,35 @@ def parser() -> terminal.Parser:
         "      --config.stages.pretrain.batch_size=16 --config.stages.pretrain.seq_len=8192",
     )
     flags.takes_overrides = True
-    flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
-    flags.add_argument("--stage", default="", metavar="NAME", help="of the recipe (default: its first)")
     flags.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="v4, v5e, v5p or v6e, and a slice: v5e:16x16, v5p:4x4x8"
+        "--config", required=True, metavar="FILE[:ARG]", help="the recipe: a Python file with get_config()"
     )
-    flags.add_argument("--num_slices", type=int, default=1, metavar="N", help="slices of that shape (1)")
-    flags.add_argument("--teacher_model", metavar="SIZE|FILE", help="270m, 1b, 4b, 12b, 27b or a config.json")
-    flags.add_argument("--mfu", type=float, default=0.4, help="share of the peak that days are counted at (0.4)")
-    flags.add_argument("--search", action="store_true", help="if it does not fit, try changes until it does")
-    flags.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    flags.add_argument("--stage", default="", metavar="NAME", help="the stage (default: the first one of the recipe)")
+    flags.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="the chip (v4, v5e, v5p or v6e) and the shape of a slice, as v5e:16x16 or v5p:4x4x8",
+    )
+    flags.add_argument(
+        "--num_slices", type=int, default=1, metavar="N", help="number of slices of this shape (default: 1)"
+    )
+    flags.add_argument(
+        "--teacher_model",
+        metavar="SIZE|FILE",
+        help="the model of the teacher: 270m, 1b, 4b, 12b, 27b or a config.json (default: that of config.teacher)",
+    )
+    flags.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        metavar="X",
+        help="the MFU, from 0 to 1, for the days of training (default: 0.4)",
+    )
+    flags.add_argument(
+        "--search", action="store_true", help="if the step does not fit, try changes of the config until one does"
+    )
+    flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
 
@@ -52,70 +72,69 @@ def run(flags: argparse.Namespace) -> None:
         raise ModuleNotFoundError("No module named 'libtpu'", name="libtpu")
     if not 0 < flags.mfu <= 1:
         raise ValueError(f"--mfu is {flags.mfu}; it must be over 0 and at most 1")
-    # Before JAX is imported: no TPU is asked for, and another process may have the library open.
+    # Before JAX is imported: JAX must not look for a TPU, and another process may use libtpu too.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else it warns that there is no TPU here
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu warns that there is no TPU
 
     from gemma3_jax import settings
     from gemma3_jax.cli import configs
     from gemma3_jax.planning import plan, topologies
 
-    given = configs.load(flags.config, flags.overrides, settings.Train)
-    name = flags.stage or given.stage_order[0]
-    if name not in given.stages:
-        raise ValueError(f"--stage is {name}; config.stages has: {', '.join(given.stages)}")
+    config = configs.load(flags.config, flags.overrides, settings.Train)
+    name = flags.stage or config.stage_order[0]
+    if name not in config.stages:
+        raise ValueError(f"--stage is {name}; config.stages has: {', '.join(config.stages)}")
     topology = topologies.find(flags.topology, flags.num_slices)
-    teacher_model = _teacher_model(flags.teacher_model, given, name)
+    teacher_model = _teacher_model(flags.teacher_model, settings.resolve(config, name))
 
-    def attempt(given: settings.Train, what: str) -> plan.Plan:
+    def attempt(config: settings.Train, what: str) -> plan.Plan:
         with _ticking(f"compiling {name} for {topology.num_chips:,} chips of {topology.name}{what}"):
-            return plan.make(given, name, topology, teacher_model=teacher_model, mfu=flags.mfu)
+            return plan.make(settings.resolve(config, name), topology, teacher_model=teacher_model, mfu=flags.mfu)
 
-    found = attempt(given, "")
-    if not found.fits:
-        change = next(plan.changes(given, name, found.mesh), None)
-        advice = f"try {' '.join(change.flags)}" if change else "take more chips"
+    result = attempt(config, "")
+    if not result.fits:
+        change = next(plan.changes(config, name, result.mesh), None)
+        advice = f"try {' '.join(change.flags)}" if change else "use more chips"
         if flags.search:
-            other = plan.search(given, name, found.mesh, lambda one: attempt(one.given, f", {' '.join(one.flags)}"))
-            found, advice = other or found, "no change that was tried makes it fit; take more chips"
-        if not found.fits:
-            found = dataclasses.replace(found, notes=(*found.notes, advice))
+            other = plan.search(config, name, result.mesh, lambda one: attempt(one.config, f", {' '.join(one.flags)}"))
+            result, advice = other or result, "no change of the search makes it fit; use more chips"
+        if not result.fits:
+            result = dataclasses.replace(result, notes=(*result.notes, advice))
     if flags.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        print(json.dumps(dataclasses.asdict(result)))
     else:
-        _print(found)
+        _print(result)
 
 
-def _teacher_model(asked: str | None, given, name: str):
-    """What the stage has beside it when `train` runs it, as asked or as its checkpoint says; None if nothing.
+def _teacher_model(model_flag: str | None, config):
+    """Returns the model of the teacher, from the flag or from its checkpoint; None if the stage has no teacher.
 
-    Raises: ValueError if a teacher is asked for where the stage would have none, or its own start.
+    Raises: ValueError if the flag names one for a stage that takes none.
     """
     from gemma3_jax import settings
     from gemma3_jax.checkpoint import open as checkpoint_open
 
-    stage, flag = given.stages[name], "--teacher_model"
-    for has_none, why in (
-        (stage.loss != "distill", f"loss is {stage.loss}, which has no teacher"),
-        (stage.teacher == settings.START, "teacher is start, the parameters that the stage begins with"),
-        (stage.targets, f"targets are {stage.targets}, what a teacher said before"),
+    flag = "--teacher_model"
+    for takes_none, why in (
+        (config.loss != "distill", f"loss is {config.loss}, which has no teacher"),
+        (config.teacher == settings.START, "teacher is start, which has the model of the stage"),
+        (config.targets, f"targets is {config.targets}, which replaces the teacher"),
     ):
-        if has_none:
-            if asked:
-                raise ValueError(f"{flag} is {asked}, but config.stages.{name}.{why}; leave it out")
+        if takes_none:
+            if model_flag:
+                raise ValueError(f"{flag} is {model_flag}, but config.stages.{config.name}.{why}; leave it out")
             return None
-    if checkpoint := stage.teacher or given.teacher:
-        return (
-            checkpoint_open.find_model(asked, flag) or checkpoint_open.open_checkpoint(pathlib.Path(checkpoint)).model
-        )
-    return checkpoint_open.find_model(asked, flag)
+    model = checkpoint_open.find_model(model_flag, flag)
+    if model is None and config.teacher:
+        model = checkpoint_open.open_checkpoint(pathlib.Path(config.teacher)).model
+    return model
 
 
 @contextlib.contextmanager
 def _ticking(what: str):
-    """Says what is done, and now and then how long it has taken: the compiler does not say how long it will.
+    """Prints `what`, and every 30 seconds the time that it has taken: the compiler gives no estimate.
 
-    Its thread answers Ctrl-C, too: Python runs handlers in the main thread alone, once the compiler is done with it.
+    Its thread also handles Ctrl-C: Python runs signal handlers in the main thread, after the compiler returns.
     """
     started = time.monotonic()
     reader, writer = socket.socketpair()
@@ -147,26 +166,28 @@ def _ticking(what: str):
         reader.close()
 
 
-def _print(found) -> None:
-    mesh = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
-    print(f"{found.stage} on {found.num_slices} x {found.topology} ({found.num_chips:,} chips), mesh {mesh}")
-    print(f"{found.batch_size} rows of {found.seq_len:,} tokens a step\n")
-    for kind, size in found.hbm_bytes_by_kind.items():
+def _print(result) -> None:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
+    print(f"{result.stage} on {result.num_slices} x {result.topology} ({result.num_chips:,} chips), mesh {mesh}")
+    print(f"{result.batch_size} sequences of {result.seq_len:,} tokens a step\n")
+    for kind, size in result.hbm_bytes_by_kind.items():
         print(f"  {kind:<24}{size / GIB:8.2f} GiB a chip")
-    verdict = "fits" if found.fits else "does not fit"
-    print(f"  {'all':<24}{found.hbm_bytes_per_chip / GIB:8.2f} of {found.hbm_bytes_allowed / GIB:.2f} GiB: {verdict}\n")
-    print(f"  operations by formula   {found.flops_per_step_formula:12.3e} a step")
-    if found.fits:
-        print(f"  operations as compiled  {found.flops_per_step_hlo:12.3e} a step, {found.flops_ratio:.2f} x\n")
-        for one in found.collective_bytes:
+    verdict = "fits" if result.fits else "does not fit"
+    print(
+        f"  {'all':<24}{result.hbm_bytes_per_chip / GIB:8.2f} of {result.hbm_bytes_allowed / GIB:.2f} GiB: {verdict}\n"
+    )
+    print(f"  FLOPs by formula        {result.flops_per_step_formula:12.3e} a step")
+    if result.fits:
+        print(f"  FLOPs as compiled       {result.flops_per_step_hlo:12.3e} a step, {result.flops_ratio:.2f} x\n")
+        for one in result.collective_bytes:
             over = "between slices" if one["crosses_slices"] else "links"
-            size = one["received_bytes"] / GIB
+            size = one["num_bytes"] / GIB
             print(f"  {one['kind']:<20}{'+'.join(one['axes']):<18}{size:9.3f} GiB a chip and step, {over}")
         print()
-        for limit, seconds in found.seconds_by_limit.items():
+        for limit, seconds in result.seconds_by_limit.items():
             print(f"  {limit:<24}{seconds:8.3f} s")
-        print(f"  a step takes at least   {found.step_seconds_bound:8.3f} s: MFU {found.mfu_bound:.1%} at most")
-    days = f"{found.days_per_stage:,.1f} days at an MFU of {found.mfu:.0%}"
-    print(f"  {found.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {found.compile_seconds:.0f} s")
-    for note in found.notes:
+        print(f"  a step takes at least   {result.step_seconds_bound:8.3f} s: MFU {result.mfu_bound:.1%} at most")
+    days = f"{result.days_per_stage:,.1f} days at an MFU of {result.mfu:.0%}"
+    print(f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s")
+    for note in result.notes:
         print(f"  {note}")

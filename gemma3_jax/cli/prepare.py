@@ -1,4 +1,4 @@
-"""`prepare`: raw text -> a data set of filtered, decontaminated, tokenised, packed rows."""
+"""`prepare`: raw text -> a data set of filtered, tokenised, packed rows."""
 
 import argparse
 import json
@@ -11,25 +11,35 @@ from gemma3_jax.cli import terminal
 
 def parser() -> terminal.Parser:
     from gemma3_jax.cli import configs
-    from gemma3_jax.data import settings
+    from gemma3_jax.data.prepare import settings
 
-    fields = "\n".join(f"  {line}" for line in configs.describe(settings.Prepare))
+    fields = "\n".join(f"  {line}" for line in configs.describe(settings.PrepareConfig))
     flags = terminal.Parser(
         prog="python -m gemma3_jax prepare",
-        description="Raw text -> rows to train on. Reads the sources that the config names (text, JSONL, Parquet, a\n"
-        "TensorFlow dataset, or the Python standard library), filters them, removes duplicates and what overlaps\n"
-        "with evaluation sets, masks personal data, tokenises, and packs rows into ArrayRecord shards with a\n"
-        "manifest. Trains the tokenizer if none is named. Stopped at any moment, the same command goes on; the same\n"
-        "sources and config give the same bytes. --config.FIELD=VALUE sets any field.",
+        description="Turns raw text into rows to train on.\n\n"
+        "Reads the sources that the config names (text, JSONL, Parquet, a TensorFlow dataset, or the Python standard\n"
+        "library), filters them, removes duplicates and overlap with evaluation sets, masks personal data, tokenises,\n"
+        "and packs rows into ArrayRecord shards with a manifest. Trains a tokenizer if the config names none.\n\n"
+        "It can be stopped at any moment; the same command resumes the work. The same sources and config give the\n"
+        "same bytes. --config.FIELD=VALUE sets any field.",
         epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
         "      --config.seq_lens='(512,)' --config.duplicates.near=False\n\n"
-        f"fields of the config and their defaults (NAME is one of yours):\n{fields}",
+        f"fields of the config, with their defaults (you choose each NAME):\n{fields}",
     )
     flags.takes_overrides = True
     flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
-    flags.add_argument("--output", required=True, metavar="DIR", help="the data set to write; must not be one already")
     flags.add_argument(
-        "--processes", type=int, default=os.cpu_count(), metavar="N", help="on this machine (default: one per core)"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="the data set to write: a new directory, or an unfinished data set",
+    )
+    flags.add_argument(
+        "--processes",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="worker processes on this machine (default: one per core)",
     )
     flags.add_argument(
         "--runner",
@@ -37,7 +47,10 @@ def parser() -> terminal.Parser:
         help="run as an Apache Beam pipeline: DirectRunner, DataflowRunner, FlinkRunner, SparkRunner (extra [beam])",
     )
     flags.add_argument(
-        "--runner_options", default="", metavar="FLAGS", help="flags of the Beam runner: --runner_options='--A=B ...'"
+        "--runner_options",
+        default="",
+        metavar="FLAGS",
+        help="flags of the Beam runner, such as --runner_options='--A=B ...'",
     )
     flags.add_argument("--json", action="store_true", help="print the report as one JSON object on stdout")
     return flags
@@ -45,9 +58,9 @@ def parser() -> terminal.Parser:
 
 def run(flags: argparse.Namespace) -> None:
     from gemma3_jax.cli import configs
-    from gemma3_jax.data import settings
+    from gemma3_jax.data.prepare import settings
 
-    config = configs.load(flags.config, flags.overrides, settings.Prepare)
+    config = configs.load(flags.config, flags.overrides, settings.PrepareConfig)
     if flags.processes < 0:
         raise ValueError(f"--processes is {flags.processes}; it must be >= 0 (0: in this process)")
     if flags.runner_options and not flags.runner:
@@ -56,14 +69,14 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError("--output is empty; name the directory to write")
     output = flags.output if "://" in flags.output else str(pathlib.Path(flags.output).absolute())
     if flags.runner:
-        note = f"{flags.output} is not finished; end the job of {flags.runner} if it goes on, then run the same command"
+        note = f"{flags.output} is not finished; end the job of {flags.runner} if it still runs, then run this again"
         terminal.on_stop = terminal.Stop(75, note)
-        logging.getLogger().setLevel(logging.ERROR)  # Beam warns of every cloud that is not there
+        logging.getLogger().setLevel(logging.ERROR)  # Beam warns about every cloud it cannot reach
         from gemma3_jax.data.prepare import beam
 
         manifest, report = beam.run(config, output, flags.runner, flags.runner_options.split(), bar=terminal.bar)
     else:
-        terminal.on_stop = terminal.Stop(75, f"what is done in {flags.output} is kept: the same command goes on")
+        terminal.on_stop = terminal.Stop(75, f"finished work stays in {flags.output}; the same command resumes it")
         from gemma3_jax.data.prepare import pipeline
 
         manifest, report = pipeline.run(config, output, num_processes=flags.processes, bar=terminal.bar)
@@ -73,24 +86,24 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def _summary(output: str, manifest: dict, report: dict) -> str:
-    """What was kept and what was left out, for a person to read."""
+    """Returns what is in the data set and what was dropped, for people."""
     lines = [f"{report['records']:,} records read"]
     if report["broken"]["count"]:
         first = report["broken"]["examples"][0]
         lines.append(f"  {report['broken']['count']:>10,}  could not be read, such as: {first}")
-    for reason, found in report["dropped"].items():
-        example = found["examples"][0]
-        lines.append(f"  {found['count']:>10,}  {reason}, such as: {example['record']} ({example['detail']})")
+    for reason, dropped in report["dropped"].items():
+        example = dropped["examples"][0]
+        lines.append(f"  {dropped['count']:>10,}  {reason}, such as: {example['record']} ({example['detail']})")
     if report["changed"]:
-        lines.append(f"  {report['changed']:>10,}  kept with something masked or cut out")
+        lines.append(f"  {report['changed']:>10,}  changed: something was masked or cut out")
     lengths = list(report["fill"])
     lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
     lines[-1] += "".join(f"{f'rows of {length}':>16}" for length in lengths)
     for name, part in {**report["parts"], "in all": report["kept"]}.items():
-        share = part.get("share", {}).get(lengths[0]) if lengths else None
-        share = "" if share is None else f"{share:.2%}" if share else "not drawn"
+        fraction = part.get("share", {}).get(lengths[0]) if lengths else None
+        drawn = "" if fraction is None else f"{fraction:.2%}" if fraction else "not drawn"
         rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
-        lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{share:>14}")
+        lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{drawn:>14}")
         lines[-1] += "".join(f"{rows[length]:>16,}" for length in lengths)
     for length in lengths:
         lines.append(f"rows of {length} are {report['fill'][length]:.2%} full")

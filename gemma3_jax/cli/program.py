@@ -1,4 +1,4 @@
-"""The program: its verbs, its exit status, and how it ends. Everything heavy is imported by the verb that needs it."""
+"""The command line: verbs, errors and exit statuses. A verb imports its heavy libraries only when it runs."""
 
 import difflib
 import logging
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from gemma3_jax.cli import convert, evaluate, generate, plan, prepare, report, teach, terminal, train
 
 USER_ERROR = 1
-BROKEN = 71  # an error that is nobody's input, with its traceback: another attempt may find another machine
-SECONDS_TO_END = 60.0  # once all is done: wandb, for one, still sends what it has
-# Libraries that not everybody needs, and the extra of setup.cfg that brings them.
+INTERNAL_ERROR = 71  # an error that the user did not cause, with a traceback; it may not occur on another machine
+SECONDS_TO_END = 60.0  # for threads that work on after the verb: wandb still uploads
+# Optional libraries, and the extra of setup.cfg that installs them.
 EXTRAS = {
     "datasketch": "prepare",
     "detect_secrets": "prepare",
@@ -28,36 +28,39 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "wandb": "wandb",
     "matplotlib": "plots",
+    "jinja2": "plots",
     "llguidance": "structured",
     "jsonschema": "structured",
     "lm_eval": "eval",
 }
 
 VERBS = {
-    "prepare": (prepare, "raw text -> filtered, tokenised, packed rows"),
-    "train": (train, "walks a recipe's stages in one run directory"),
-    "plan": (plan, "what a stage costs on TPUs, with no TPU at hand"),
-    "teach": (teach, "stores what a teacher says of the rows of a stage"),
-    "convert": (convert, "writes a checkpoint as another kind"),
-    "generate": (generate, "samples from a checkpoint"),
-    "evaluate": (evaluate, "scores a checkpoint"),
-    "report": (report, "one page that shows a run"),
+    "prepare": (prepare, "Turn raw text into filtered, tokenised and packed sequences"),
+    "train": (train, "Train the stages of a recipe in a run directory"),
+    "plan": (plan, "Show the memory, FLOPs and communication of a stage on TPUs, without a TPU"),
+    "teach": (teach, "Store the targets of a teacher for the sequences of a stage"),
+    "convert": (convert, "Convert a checkpoint to another format"),
+    "generate": (generate, "Generate text with a checkpoint, or chat with it"),
+    "evaluate": (evaluate, "Evaluate a checkpoint"),
+    "report": (report, "Write an HTML page about a run"),
 }
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<10} {says}" for verb, (_, says) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items())
     return (
-        f"usage: python -m gemma3_jax VERB --flag=value ...\n\nThe Gemma 3 recipe as a program.\n\nverbs:\n{verbs}\n\n"
-        f"python -m gemma3_jax VERB --help says what a verb does, its flags, and an example."
+        "usage: python -m gemma3_jax VERB --flag=value ...\n\n"
+        "Trains, distils, quantises, evaluates and exports language models by the recipe of Gemma 3.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "Run 'python -m gemma3_jax VERB --help' for the flags of a verb and an example."
     )
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one verb; returns the exit status. Errors of the user are one line on stderr, never a traceback."""
+    """Runs one verb and returns the exit status. A user error prints one line on stderr and no traceback."""
     for library in ("absl", "asyncio"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs tracebacks of what it also raises
-    terminal.on_stop = terminal.LEAVE_NOTHING
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises
+    terminal.on_stop = terminal.REMOVE_PARTIAL
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -66,10 +69,10 @@ def main(arguments: Sequence[str]) -> int:
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"no verb {verb}{hint} (there are: {', '.join(VERBS)})")
+            raise ValueError(f"there is no verb {verb}{hint} (the verbs are: {', '.join(VERBS)})")
         module, _ = VERBS[verb]
         status = module.run(module.parser().parse_all(rest))
-        sys.stdout.flush()  # a full disk or a closed pipe is an error of this verb, not of the interpreter's end
+        sys.stdout.flush()  # so that a full disk or a closed pipe is reported here and not at interpreter exit
         return status or 0
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
@@ -84,45 +87,45 @@ def main(arguments: Sequence[str]) -> int:
         if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         reason = str(error).partition("\n")[0] or "no host memory left"
-        terminal.say(f"gemma3_jax: error: out of memory: {reason}; spread over more devices, or give it less at once")
+        terminal.say(f"gemma3_jax: error: out of memory: {reason}; use more devices, or smaller batches")
         return USER_ERROR
 
 
 def _stop(number: int, frame: object) -> None:
-    """Ends the process from a signal handler, whatever it is doing, with nothing half-written.
+    """Ends the process in a signal handler, and removes files that are partly written.
 
-    An exception would do the same where it lands in our code, but is lost where it lands in a callback of a library.
+    An exception would be lost if it were raised in a callback of a library.
     """
-    if target := sys.modules.get("gemma3_jax.checkpoint.target"):
-        target.remove_partials()
-    line = "\n" if sys.stderr.isatty() else ""  # behind a bar
+    if atomic := sys.modules.get("gemma3_jax.durable.atomic"):
+        atomic.remove_partials()
+    line = "\n" if sys.stderr.isatty() else ""  # ends the line of a progress bar
     terminal.say(f"{line}gemma3_jax: stopped by {signal.Signals(number).name}; {terminal.on_stop.note}")
     os._exit(128 + number if terminal.on_stop.status is None else terminal.on_stop.status)
 
 
 def run() -> None:
-    """The console script."""
+    """Runs the program: the entry point of `python -m gemma3_jax` and of the console script."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
-    # Over an error that is told in one line, Orbax's event loops leave behind pages of what they could not raise any
-    # more, some as late as the interpreter's end. They are shown if there was no such error.
+    # After a user error, the event loops of Orbax report pages of errors that they could not raise, some of them at
+    # interpreter exit. They are shown only if the verb has not failed.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    kept_back: list[str] = []
-    sys.unraisablehook = lambda args: kept_back.append(f"{args.err_msg or 'Exception ignored'}: {args.exc_value!r}")
+    unraisable: list[str] = []
+    sys.unraisablehook = lambda args: unraisable.append(f"{args.err_msg or 'Exception ignored'}: {args.exc_value!r}")
     try:
         status = main(sys.argv[1:])
     except Exception:
         traceback.print_exc()
-        status = BROKEN
+        status = INTERNAL_ERROR
     if status != 0:
         os._exit(status)
     sys.unraisablehook = sys.__unraisablehook__
-    if kept_back:
-        terminal.say(*kept_back)
+    if unraisable:
+        terminal.say(*unraisable)
     threading.Thread(target=_end, daemon=True).start()
 
 
 def _end() -> None:
-    """Ends a process that is done and stays: after a save that failed, threads of Orbax wait for good."""
+    """Ends the process after a while: threads of Orbax wait forever after a save that failed."""
     time.sleep(SECONDS_TO_END)
     os._exit(0)

@@ -1,4 +1,4 @@
-"""`teach`: stores what a teacher says of the rows of a stage, to be learned from without it."""
+"""`teach`: stores the targets of a teacher for the sequences of a stage, to train students without the teacher."""
 
 import argparse
 import contextlib
@@ -13,19 +13,28 @@ from gemma3_jax.cli import terminal
 def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax teach",
-        description="Has a teacher go through all rows of a stage and stores what it says of every token, in few\n"
-        "numbers (config.stages.NAME.samples). `train` learns from them with --config.stages.NAME.targets=DIR: the\n"
-        "same rows in the same order, by a student with the same tokenizer. How much it will be is said first.\n"
-        "Stopped or killed at any moment, the same command goes on. Status 124: a phase hung (config.deadlines).",
+        description="Runs a teacher over all sequences of a stage and stores its targets: a few token ids and weights\n"
+        "for each token, by the estimator of the stage (config.stages.NAME.samples). Any student with the same\n"
+        "tokenizer can then train on the same sequences in the same order without the teacher\n"
+        "(config.stages.NAME.targets). Prints the size on disk before it starts. --config.FIELD=VALUE sets any\n"
+        "field of the recipe.\n\n"
+        "Run the same command again to resume after a stop or a crash. Exit status: 75 stopped by Ctrl-C or\n"
+        "SIGTERM; 124 a phase exceeded its deadline (config.deadlines).",
         epilog="example:\n  python -m gemma3_jax teach --config=experiments/demo.py --stage=pretrain \\\n"
         "      --checkpoint=runs/demo/teacher --output=runs/demo/targets --config.data=runs/demo/data",
     )
     flags.takes_overrides = True
-    flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="the recipe of the student, as for train")
-    flags.add_argument("--checkpoint", default="", metavar="DIR", help="the teacher (default: config.teacher)")
-    flags.add_argument("--output", required=True, metavar="DIR", help="of the targets; made if it is not there")
-    flags.add_argument("--stage", default="", metavar="NAME", help="whose rows (default: the only one that distils)")
-    flags.add_argument("--json", action="store_true", help="print what it took as one JSON object on stdout")
+    flags.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="the recipe: a Python file with get_config()"
+    )
+    flags.add_argument("--checkpoint", default="", metavar="PATH", help="the teacher (default: config.teacher)")
+    flags.add_argument(
+        "--output", required=True, metavar="DIR", help="the directory of the targets; created if it does not exist"
+    )
+    flags.add_argument(
+        "--stage", default="", metavar="NAME", help="the stage (default: the only one with loss distill)"
+    )
+    flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
 
@@ -37,45 +46,46 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError("--output is empty; name the directory to write")
     if "://" in flags.output:
         raise ValueError(f"--output is {flags.output}; it must be a directory (of a file system that all hosts share)")
-    terminal.on_stop = terminal.Stop(75, f"what is written in {flags.output} is kept: the same command goes on")
-    given = configs.load(flags.config, flags.overrides, settings.Train)
-    name = _stage(given, flags.stage)
+    terminal.on_stop = terminal.Stop(75, f"{flags.output} can be resumed with the same command")
+    run_config = configs.load(flags.config, flags.overrides, settings.Train)
+    config = settings.resolve(run_config, _stage_name(run_config, flags.stage))
     if flags.checkpoint:
-        stage = dataclasses.replace(given.stages[name], teacher=flags.checkpoint)
-        given = dataclasses.replace(given, stages={**given.stages, name: stage})
+        config = dataclasses.replace(config, teacher=flags.checkpoint)
 
     import jax
 
-    from gemma3_jax import hosts, teach
+    from gemma3_jax import console, hosts, teach
     from gemma3_jax.train import watchdog
 
     hosts.join()
     is_first, output = jax.process_index() == 0, pathlib.Path(flags.output).absolute()
-    # Beside the targets: their directory is for them alone.
+    # Beside the directory of the targets, which has no other files.
     stacks = output.with_name(f"{output.name}-stacks-{jax.process_index()}.txt")
-    with contextlib.closing(watchdog.Watchdog(given.deadlines, stacks)) as watch:
-        took = teach.execute(given, name, output, say=terminal.say, bar=terminal.bar, watch=watch)
+    with contextlib.closing(watchdog.Watchdog(run_config.deadlines, stacks)) as timer:
+        out = console.Console(say=terminal.say, bar=terminal.bar)
+        summary = teach.execute(config, output, out=out, timer=timer)
     hosts.leave()
     if is_first:
-        terminal.say(f"wrote {flags.output}: {_describe(took)}")
+        terminal.say(f"wrote {flags.output}: {_describe(summary)}")
         if flags.json:
-            print(json.dumps(took))
+            print(json.dumps(summary))
 
 
-def _describe(took: Mapping) -> str:
-    size = f"{took['bytes'] / 2**20:,.1f} MiB for {took['rows']:,} rows"
-    if not took["tokens"]:
-        return f"{size}; nothing was left to teach"
+def _describe(summary: Mapping) -> str:
+    size = f"{summary['bytes'] / 2**20:,.1f} MiB for {summary['rows']:,} sequences"
+    if not summary["tokens"]:
+        return f"{size}; no targets were missing"
     return (
-        f"{size}; {took['tokens']:,} tokens in {terminal.duration(took['seconds'])}, "
-        f"{took['tokens_per_second']:,.0f} a second"
+        f"{size}; {summary['tokens']:,} tokens in {terminal.duration(summary['seconds'])}, "
+        f"{summary['tokens_per_second']:,.0f} a second"
     )
 
 
-def _stage(given, asked: str) -> str:
-    distilled = [name for name in given.stage_order if given.stages[name].loss == "distill"]
-    if asked and asked not in distilled:
-        raise ValueError(f"--stage is {asked}; the stages that distil are: {', '.join(distilled) or 'none'}")
-    if not asked and len(distilled) != 1:
-        raise ValueError(f"--stage is not given; name one of those that distil: {', '.join(distilled) or 'none'}")
-    return asked or distilled[0]
+def _stage_name(config, stage_flag: str) -> str:
+    """Returns the stage of the flag, or the only one that distils. Raises: ValueError."""
+    distilled = [name for name in config.stage_order if config.stages[name].loss == "distill"]
+    if stage_flag and stage_flag not in distilled:
+        raise ValueError(f"--stage is {stage_flag}; the stages that distil are: {', '.join(distilled) or 'none'}")
+    if not stage_flag and len(distilled) != 1:
+        raise ValueError(f"--stage is missing; the stages that distil are: {', '.join(distilled) or 'none'}")
+    return stage_flag or distilled[0]

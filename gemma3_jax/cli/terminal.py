@@ -1,4 +1,4 @@
-"""How every verb reads its flags and speaks to its user: one parser, one progress bar, lines on stderr."""
+"""The parser of flags, progress bars and messages on stderr, for every verb."""
 
 import argparse
 import contextlib
@@ -9,33 +9,34 @@ import sys
 import time
 from collections.abc import Sequence
 
-STARTED = time.monotonic()  # this module is the first that the program imports
+STARTED = time.monotonic()  # the program imports this module first
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """How a process that is told to stop ends."""
+    """How a process ends after SIGINT or SIGTERM."""
 
-    status: int | None  # None: 128 + the signal's number, as a shell would say
+    status: int | None  # exit status; None: 128 + the number of the signal, as in a shell
     note: str
 
 
-LEAVE_NOTHING = Stop(None, "what was being written is removed")
-on_stop = LEAVE_NOTHING  # a verb that keeps what it did sets its own
+REMOVE_PARTIAL = Stop(None, "files that were partly written are removed")
+on_stop = REMOVE_PARTIAL  # a verb that can resume replaces it
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with this program's manners: exit status 1, one line, and a suggestion for a flag it does not know."""
+    """An ArgumentParser whose errors are ValueErrors of one line, with a suggestion for an unknown flag."""
 
-    takes_overrides = False  # of a config: --config.a.b=value
+    takes_overrides = False  # whether --config.a.b=value is allowed
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise ValueError(f"{message} ({self.prog} --help lists what there is)")
+        raise ValueError(f"{message} ({self.prog} --help lists the flags)")
 
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Returns the flags; `overrides` has those of the config. Raises: ValueError."""
         overrides = [argument for argument in arguments if self.takes_overrides and argument.startswith("--config.")]
         arguments = [argument for argument in arguments if argument not in overrides]
         known = [name for action in self._actions for name in action.option_strings]
@@ -51,13 +52,13 @@ def add_model_flag(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         metavar="SIZE|FILE",
-        help="270m, 1b, 4b, 12b, 27b or a config.json: the model's shape, for an Orbax tree of the gemma library whose "
-        "size is not a published one (default: recognised)",
+        help="the model, as 270m, 1b, 4b, 12b, 27b or a config.json; only for an Orbax checkpoint of the gemma library "
+        "that has no published size (default: detected)",
     )
 
 
 def mesh(text: str):
-    """The mesh that `--mesh` asks for: "data=4,model=2"."""
+    """Returns the mesh of a `--mesh` flag such as "data=4,model=2". Raises: ValueError."""
     from gemma3_jax import sharding
 
     sizes = {}
@@ -70,14 +71,14 @@ def mesh(text: str):
 
 
 def say(*lines: str) -> None:
-    """Lines on stderr; if nobody reads it any more, as when Ctrl-C has ended a `tee`, what is at work goes on."""
+    """Prints lines on stderr. Ignores a closed stderr: Ctrl-C may have ended a `tee` while the verb still saves."""
     with contextlib.suppress(OSError):
         if lines:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def ask(prompt: str) -> str:
-    """A line that is typed, without its end; empty at the end of input."""
+    """Reads a line from stdin, without its newline; empty at the end of input."""
     if sys.stdin.isatty():
         with contextlib.suppress(OSError):
             print(prompt, end="", file=sys.stderr, flush=True)
@@ -85,7 +86,7 @@ def ask(prompt: str) -> str:
 
 
 def bar(label: str, total: int | None, unit: str = "B"):
-    """A progress bar with ETA; where stderr is no terminal, a line every ten seconds of what takes longer."""
+    """Returns a progress bar with an ETA; if stderr is not a terminal, it prints a line every ten seconds."""
     import tqdm
 
     seconds = 0.1 if sys.stderr.isatty() else 10.0
@@ -102,7 +103,7 @@ def bar(label: str, total: int | None, unit: str = "B"):
 
 
 def steps_bar(label: str, total: int, initial: int):
-    """A live line of steps with ETA, for a terminal."""
+    """Returns a progress bar of training steps, for a terminal."""
     import tqdm
 
     return tqdm.tqdm(
@@ -116,14 +117,14 @@ def steps_bar(label: str, total: int, initial: int):
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 02:03."""
+    """Formats a duration: "1:02:03", or "02:03" under an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
 
 
 class _Lines:
-    """Where stderr is a file: what a terminal would write over itself stands in lines of its own."""
+    """Stderr as a file for tqdm: prints each state of a progress bar as a line."""
 
     def write(self, text: str) -> None:
         if text := text.strip("\r\n"):

@@ -1,4 +1,4 @@
-"""`train`: walks a recipe's stages in one run directory, and goes on there whatever stopped it."""
+"""`train`: trains the stages of a recipe in a run directory, and resumes a run that was stopped."""
 
 import argparse
 import dataclasses
@@ -18,30 +18,36 @@ def parser() -> terminal.Parser:
     fields = "\n".join(f"  {line}" for line in configs.describe(settings.Train))
     flags = terminal.Parser(
         prog="python -m gemma3_jax train",
-        description="Walks the stages of a recipe in one run directory. Stopped or killed at any moment, the same\n"
-        "command goes on, and ends where it would have ended: a checkpoint holds parameters, optimizer, and the place\n"
-        "in the data. One Ctrl-C or SIGTERM saves and stops (status 75), a second one stops at once. Status 70: too\n"
-        "many steps in a row were not finite, or spiked; 124: a phase hung (config.deadlines).\n\n"
-        "In the run directory: config.json (all fields), metrics.jsonl, skipped.jsonl (steps that were not taken),\n"
-        "goodput.jsonl (where the time went), checkpoints/, tensorboard/, cache/ (compiled programs).",
-        epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/demo \\\n"
+        description="Trains the stages of a recipe in a run directory. --config.FIELD=VALUE sets any field.\n\n"
+        "Run the same command again to resume after a stop or a crash: a checkpoint has the parameters, the\n"
+        "optimizer state and the position in the data, and the result is equal to the last bit. Ctrl-C or\n"
+        "SIGTERM saves and stops; a second one stops at once.\n\n"
+        "Exit status: 0 done; 70 diverged: too many steps in a row were skipped, as their loss was not finite or\n"
+        "spiked; 75 stopped; 124 a phase exceeded its deadline (config.deadlines).\n\n"
+        "The run directory has config.json (all fields), metrics.jsonl, skipped.jsonl (skipped steps),\n"
+        "goodput.jsonl (time by kind), checkpoints/, tensorboard/ and cache/ (compiled programs).",
+        epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/my_run \\\n"
         "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_lr=2e-3\n\n"
-        f"fields of the config and their defaults (NAME is one of yours):\n{fields}",
+        f"fields of the config and their defaults (NAME is the key of an entry):\n{fields}",
     )
     flags.takes_overrides = True
-    flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
-    flags.add_argument("--workdir", required=True, metavar="DIR", help="the run directory; made if it is not there")
-    flags.add_argument("--stage", default="", metavar="NAME", help="run this stage of the stage_order alone")
     flags.add_argument(
-        "--allow_data_change", action="store_true", help="go on although the data is not what the run began with"
+        "--config", required=True, metavar="FILE[:ARG]", help="the recipe: a Python file with get_config()"
     )
     flags.add_argument(
-        "--cache", metavar="DIR", help="of compiled programs (default: WORKDIR/cache; --cache= keeps none)"
+        "--workdir", required=True, metavar="DIR", help="the run directory; created if it does not exist"
+    )
+    flags.add_argument("--stage", default="", metavar="NAME", help="train this stage alone (default: all)")
+    flags.add_argument(
+        "--allow_data_change", action="store_true", help="resume even if the data has changed since the run began"
     )
     flags.add_argument(
-        "--profile", metavar="START:STOP", help="trace the steps between into WORKDIR/profile, for TensorBoard or xprof"
+        "--cache", metavar="DIR", help="directory of compiled programs; empty for none (default: WORKDIR/cache)"
     )
-    flags.add_argument("--json", action="store_true", help="print how it ended as one JSON object on stdout")
+    flags.add_argument(
+        "--profile", metavar="START:STOP", help="profile the steps after START up to STOP, into WORKDIR/profile"
+    )
+    flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
 
@@ -49,10 +55,10 @@ def run(flags: argparse.Namespace) -> int:
     from gemma3_jax import settings
     from gemma3_jax.cli import configs
 
-    terminal.on_stop = terminal.Stop(75, "no step was taken: the same command goes on")
-    given = configs.load(flags.config, flags.overrides, settings.Train)
-    if flags.stage and flags.stage not in given.stage_order:
-        raise ValueError(f"--stage is {flags.stage}; config.stage_order has: {', '.join(given.stage_order)}")
+    terminal.on_stop = terminal.Stop(75, "no step was taken; run the same command to resume")
+    config = configs.load(flags.config, flags.overrides, settings.Train)
+    if flags.stage and flags.stage not in config.stage_order:
+        raise ValueError(f"--stage is {flags.stage}; config.stage_order has: {', '.join(config.stage_order)}")
     if not flags.workdir:
         raise ValueError("--workdir is empty; name the directory of the run")
     if "://" in flags.workdir:
@@ -62,34 +68,34 @@ def run(flags: argparse.Namespace) -> int:
     workdir = pathlib.Path(flags.workdir).absolute()
     _prepare_jax(str(workdir / "cache") if flags.cache is None else flags.cache)
 
-    from gemma3_jax import hosts, run
+    from gemma3_jax import console, hosts, run
     from gemma3_jax.train import goodput, trace
 
-    recipe = configs.load(flags.config, [], settings.Train) if flags.overrides else given
-    asked = run.Asked(
+    recipe = configs.load(flags.config, [], settings.Train) if flags.overrides else config
+    options = run.RunOptions(
         workdir=workdir,
         only_stage=flags.stage,
         allow_data_change=flags.allow_data_change,
         traced=trace.parse(flags.profile) if flags.profile else None,
-        changed=tuple(run.differences(dataclasses.asdict(recipe), dataclasses.asdict(given))),
+        overrides=tuple(run.differences(dataclasses.asdict(recipe), dataclasses.asdict(config))),
         started=terminal.STARTED,
     )
     display = _Display()
-    front = run.Front(say=terminal.say, show=display.show, bar=terminal.bar)
+    out = console.Console(say=terminal.say, show=display.show, bar=terminal.bar)
     try:
-        ended = run.execute(given, asked, front)
+        result = run.execute(config, options, out)
     finally:
         display.close()
     hosts.leave()
-    if ended.seconds:  # in the first process
-        terminal.say(goodput.table(ended.seconds), f"gemma3_jax: {ended.text}")
+    if result.seconds:  # in the first process
+        terminal.say(goodput.table(result.seconds), f"gemma3_jax: {result.text}")
         if flags.json:
-            print(json.dumps(dataclasses.asdict(ended)))
-    return ended.status
+            print(json.dumps(dataclasses.asdict(result)))
+    return result.status
 
 
 def _prepare_jax(cache: str) -> None:
-    """Says where compiled programs are kept, and joins the other processes, if there are any."""
+    """Sets the directory of compiled programs, and joins the other processes of the run."""
     import jax
 
     from gemma3_jax import hosts
@@ -102,31 +108,29 @@ def _prepare_jax(cache: str) -> None:
 
 
 class _Display:
-    """One live line on a terminal; where stderr is no terminal, a line now and then."""
+    """Shows the progress of training: a progress bar on a terminal, elsewhere a line every ten seconds."""
 
     SECONDS = 10.0  # between plain lines
 
     def __init__(self):
         self._bar, self._stage, self._last = None, "", 0.0
 
-    def show(self, leg, row: Mapping) -> None:
+    def show(self, stage: str, num_steps: int, row: Mapping) -> None:
         text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
         text += f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
         text += f"  {row['data_wait_share']:.0%} waiting for data" if row["data_wait_share"] >= 0.01 else ""
         text += f"  {row['num_skipped']} skipped" if row["num_skipped"] else ""
         if sys.stderr.isatty():
-            self._draw(leg, row["step"], text)
-        elif (
-            row["stage"] != self._stage or row["step"] == leg.num_steps or time.monotonic() > self._last + self.SECONDS
-        ):
-            self._stage, self._last = row["stage"], time.monotonic()
-            left = terminal.duration((leg.num_steps - row["step"]) * row["step_seconds"])
-            terminal.say(f"{leg.name} {row['step']}/{leg.num_steps}  {text}  {left} left")
+            self._draw(stage, num_steps, row["step"], text)
+        elif stage != self._stage or row["step"] == num_steps or time.monotonic() > self._last + self.SECONDS:
+            self._stage, self._last = stage, time.monotonic()
+            left = terminal.duration((num_steps - row["step"]) * row["step_seconds"])
+            terminal.say(f"{stage} {row['step']}/{num_steps}  {text}  {left} left")
 
-    def _draw(self, leg, step: int, text: str) -> None:
-        if self._stage != leg.name:
+    def _draw(self, stage: str, num_steps: int, step: int, text: str) -> None:
+        if self._stage != stage:
             self.close()
-            self._stage, self._bar = leg.name, terminal.steps_bar(leg.name, leg.num_steps, step)
+            self._stage, self._bar = stage, terminal.steps_bar(stage, num_steps, step)
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
