@@ -1,18 +1,28 @@
 #!/usr/bin/env bash
-# The recipe in miniature, on real text, in some ten minutes on two cores: no accelerator, no download but packages. Then
-# what comes of it: a sample, measures, files for other programs, and one page that shows the run.
+# The recipe in miniature on real text, and what can be done with the result: text, exports, a page that shows the run.
 #   bash launch/demo.sh [DIRECTORY]       default: runs/demo
 # Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already. Stopped at any
-# moment, the same command goes on.
+# moment, the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 directory="${1:-runs/demo}"
+
+cat >&2 <<PLAN
+The Gemma 3 recipe in miniature, in $directory: about 15 minutes on two CPU cores, without an accelerator.
+  1. install   packages, into .venv unless an environment is active       once, minutes
+  2. prepare   text of the Python standard library, tokenized and packed  half a minute
+  3. teacher   pretrain, long_context                                     3 minutes
+  4. student   pretrain, long_context and qat, with evaluations           10 minutes
+  5. results   a sample, memory, exports, the report                      a minute
+Stop it at any time; the same command resumes.
+PLAN
 
 if [[ -z "${VIRTUAL_ENV:-}" ]]; then
   [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
   # shellcheck source=/dev/null
   source .venv/bin/activate
 fi
+printf '\n== 1. install\n' >&2
 python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[prepare,plots]'
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 mkdir -p "$directory"
@@ -22,12 +32,16 @@ run() {
   python -m gemma3_jax "$@"
 }
 
+printf '\n== 2. prepare\n' >&2
 [[ -f "$directory/data/manifest.json" ]] || run prepare --config=experiments/demo_data.py --output="$directory/data"
+printf '\n== 3. teacher\n' >&2
 run train --config=experiments/demo.py:teacher --workdir="$directory/teacher" --config.data="$directory/data"
+printf '\n== 4. student\n' >&2
 [[ -f "$directory/documents.jsonl" ]] || python experiments/demo_documents.py "$directory/documents.jsonl"
 run train --config=experiments/demo.py --workdir="$directory/student" --config.data="$directory/data" \
   --config.teacher="$directory/teacher" --config.documents="$directory/documents.jsonl"
 
+printf '\n== 5. results\n' >&2
 student="$directory/student" export="$directory/export"
 rm -rf "$export" && mkdir -p "$export"
 run generate --checkpoint="$student" --prompt='def main(argv):' --max_new_tokens=64 --seed=1

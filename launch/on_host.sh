@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# What runs on a TPU host, or in a pod: said by tpu_vm.sh and gke.sh, which check what they say. The answer to a verb
-# that went well is one line on stdout, "gemma3_jax HOST: ..."; errors go to stderr. Everything lives in ~/gemma3_jax:
-# source-REVISION/ and `source` to the one in use, venv/, run/ (log, lock, and state: what the supervisor last wrote).
+# Runs on a TPU host or in a pod. tpu_vm.sh and gke.sh call it, with arguments that they have checked. A verb that
+# succeeds prints one line on stdout, "gemma3_jax HOST: ..."; errors go to stderr. All files are in ~/gemma3_jax:
+# source-REVISION/, and `source`, a link to the one in use; venv/; run/ (log, lock, and the state that the supervisor
+# writes).
 # shellcheck disable=SC2329  # functions are verbs, called by name
 set -euo pipefail
 
 home="$HOME/gemma3_jax"
 run="$home/run"
 mounts="${GEMMA3_JAX_MOUNTS:-/mnt/gcs}"
-restart_seconds="${GEMMA3_JAX_RESTART_SECONDS:-10}" # for chips and ports to come free
+restart_seconds="${GEMMA3_JAX_RESTART_SECONDS:-10}" # until chips and ports are free again
 readonly PREEMPTED=75 HUNG=124 BROKEN=71
 
 answer() {
@@ -20,8 +21,8 @@ fail() {
   exit 1
 }
 
-# again COMMAND...: five attempts, as a fresh machine is still busy with its own updates.
-again() {
+# retry COMMAND...: makes five attempts, as a new machine is still busy with updates.
+retry() {
   local attempt
   for attempt in 1 2 3 4 5; do
     "$@" && return
@@ -30,19 +31,19 @@ again() {
   fail "failed five times: $*"
 }
 
-# is_running: there is a supervisor, which holds the lock, or a train that has lost its own.
+# is_running: whether there is a supervisor, which holds the lock, or a train whose supervisor was killed.
 is_running() {
   mkdir -p "$run"
   ! flock --nonblock "$run/lock" true || is_alive train gemma3_jax
 }
 
-# is_alive NAME WORD: whether the process of that name in the state is there, and still the one with this word in its
-# command: numbers of processes are used again.
+# is_alive NAME WORD: whether the process that the state has under this name exists and has this word in its command,
+# as process IDs are reused.
 is_alive() {
   grep --quiet --no-messages "$2" "/proc/$(state "$1")/cmdline"
 }
 
-# state NAME: of the last run: token, supervisor and train (process ids), restarts, said.
+# state NAME: of the last run: token, supervisor and train (process IDs), restarts, message.
 state() {
   if [[ -f "$run/state" ]]; then sed -n "s/^$1=//p" "$run/state"; fi
 }
@@ -52,7 +53,7 @@ state() {
 setup() { # BUCKET ARCHIVE_IN_IT
   local revision="${2##*/source-}"
   revision="${revision%.tar.gz}"
-  ! is_running || fail "a run is going on here; 'stop' it first"
+  ! is_running || fail "a run is in progress here; 'stop' it first"
   install_gcsfuse
   mount_bucket "$1"
   if [[ ! -d "$home/source-$revision" ]]; then
@@ -68,30 +69,30 @@ setup() { # BUCKET ARCHIVE_IN_IT
 install_gcsfuse() {
   command -v gcsfuse >/dev/null && return
   local key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt
-  again curl --fail --silent --show-error --output "$home/key.asc" "$packages/doc/apt-key.gpg"
+  retry curl --fail --silent --show-error --output "$home/key.asc" "$packages/doc/apt-key.gpg"
   sudo cp "$home/key.asc" "$key"
   echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release --codename --short) main" |
     sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-  again sudo apt-get -qq update
-  again sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install gcsfuse
+  retry sudo apt-get -qq update
+  retry sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install gcsfuse
 }
 
-# Hosts write what others read, so nothing may be answered from memory: on large machines gcsfuse would keep what it
-# knows of files for good. Source: gcsfuse, docs/semantics.md (stat caching).
+# Hosts read what others write, so metadata must not be cached: on large machines gcsfuse would cache it for good.
+# Source: gcsfuse, docs/semantics.md (stat caching).
 mount_bucket() { # BUCKET
-  local place="$mounts/$1"
-  mountpoint --quiet "$place" && return
-  sudo mkdir -p "$place"
-  sudo chown "$(id -u):$(id -g)" "$place"
-  again gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$place" >&2
-  ls "$place" >/dev/null ||
-    fail "gs://$1 is mounted, but cannot be read: its roles do not include this machine's service account"
+  local mount="$mounts/$1"
+  mountpoint --quiet "$mount" && return
+  sudo mkdir -p "$mount"
+  sudo chown "$(id -u):$(id -g)" "$mount"
+  retry gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$mount" >&2
+  ls "$mount" >/dev/null ||
+    fail "gs://$1 is mounted, but cannot be read: this machine's service account has no role on it"
 }
 
-# The images of TPU VMs have Python 3.10.
+# Some images of TPU VMs have Python 3.10; gemma3_jax needs 3.11.
 make_environment() {
   local python
-  if ! "$home/venv/bin/python" -m pip --version >/dev/null 2>&1; then # not there, or half made
+  if ! "$home/venv/bin/python" -m pip --version >/dev/null 2>&1; then # missing, or incomplete
     for python in python3.11 python3.12 python3; do
       "$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
       python=""
@@ -99,11 +100,11 @@ make_environment() {
     if [[ -n "$python" ]]; then
       "$python" -m venv --clear "$home/venv"
     else
-      again python3 -m pip install --quiet --user uv
-      again python3 -m uv venv --quiet --clear --seed --python=3.11 "$home/venv"
+      retry python3 -m pip install --quiet --user uv
+      retry python3 -m uv venv --quiet --clear --seed --python=3.11 "$home/venv"
     fi
   fi
-  again install_packages "$home/venv/bin/python" "$home/source"
+  retry install_packages "$home/venv/bin/python" "$home/source"
 }
 
 install_packages() { # PYTHON SOURCE
@@ -113,36 +114,36 @@ install_packages() { # PYTHON SOURCE
 # --- run ---
 
 ready() { # BUCKET
-  [[ -x "$home/venv/bin/python" && -d "$home/source" ]] || fail "nothing is set up here; 'setup' comes first"
-  ! is_running || fail "a run is going on here ($(state said)); 'stop' it first"
+  [[ -x "$home/venv/bin/python" && -d "$home/source" ]] || fail "this host has not been set up; run 'setup' first"
+  ! is_running || fail "a run is in progress here ($(state message)); 'stop' it first"
   mount_bucket "$1"
   answer "ready"
 }
 
 start() { # TOKEN MAX_RESTARTS BUCKET LIBTPU_FLAGS ARGUMENT_OF_TRAIN...
   mkdir -p "$run"
-  mount_bucket "$3" # before the lock is opened: gcsfuse would inherit it, and hold it for good
+  mount_bucket "$3" # before the lock is opened: gcsfuse would inherit it, and never release it
   exec 9>>"$run/lock"
   if ! flock --timeout 5 9 || is_alive train gemma3_jax; then
-    [[ "$(state token)" == "$1" ]] || fail "a run is going on here ($(state said)); 'stop' it first"
+    [[ "$(state token)" == "$1" ]] || fail "a run is in progress here ($(state message)); 'stop' it first"
     answer "started already"
     return
   fi
   write_state "$1" "" "" 0 "starting"
-  # Its own session, and no terminal: what ends this connection does not end it. It inherits the lock.
+  # A session of its own, without a terminal, outlives this connection. It inherits the lock.
   setsid bash "$0" supervise "$@" </dev/null >>"$run/log" 2>&1 &
   answer "started"
 }
 
-write_state() { # TOKEN SUPERVISOR TRAIN RESTARTS SAID
-  printf '%s\n' "token=$1" "supervisor=$2" "train=$3" "restarts=$4" "said=$5" >"$run/state.partial"
+write_state() { # TOKEN SUPERVISOR TRAIN RESTARTS MESSAGE
+  printf '%s\n' "token=$1" "supervisor=$2" "train=$3" "restarts=$4" "message=$5" >"$run/state.partial"
   mv "$run/state.partial" "$run/state"
 }
 
-# supervise: train until it is done, again after what another attempt may mend.
+# supervise: runs train until it is done, and restarts it after an error that may not occur again.
 supervise() { # as start
-  local token="$1" max_restarts="$2" restarts=0 status said workdir
-  export LIBTPU_INIT_ARGS="$4" JAX_PLATFORMS=tpu # without chips an error, not months on a CPU
+  local token="$1" max_restarts="$2" restarts=0 status message workdir
+  export LIBTPU_INIT_ARGS="$4" JAX_PLATFORMS=tpu # without chips it fails, rather than train on the CPU
   shift 4
   workdir="${1#--workdir=}"
   child="" stopping=""
@@ -151,37 +152,37 @@ supervise() { # as start
   cd "$home/source"
   claim "$workdir"
   while true; do
-    said="running since $(date -u +%FT%TZ)"
-    echo "$said, restarts $restarts: train $*"
+    message="running since $(date -u +%FT%TZ)"
+    echo "$message, restarts $restarts: train $*"
     "$home/venv/bin/python" -m gemma3_jax train "$@" 9>&- &
     child=$!
-    [[ -z "$stopping" ]] || kill -TERM "$child" # told between the two lines above
-    write_state "$token" "$$" "$child" "$restarts" "$said"
+    [[ -z "$stopping" ]] || kill -TERM "$child" # SIGTERM came between the two lines above
+    write_state "$token" "$$" "$child" "$restarts" "$message"
     status=0
     await "$child" || status=$?
     child=""
-    said="ended with $status at $(date -u +%FT%TZ): $(meaning "$status")"
-    [[ -z "$stopping" ]] || said+="; stopped from outside"
-    if [[ -n "$stopping" ]] || is_held || ! is_worth_another "$status"; then break; fi
+    message="ended with $status at $(date -u +%FT%TZ): $(meaning "$status")"
+    [[ -z "$stopping" ]] || message+="; stopped from outside"
+    if [[ -n "$stopping" ]] || is_held || ! should_restart "$status"; then break; fi
     if ((restarts >= max_restarts)); then
-      said+="; not started again after $restarts restarts (--max_restarts)"
+      message+="; not restarted after $restarts restarts (--max_restarts)"
       break
     fi
-    echo "$said"
+    echo "$message"
     copy_log "$workdir/logs" || true
     restarts=$((restarts + 1))
-    write_state "$token" "$$" "" "$restarts" "$said; starting again"
+    write_state "$token" "$$" "" "$restarts" "$message; restarting"
     sleep "$restart_seconds" 9>&- &
     await $! || true
     if [[ -n "$stopping" ]] || is_held; then break; fi
   done
-  echo "$said"
+  echo "$message"
   copy_log "$workdir/logs" || echo "the log could not be copied to $workdir/logs"
-  write_state "$token" "" "" "$restarts" "$said"
+  write_state "$token" "" "" "$restarts" "$message"
 }
 
-# claim WORKDIR: makes its lock file, which train opens on every host: of several that make a file at once, gcsfuse lets
-# one and fails the others.
+# claim WORKDIR: creates its lock file, which train opens on every host: when several create a file at once, gcsfuse
+# fails all but one.
 claim() {
   mkdir -p "$1"
   [[ -e "$1/.lock" ]] || : >>"$1/.lock" || true
@@ -198,43 +199,43 @@ await() {
   return "$status"
 }
 
-# is_worth_another STATUS. 128 and more: killed, as by the kernel (137), or by JAX when another host is lost (134); but
-# a second Ctrl-C or SIGTERM (130, 143) is somebody's wish.
-is_worth_another() {
+# should_restart STATUS. 128 and more: killed, as by the kernel (137), or by JAX when another host is lost (134); but
+# a second Ctrl-C or SIGTERM (130, 143) is intended.
+should_restart() {
   (($1 == PREEMPTED || $1 == HUNG || $1 == BROKEN)) || (($1 >= 128 && $1 != 130 && $1 != 143))
 }
 
 meaning() { # STATUS
   case "$1" in
     0) echo "done" ;;
-    1) echo "a mistake in what was asked; not started again" ;;
-    70) echo "training went non-finite; not started again" ;;
-    "$PREEMPTED") echo "stopped, saved" ;;
+    1) echo "invalid input; not restarted" ;;
+    70) echo "the loss became non-finite; not restarted" ;;
+    "$PREEMPTED") echo "stopped and saved" ;;
     "$HUNG") echo "hung" ;;
-    "$BROKEN") echo "broke off with a traceback" ;;
-    130 | 143) echo "stopped at once; not started again" ;;
+    "$BROKEN") echo "failed with a traceback" ;;
+    130 | 143) echo "stopped at once, without saving; not restarted" ;;
     *) echo "crashed" ;;
   esac
 }
 
 status() {
   if is_running; then
-    answer "$(state said), $(state restarts) restarts; $(tail -n 1 "$run/log")"
+    answer "$(state message), $(state restarts) restarts; $(tail -n 1 "$run/log")"
   elif [[ -f "$run/state" ]]; then
-    # A supervisor that did not write its last word was killed, or the machine was started anew.
-    answer "$([[ -z "$(state supervisor)" ]] || echo "lost while ")$(state said), $(state restarts) restarts"
+    # A supervisor that did not write how the run ended was killed, or the machine was rebooted.
+    answer "$([[ -z "$(state supervisor)" ]] || echo "lost while ")$(state message), $(state restarts) restarts"
   else
     answer "no run yet"
   fi
 }
 
-# hold: no more attempts. Said on all hosts before `stop`: once one of them is told to stop, all do, and those that
-# gcloud has not come to yet would start again.
+# hold: no more restarts. Called on all hosts before `stop`: once train is stopped on one of them it stops on all, and
+# hosts that gcloud has not reached yet would restart it.
 hold() {
-  local how=""
-  is_running || how="not running; "
+  local prefix=""
+  is_running || prefix="not running; "
   state token >"$run/held"
-  answer "$how$(state said)"
+  answer "$prefix$(state message)"
 }
 
 is_held() {
@@ -243,10 +244,10 @@ is_held() {
 
 stop() { # SECONDS
   local seconds
-  is_running || { answer "nothing is running; $(state said)" && return; }
-  # Once: a second signal would end train without saving, and gcloud repeats what it could not say.
+  is_running || { answer "nothing is running; $(state message)" && return; }
+  # Once: a second signal would end train without saving, and gcloud repeats a command after a lost connection.
   if [[ "$(cat "$run/stopped" 2>/dev/null)" != "$(state token)" ]]; then
-    for seconds in 1 2 3 4 5; do # a run that has just been started may not have said who it is
+    for seconds in 1 2 3 4 5; do # a run that has just started may not have written its process IDs
       if is_alive supervisor supervise; then
         kill -TERM "$(state supervisor)"
         break
@@ -262,8 +263,8 @@ stop() { # SECONDS
     is_running || break
     sleep 1
   done
-  ! is_running || fail "told to save and stop, and not done after $1 s; 'status' says when it has ended"
-  answer "$(state said)"
+  ! is_running || fail "SIGTERM was sent, and train has not ended after $1 s; 'status' shows when it has"
+  answer "$(state message)"
 }
 
 put_logs() { # BUCKET DIRECTORY
@@ -279,15 +280,15 @@ copy_log() { # DIRECTORY
 
 # --- in a pod ---
 
-# pod: train once, in place of this shell, so that the signals of Kubernetes reach it; the JobSet does the restarts.
+# pod: replaces this shell with train, so that signals of Kubernetes reach it; the JobSet restarts it.
 pod() { # BUCKET ARGUMENT_OF_TRAIN...
   local bucket="$1"
   shift
   mountpoint --quiet "$mounts/$bucket" ||
-    fail "gs://$bucket is not mounted at $mounts/$bucket; 'attach' makes it a storage of the cluster"
+    fail "gs://$bucket is not mounted at $mounts/$bucket; run 'attach' for this bucket first"
   claim "${1#--workdir=}"
   if ! python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("libtpu"))'; then
-    install_packages python . || exit "$PREEMPTED" # an index that is out of reach may be there again
+    install_packages python . || exit "$PREEMPTED" # the package index may be reachable again
   fi
   exec python -m gemma3_jax train "$@"
 }
@@ -299,5 +300,5 @@ main() {
   esac
 }
 
-# On one line: bash reads a script as it goes, and `setup` of another commit replaces this one while it runs.
+# On one line: bash reads a script while it runs it, and `setup` of another commit replaces this file meanwhile.
 main "$@"; exit

@@ -1,7 +1,7 @@
-"""The launchers in real processes, and a cloud for them: programs named gcloud and xpk that keep its state in files.
+"""Runs the launchers in real processes, against a fake cloud: programs named gcloud and xpk with their state in files.
 
-Of `root`: bin/ has the programs; calls, what was said to gcloud and xpk, a JSON list a line; answers/, what they print;
-hosts/NUMBER/ the home directories of hosts, on which ssh runs launch/on_host.sh for real; mounts/ the buckets.
+In `root`: bin/ has the programs; calls, the calls of gcloud and xpk, a JSON list a line; answers/, what they print;
+hosts/NUMBER/, the home directories of hosts, where ssh runs launch/on_host.sh for real; mounts/, the buckets.
 """
 
 import functools
@@ -21,34 +21,34 @@ ROOT = pathlib.Path(__file__).parents[2]
 POD = ("--name=g3", "--project=my-project", "--zone=us-central1-a")
 POOL = ("--cluster=my-cluster", "--project=my-project", "--zone=us-central1-a")
 
-# gcloud and xpk: answers/NAME holds the answer to what has NAME's words in it; a status in answers/NAME.status. The
-# longest name counts.
+# gcloud and xpk: answers/NAME has the output of calls with all words of NAME, answers/NAME.status their exit status.
+# The longest name that fits counts.
 CLOUD = """#!{python}
 import json, os, pathlib, shutil, subprocess, sys
 
-root, said = pathlib.Path({root!r}), sys.argv[1:]
+root, words = pathlib.Path({root!r}), sys.argv[1:]
 with (root / "calls").open("a") as calls:
-    calls.write(json.dumps([pathlib.Path(sys.argv[0]).name, *said]) + "\\n")
-found = [path for path in (root / "answers").iterdir() if not path.suffix and set(path.name.split()) <= set(said)]
-path = max(found, key=lambda path: len(path.name), default=None)
+    calls.write(json.dumps([pathlib.Path(sys.argv[0]).name, *words]) + "\\n")
+answers = [path for path in (root / "answers").iterdir() if not path.suffix and set(path.name.split()) <= set(words)]
+path = max(answers, key=lambda path: len(path.name), default=None)
 if path is not None:
     print(path.read_text(), end="")
     status = path.with_name(path.name + ".status")
     if status.exists():
         sys.exit(f"ERROR: (gcloud) status {{status.read_text()}}")
 hosts = sorted((root / "hosts").iterdir())
-if "scp" in said:
-    source, target = said[said.index("scp") + 1 : said.index("scp") + 3]
+if "scp" in words:
+    source, target = words[words.index("scp") + 1 : words.index("scp") + 3]
     for host in hosts:
         shutil.copy(source, host / target.partition(":")[2])
-if said[:2] == ["storage", "cp"]:
-    target = root / "mounts" / said[3].removeprefix("gs://")
+if words[:2] == ["storage", "cp"]:
+    target = root / "mounts" / words[3].removeprefix("gs://")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(said[2], target)
-if said[:2] == ["storage", "rsync"]:
-    shutil.copytree(root / "mounts" / said[2].removeprefix("gs://"), said[3], dirs_exist_ok=True)
-if "ssh" in said:
-    [command] = [word.partition("=")[2] for word in said if word.startswith("--command=")]
+    shutil.copy(words[2], target)
+if words[:2] == ["storage", "rsync"]:
+    shutil.copytree(root / "mounts" / words[2].removeprefix("gs://"), words[3], dirs_exist_ok=True)
+if "ssh" in words:
+    [command] = [word.partition("=")[2] for word in words if word.startswith("--command=")]
     ended = []
     for host in hosts:
         home = {{**os.environ, "HOME": str(host)}}
@@ -56,8 +56,8 @@ if "ssh" in said:
     sys.exit(max(ended))
 """
 
-# A host's programs. `python3.11 -m venv` makes an environment whose python notes what it installs, and plays `train`,
-# which notes how it was called, and ends with the next status in ~/statuses; `wait` there waits for SIGTERM, and saves.
+# A host's programs. `python3.11 -m venv` creates an environment whose python records what it installs, and acts as
+# `train`: it records its arguments, and ends with the next status in ~/statuses; `wait` there waits for SIGTERM.
 HOST = {
     "hostname": 'echo "host-$(basename "$HOME")"',
     "sudo": '"$@"',
@@ -72,7 +72,7 @@ if [[ "$2" == pip ]]; then echo "$PWD $*" >>"$HOME/pip"; exit; fi
 number=$(($(wc -l <"$HOME/ends") + 1))
 printf '%s\\n' "$@" "LIBTPU_INIT_ARGS=$LIBTPU_INIT_ARGS" "JAX_PLATFORMS=$JAX_PLATFORMS" >"$HOME/train.$number"
 next="$(sed -n "${number}p" "$HOME/statuses")"
-echo "says something of $next"
+echo "output of attempt $next"
 if [[ "$next" == wait ]]; then
   trap 'sleep 0.2; echo 75 >>"$HOME/ends"; exit 75' TERM
   touch "$HOME/waits"
@@ -87,7 +87,7 @@ chmod +x "$4/bin/python"
 
 
 class Cloud:
-    """One in a directory, with `num_hosts` hosts; what is in `answers` is what the cloud says."""
+    """A cloud in a directory, with `num_hosts` hosts; it answers with the texts in `answers`."""
 
     def __init__(self, root: pathlib.Path, num_hosts: int = 2):
         self.root = root
@@ -115,7 +115,7 @@ class Cloud:
             (self.root / "answers" / f"{words}.status").write_text(str(status))
 
     def there(self, state: str, slices: int = 1, name: str = "v5litepod-16") -> None:
-        """A queued resource."""
+        """Sets the queued resource that exists; none if `state` is empty."""
         self.answer("queued-resources list", f"{state}\t{slices}\t{name}\n" if state else "")
 
     @property
@@ -128,7 +128,7 @@ class Cloud:
         }
 
     def run(self, script: str, *arguments: str, status: int = 0):
-        """What the launcher said on stdout and on stderr."""
+        """Returns stdout and stderr of a launcher."""
         return launch(script, *arguments, status=status, env=self.environment, cwd=self.root)
 
     def on_host(self, number: int, *arguments: str, status: int = 0):
@@ -136,31 +136,31 @@ class Cloud:
         return launch("on_host.sh", *arguments, status=status, env={**self.environment, "HOME": str(home)}, cwd=home)
 
     def calls(self, *words: str) -> list[list[str]]:
-        """What was said to gcloud and xpk, those with all of the words in them, in order."""
+        """Returns the calls of gcloud and xpk that have all of the words, in order."""
         path = self.root / "calls"
-        said = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [call for call in said if set(words) <= set(call)]
+        calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [call for call in calls if set(words) <= set(call)]
 
     def home(self, number: int = 0) -> pathlib.Path:
         return self.root / "hosts" / str(number)
 
     def ends(self, number: int = 0) -> list[str]:
-        """How the attempts of a host have ended."""
+        """Returns how the attempts of a host ended."""
         return (self.home(number) / "ends").read_text().split()
 
     def state(self, number: int = 0) -> dict[str, str]:
-        """What the supervisor of a host last wrote."""
+        """Returns the state that the supervisor of a host wrote last."""
         path = self.home(number) / "gemma3_jax" / "run" / "state"
         return dict(line.split("=", 1) for line in path.read_text().splitlines()) if path.exists() else {}
 
     def wait_until_ended(self, number: int = 0) -> str:
         wait_until(
-            lambda: self.state(number).get("said", "").startswith("ended") and not self.state(number)["supervisor"]
+            lambda: self.state(number).get("message", "").startswith("ended") and not self.state(number)["supervisor"]
         )
-        return self.state(number)["said"]
+        return self.state(number)["message"]
 
     def close(self) -> None:
-        """Ends what is still running of it."""
+        """Kills the processes of its hosts that still run."""
         for home in (self.root / "hosts").iterdir():
             for name in ("supervisor", "train"):
                 if number := self.state(int(home.name)).get(name):
@@ -179,21 +179,21 @@ def launch(script: str, *arguments: str, status: int = 0, **options):
 
 @functools.cache
 def _tools() -> tempfile.TemporaryDirectory:
-    """A directory with what every Unix has, and git; no gcloud, no xpk."""
+    """A directory with the tools of every Unix, git, and Python without packages; no gcloud, no xpk."""
     directory = tempfile.TemporaryDirectory()
-    for name in "awk bash cat date dirname env git tr".split():
+    for name in "awk bash date dirname env git python3".split():
         (pathlib.Path(directory.name) / name).symlink_to(shutil.which(name))
     return directory
 
 
 def dry_run(script: str, verb: str, *arguments: str) -> list[list[str]]:
-    """The commands it would run, as the words that a shell makes of each line."""
+    """Returns the commands that it would run, each as the words that a shell reads."""
     out, _ = launch(script, verb, "--dry_run", *arguments, env={"PATH": _tools().name}, cwd="/")
     return [shlex.split(line) for line in out.splitlines()]
 
 
 def refused(script: str, *arguments: str) -> str:
-    """The one line that it says on stderr, having printed nothing."""
+    """Returns its one line on stderr; it must print nothing on stdout."""
     out, err = launch(script, *arguments, status=1, env={"PATH": _tools().name}, cwd="/")
     assert not out
     [line] = err.splitlines()
@@ -201,10 +201,10 @@ def refused(script: str, *arguments: str) -> str:
 
 
 def expanded(command: str, variables: dict[str, str]) -> str:
-    """As Kubernetes writes a container's command: $(NAME) is a variable's value, if there is one; $$ is one sign."""
+    """Expands a container's command as Kubernetes does: $(NAME) is the value of a variable, if it exists; $$ is $."""
 
-    def value(found: re.Match) -> str:
-        return "$" if found[0] == "$$" else variables.get(found[1], found[0])
+    def value(match: re.Match) -> str:
+        return "$" if match[0] == "$$" else variables.get(match[1], match[0])
 
     return re.sub(r"\$\$|\$\((\w+)\)", value, command)
 
@@ -212,5 +212,5 @@ def expanded(command: str, variables: dict[str, str]) -> str:
 def wait_until(holds, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What the launchers would run, word by word: nothing is run, and no tool of a cloud is needed."""
+"""The commands that the launchers would run, word by word: nothing runs, and no tool of a cloud is needed."""
 
 import shlex
 
@@ -35,16 +35,16 @@ def on_hosts(command: str) -> list[str]:
 
 
 def is_packed(commands: list[list[str]], root=str(pods.ROOT)) -> bool:
-    """Whether these are the commands that make an archive of this checkout."""
+    """Returns whether these commands archive this checkout."""
     scratch = commands[0][1].removeprefix("GIT_INDEX_FILE=").removesuffix("/index")
     index = ["env", f"GIT_INDEX_FILE={scratch}/index", "git", "-C", root]
     archive = ["git", "-C", root, "archive", "--format=tar.gz", f"--output={scratch}/source.tar.gz", "TREE"]
     return commands == [[*index, "read-tree", "HEAD"], [*index, "add", "--update"], [*index, "write-tree"], archive]
 
 
-def test_create_asks_the_cloud_before_it_asks_for_machines():
-    given = ("--job=1b", "--bucket=gs://my-bucket", "--spot", "--valid_until=6h")
-    assert pods.dry_run("tpu_vm.sh", "create", *pods.POD, *given) == [
+def test_create_looks_everything_up_before_it_requests_machines():
+    flags = ("--job=1b", "--bucket=gs://my-bucket", "--spot", "--valid_until=6h")
+    assert pods.dry_run("tpu_vm.sh", "create", *pods.POD, *flags) == [
         [*TPUS, "accelerator-types", "describe", "v5litepod-256", *WHERE, "--format=value(type)"],
         [*TPUS, "tpu-vm", "versions", "describe", "v2-alpha-tpuv5-lite", *WHERE, "--format=value(version)"],
         BUCKET,
@@ -59,9 +59,9 @@ def test_create_asks_the_cloud_before_it_asks_for_machines():
 
 
 def test_one_slice_has_the_first_of_the_names_that_several_have():
-    given = ("--accelerator=v5p-128", "--bucket=gs://my-bucket", "--reserved", "--network=n", "--subnetwork=s")
-    given += ("--service_account=me@x.iam", "--internal_ips", "--runtime_version=v3")
-    created = pods.dry_run("tpu_vm.sh", "create", *pods.POD, *given)[-1]
+    flags = ("--accelerator=v5p-128", "--bucket=gs://my-bucket", "--reserved", "--network=n", "--subnetwork=s")
+    flags += ("--service_account=me@x.iam", "--internal_ips", "--runtime_version=v3")
+    created = pods.dry_run("tpu_vm.sh", "create", *pods.POD, *flags)[-1]
     assert created[5:] == [
         *("g3", *WHERE, "--accelerator-type=v5p-128", "--runtime-version=v3", "--node-id=g3-0", "--reserved"),
         *("--service-account=me@x.iam", "--network=n", "--subnetwork=s", "--internal-ips"),
@@ -91,8 +91,8 @@ def test_setup_can_take_a_commit_instead():
 
 
 def test_run_is_refused_by_hosts_before_it_is_started_on_any():
-    given = ("--job=1b", "--workdir=gs://my-bucket/runs/1b", "--max_restarts=7", "--iap", *RECIPE)
-    commands = pods.dry_run("tpu_vm.sh", "run", *pods.POD, *given)
+    flags = ("--job=1b", "--workdir=gs://my-bucket/runs/1b", "--max_restarts=7", "--iap", *RECIPE)
+    commands = pods.dry_run("tpu_vm.sh", "run", *pods.POD, *flags)
     assert commands[:2] == [LOOK_UP, COUNT_HOSTS]
     ready, start = commands[2:]
     assert ready == [*on_hosts("ready my-bucket"), "--tunnel-through-iap"]
@@ -103,19 +103,19 @@ def test_run_is_refused_by_hosts_before_it_is_started_on_any():
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("flags", "expected"),
     [
         (["--accelerator=v5litepod-16"], ""),
         (["--accelerator=v5litepod-16", "--num_slices=2"], DATA_PARALLEL),
         (["--accelerator=v6e-16"], "--xla_tpu_scoped_vmem_limit_kib=98304"),
         (["--accelerator=v6e-16", "--num_slices=2"], f"{DATA_PARALLEL} --xla_tpu_scoped_vmem_limit_kib=98304"),
-        (["--accelerator=v4-32", "--libtpu_flags=--a=1 --b=2"], " --a=1 --b=2"),
+        (["--accelerator=v4-32", "--libtpu_flags=--a=1 --b=2"], "--a=1 --b=2"),
     ],
 )
-def test_flags_of_the_compiler_go_by_generation_and_slices(given, expected):
-    commands = pods.dry_run("tpu_vm.sh", "run", *pods.POD, *given, "--workdir=gs://my-bucket/runs/1b", *RECIPE)
+def test_flags_of_the_compiler_go_by_generation_and_slices(flags, expected):
+    commands = pods.dry_run("tpu_vm.sh", "run", *pods.POD, *flags, "--workdir=gs://my-bucket/runs/1b", *RECIPE)
     assert shlex.split(commands[-1][-1].removeprefix("--command="))[6] == expected
-    workload = create(*given)
+    workload = create(*flags)
     flags = [word.removeprefix("--env=LIBTPU_INIT_ARGS=") for word in workload if "LIBTPU_INIT_ARGS" in word]
     assert flags == ([expected] if expected else [])
 
@@ -137,7 +137,7 @@ def test_status_stop_and_logs_reach_all_hosts():
     ]
 
 
-def test_delete_is_done_only_if_it_is_said():
+def test_delete_runs_with_yes():
     assert pods.dry_run("tpu_vm.sh", "delete", *pods.POD, "--yes") == [
         LOOK_UP,
         [*TPUS, "queued-resources", "delete", "g3", *WHERE, "--force", "--quiet"],
@@ -148,16 +148,16 @@ def test_delete_is_done_only_if_it_is_said():
     ]
 
 
-def create(*given: str) -> list[str]:
-    """The command that creates a workload."""
+def create(*flags: str) -> list[str]:
+    """Returns the command that creates a workload."""
     commands = pods.dry_run(
-        "gke.sh", "run", *pods.POOL, "--name=g3", "--workdir=gs://my-bucket/runs/1b", *given, *RECIPE
+        "gke.sh", "run", *pods.POOL, "--name=g3", "--workdir=gs://my-bucket/runs/1b", *flags, *RECIPE
     )
     assert commands[0] == ["xpk", "workload", "list", *CLUSTER, "--filter-by-job=g3"]
     return commands[-1]
 
 
-def test_a_workload_restarts_on_what_another_attempt_may_mend():
+def test_a_workload_restarts_after_errors_that_may_not_occur_again():
     assert create("--job=4b", "--max_restarts=9", "--image=my.pkg.dev/x/y:1") == [
         *("xpk", "workload", "create", "--workload=g3", *CLUSTER, "--tpu-type=v5litepod-256", "--num-slices=8"),
         *("--max-restarts=9", "--restart-on-exit-codes=71,75,124", "--termination-grace-period-seconds=300"),
@@ -168,8 +168,8 @@ def test_a_workload_restarts_on_what_another_attempt_may_mend():
 
 
 def test_a_workload_carries_this_checkout_on_a_python_image():
-    given = ("--name=g3", "--workdir=gs://my-bucket/runs/1b", "--accelerator=v5litepod-16", *RECIPE)
-    commands = pods.dry_run("gke.sh", "run", *pods.POOL, *given)
+    flags = ("--name=g3", "--workdir=gs://my-bucket/runs/1b", "--accelerator=v5litepod-16", *RECIPE)
+    commands = pods.dry_run("gke.sh", "run", *pods.POOL, *flags)
     assert is_packed(commands[1:5])
     archive = commands[4][5].removeprefix("--output=")
     source = archive.replace("source.tar.gz", "source")
@@ -216,13 +216,13 @@ NASTY = [
 ]
 
 
-def test_what_train_gets_survives_every_shell_on_its_way():
-    given = [f"--config.note={text}" for text in NASTY]
+def test_arguments_of_train_survive_every_shell_on_their_way():
+    flags = [f"--config.note={text}" for text in NASTY]
     expected = [f"--config.note={text}".replace("gs:/", "/mnt/gcs") for text in NASTY]
-    place = "--workdir=gs://my-bucket/runs/1b"
-    start = pods.dry_run("tpu_vm.sh", "run", *pods.POD, place, *RECIPE, *given)[-1]
+    workdir = "--workdir=gs://my-bucket/runs/1b"
+    start = pods.dry_run("tpu_vm.sh", "run", *pods.POD, workdir, *RECIPE, *flags)[-1]
     assert shlex.split(start[-1].removeprefix("--command="))[10:] == expected  # as the host's shell reads it
-    job = ("--name=g3", place, "--accelerator=v5litepod-16", "--image=x", *RECIPE, *given)
+    job = ("--name=g3", workdir, "--accelerator=v5litepod-16", "--image=x", *RECIPE, *flags)
     workload = pods.dry_run("gke.sh", "run", *pods.POOL, *job)[-1]
     command = pods.expanded(workload[-1].removeprefix("--command="), {"id": "a variable of the pod"})
     assert shlex.split(command)[8:] == expected

@@ -1,4 +1,4 @@
-"""gke.sh against a cluster of files: what is there is neither made twice nor taken away."""
+"""gke.sh against a fake cluster: nothing is created twice, and nothing is deleted without --yes."""
 
 import pytest
 
@@ -22,12 +22,12 @@ def test_a_workload_is_created_once(cloud):
     assert "--workload=g3" in created
     cloud.answer("workload list", f"{WORKLOADS}g3   now\n")
     _, err = cloud.run("gke.sh", *RUN)
-    assert "g3 is there already, and is left as it is" in err
+    assert "g3 exists already, and is left as it is" in err
     assert len(cloud.calls("workload", "create")) == 1 and not cloud.calls("delete")
 
 
 def test_the_image_gets_the_files_that_git_tracks(cloud):
-    """xpk looks at the directory while it runs; afterwards it is gone."""
+    """xpk reads the directory while it runs; afterwards it is deleted."""
     look = 'for word; do [[ "$word" != --script-dir=* ]] || cp -r "${word#*=}" "$PWD/copied"; done'
     cloud.program("xpk", f"#!/usr/bin/env bash\n{look}\n")
     cloud.run("gke.sh", *RUN)
@@ -36,7 +36,7 @@ def test_the_image_gets_the_files_that_git_tracks(cloud):
     assert not (copied / ".git").exists()
 
 
-def test_what_xpk_cannot_do_ends_it(cloud):
+def test_an_error_of_xpk_ends_the_verb(cloud):
     cloud.answer("workload create", "", status=1)
     _, err = cloud.run("gke.sh", *RUN, status=1)
     assert "xpk could not create g3 (above)" in err.splitlines()[-1]
@@ -45,15 +45,29 @@ def test_what_xpk_cannot_do_ends_it(cloud):
     assert "the workloads of my-cluster cannot be listed (above)" in err.splitlines()[-1]
 
 
-def test_nothing_is_deleted_without_being_asked(cloud):
+@pytest.mark.parametrize(
+    ("words", "command", "expected"),
+    [
+        ("storage list", ("attach", "--bucket=gs://my-bucket"), "the storages of my-cluster cannot be listed (above)"),
+        ("storage attach", ("attach", "--bucket=gs://my-bucket"), "gs://my-bucket could not be attached (above)"),
+        ("workload delete", ("delete", "--name=g3-another", "--yes"), "xpk could not delete g3-another (above)"),
+    ],
+)
+def test_an_error_of_xpk_is_named(cloud, words, command, expected):
+    cloud.answer(words, "", status=1)
+    _, err = cloud.run("gke.sh", command[0], *pods.POOL, *command[1:], status=1)
+    assert err.splitlines()[-1] == f"gke.sh: error: {expected}"
+
+
+def test_nothing_is_deleted_without_yes(cloud):
     delete = ("delete", *pods.POOL, "--name=g3-another")
     _, err = cloud.run("gke.sh", *delete, status=1)
-    assert "this would delete the workload g3-another of my-cluster; say so with --yes" in err
+    assert "this would delete the workload g3-another of my-cluster, but not what is in the bucket; confirm with" in err
     assert not cloud.calls("delete")
     cloud.run("gke.sh", *delete, "--yes")
     assert len(cloud.calls("delete")) == 1
     _, err = cloud.run("gke.sh", "delete", *pods.POOL, "--name=g3", "--yes")
-    assert "g3 is not there: nothing to delete" in err and len(cloud.calls("delete")) == 1
+    assert "g3 does not exist: nothing to delete" in err and len(cloud.calls("delete")) == 1
 
 
 def test_a_bucket_is_attached_once(cloud):
@@ -66,7 +80,7 @@ def test_a_bucket_is_attached_once(cloud):
 
 
 def test_another_xpk_can_be_named(cloud):
-    cloud.program("my xpk", '#!/usr/bin/env bash\necho said "$*"\n')
+    cloud.program("my xpk", '#!/usr/bin/env bash\necho called with "$*"\n')
     environment = {**cloud.environment, "XPK": str(cloud.root / "bin" / "my xpk")}
     out, _ = pods.launch("gke.sh", "list", *pods.POOL, env=environment, cwd=cloud.root)
-    assert out.startswith("said workload list")
+    assert out.startswith("called with workload list")

@@ -1,4 +1,4 @@
-"""The scripts, as shellcheck reads them."""
+"""The scripts by shellcheck, and their size."""
 
 import pathlib
 import shutil
@@ -13,10 +13,10 @@ SCRIPTS = sorted((pods.ROOT / "launch").glob("*.sh"))
 
 
 def test_shellcheck_finds_nothing():
-    found = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent) or shutil.which("shellcheck")
-    if not found:
+    shellcheck = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent) or shutil.which("shellcheck")
+    if not shellcheck:
         pytest.skip("shellcheck is not installed; it comes with the extra [test]")
-    line = [found, "--external-sources", *(str(path.relative_to(pods.ROOT)) for path in SCRIPTS)]
+    line = [shellcheck, "--external-sources", *(str(path.relative_to(pods.ROOT)) for path in SCRIPTS)]
     done = subprocess.run(line, cwd=pods.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
