@@ -1,15 +1,15 @@
-"""The whole recipe in miniature, on the CPU: a teacher, and a student through the recipe's stages.
+"""The whole recipe in miniature, on the CPU: a teacher, and a student that is distilled from it.
 
     bash launch/demo.sh
 
-Two CPU cores, some ten minutes after installation. The text is the Python standard library (`demo_data.py`). The
-teacher learns the next token, then from rows 8 times as long. The student learns from what the teacher, running beside
-it, says of every token in 256 samples; then, with its weights rounded to 4 bits, from itself as it was. Sizes and rates
-are ours: the report has no toys.
+About 15 minutes on two CPU cores, after installation. The text is the Python standard library (`demo_data.py`). The
+teacher learns the next token, then sequences 8 times as long. The student is distilled from 256 samples a token of the
+teacher, which runs in the same step; then, with its weights rounded to 4 bits, from its own unquantized start. Sizes
+and learning rates are ours: the report has no toys.
 
-    python experiments/demo.py runs/demo        # the table of results of a demo that has run there
+    python experiments/demo.py runs/demo        # prints the results of a demo that has run there
 
-Another format, from where the student's `qat` began:
+Another format, starting where the student's `qat` started:
 
     python -m gemma3_jax train --config=experiments/demo.py --stage=qat --workdir=runs/demo/int4 \
         --config.data=runs/demo/data --config.documents=runs/demo/documents.jsonl --config.teacher=runs/demo/teacher \
@@ -19,6 +19,7 @@ Another format, from where the student's `qat` began:
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -35,7 +36,7 @@ STUDENT = {
     "rope_scale": 8.0,  # of the model that comes out; the stage before the extension has 1
     "vocab_size": 2_048,
 }
-# At the end of each stage of the student: what documents that nobody learned from look like, up to 4,096 tokens.
+# Measured on held-out documents, up to 4,096 tokens, at the end of each stage of the student.
 MEASURES = {
     "tasks": ("perplexity", "context", "samples"),
     "perplexity": {"window": 512},
@@ -90,33 +91,62 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
 
 
 def main(directory: str) -> None:
-    """Prints what each stage came to: means over its last tenth of steps."""
-    print(f"{'':<10}{'stage':<14}{'steps':>7}{'tokens':>12}{'loss':>8}{'bits/byte':>11}{'tokens/s':>10}{'minutes':>9}")
+    """Prints what each stage came to, what was made and where, and what to try next."""
+    root = pathlib.Path(directory)
+    print("\n".join([*_stage_table(root), "", *_evaluation_lines(root), "", *last_lines(directory)]))
+
+
+def _stage_table(root: pathlib.Path) -> Iterator[str]:
+    """A line for each stage: loss and bits per byte are means over its last tenth of steps."""
+    yield (
+        f"{'model':<10}{'stage':<14}{'steps':>7}{'tokens':>12}{'loss':>8}{'bits/byte':>11}"
+        f"{'tokens/s':>10}{'minutes':>9}"
+    )
     for who in ("teacher", "student"):
-        file = pathlib.Path(directory) / who / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = _read_lines(root / who / "metrics.jsonl")
         for stage in dict.fromkeys(row["stage"] for row in rows):
-            of_stage = [row for row in rows if row["stage"] == stage]
-            last = of_stage[-max(1, len(of_stage) // 10) :]
+            steps = [row for row in rows if row["stage"] == stage]
+            last = steps[-max(1, len(steps) // 10) :]
             loss, bits = (sum(row[name] for row in last) / len(last) for name in ("loss", "bits_per_byte"))
-            seconds = sum(row["step_seconds"] for row in of_stage)
-            tokens = round(sum(row["tokens_per_second"] * row["step_seconds"] for row in of_stage))
-            print(
-                f"{who:<10}{stage:<14}{len(of_stage):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
+            seconds = sum(row["step_seconds"] for row in steps)
+            tokens = round(sum(row["tokens_per_second"] * row["step_seconds"] for row in steps))
+            yield (
+                f"{who:<10}{stage:<14}{len(steps):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
                 f"{tokens / seconds:>10,.0f}{seconds / 60:>9.1f}"
             )
-    lines = (pathlib.Path(directory) / "student" / "evaluations.jsonl").read_text().splitlines()
-    last = {row["stage"]: row for row in map(json.loads, lines)}
-    print("\nLoss of the last 64 tokens of documents that no stage learned from, in nats, given")
-    print(f"{'':<14}" + "".join(f"{length:>8,}" for length in MEASURES["context"]["lengths"]) + "  tokens")
+
+
+def _evaluation_lines(root: pathlib.Path) -> Iterator[str]:
+    """The student's last evaluation of each stage, on text that no stage trained on."""
+    last = {row["stage"]: row for row in _read_lines(root / "student" / "evaluations.jsonl")}
+    lengths = MEASURES["context"]["lengths"]
+    yield "Nats per token of the last 64 tokens of held-out documents, by context length"
+    yield f"{'':<14}" + "".join(f"{length:>8,}" for length in lengths) + "  tokens"
     for stage in ("pretrain", "long_context"):
-        nats = (last[stage][f"context/by_length/{length}/nats"] for length in MEASURES["context"]["lengths"])
-        print(f"{stage:<14}" + "".join(f"{value:>8.3f}" for value in nats))
-    found = last["qat"]
-    print(
-        f"\nWeights rounded to 4 bits, on rows that no stage learned from: KL from the unquantised student "
-        f"{found['rounded_kl']:.4g} nats before qat, {found['trained_kl']:.4g} after it"
+        nats = (last[stage][f"context/by_length/{length}/nats"] for length in lengths)
+        yield f"{stage:<14}" + "".join(f"{value:>8.3f}" for value in nats)
+    qat = last["qat"]
+    yield ""
+    yield (
+        f"KL from the unquantized student on held-out sequences: {qat['rounded_kl']:.4g} nats when its weights are "
+        f"rounded to 4 bits, {qat['trained_kl']:.4g} after qat"
     )
+
+
+def last_lines(directory: str) -> list[str]:
+    """The five lines that the demo ends with; the README quotes the last four."""
+    student, export = f"{directory}/student", f"{directory}/export"
+    return [
+        "Done. What was made, and what to try next:",
+        f"  report   {student}/report.html: the run on one page; open it in a browser",
+        f"  model    {student}: a checkpoint of every stage, for generate, evaluate and convert",
+        f"  exports  {export}/hf for Transformers, {export}/student.gguf for llama.cpp and Ollama",
+        f"  next     python -m gemma3_jax generate --checkpoint={student} --prompt='import '",
+    ]
+
+
+def _read_lines(file: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 if __name__ == "__main__":

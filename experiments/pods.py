@@ -1,12 +1,12 @@
-"""Every pod job of this project, compiled by the TPU compiler on a CPU: the table in the README.
+"""Compiles every pod job of this project with the TPU compiler on a CPU, and writes the tables of docs/tpu_pods.md.
 
     python experiments/pods.py [--only=27b] [--output=runs/pods] [--readme]
 
 Compiles each stage of the published jobs (experiments/recipe.py, on the chips of the report's Table 2), of the starter
 jobs (experiments/starter.py), and of those that a peer was measured on, one process after the other, with the
 compiler flags that the launchers give them. What is in OUTPUT/plans.jsonl already, of the same code, is not compiled
-again, so that it may be stopped. `--readme` writes the tables between marks in README.md, once all are there. A job
-takes one to eight minutes of a CPU core or two, and 3 to 10 GB; all of them an hour. Needs the extra [tpu].
+again, so that it may be stopped. `--readme` writes the tables between the marks in docs/tpu_pods.md, once all are
+there. A job takes one to eight minutes of a CPU core or two, and 3 to 10 GB; all of them an hour. Needs extra [tpu].
 """
 
 import argparse
@@ -17,7 +17,10 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from gemma3_jax.planning import compiler_flags
+
 ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "tpu_pods.md"
 MARKS = "<!-- pods: made by experiments/pods.py -->", "<!-- end of pods -->"
 GIB = 1 << 30
 
@@ -39,7 +42,7 @@ class Job(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def one_row_a_chip(num_chips: int, seq_len: int) -> tuple[str, ...]:
+def one_sequence_per_chip(num_chips: int, seq_len: int) -> tuple[str, ...]:
     stage = "--config.stages.continued"
     return (
         f"--config.mesh.data={num_chips}",
@@ -75,8 +78,8 @@ JOBS = [
             ("27b", "v5e:16x16"),
         )
     ),
-    Job("4b peer", "experiments/starter.py:4b", "continued", "v5e:4x4", 1, one_row_a_chip(16, 8_192)),
-    Job("27b peer", "experiments/starter.py:27b", "continued", "v5e:8x8", 1, one_row_a_chip(64, 4_096)),
+    Job("4b peer", "experiments/starter.py:4b", "continued", "v5e:4x4", 1, one_sequence_per_chip(16, 8_192)),
+    Job("27b peer", "experiments/starter.py:27b", "continued", "v5e:8x8", 1, one_sequence_per_chip(64, 4_096)),
 ]
 
 
@@ -84,16 +87,12 @@ def compile_job(job: Job) -> dict:
     command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
     command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
     # Flags for XLA on this machine's own devices are none of a TPU's.
-    flags = {"LIBTPU_INIT_ARGS": compiler_flags(job.topology.partition(":")[0], job.num_slices), "XLA_FLAGS": ""}
+    libtpu_flags = compiler_flags.libtpu_init_args(job.topology.partition(":")[0], job.num_slices)
+    flags = {"LIBTPU_INIT_ARGS": libtpu_flags, "XLA_FLAGS": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | flags)
     if done.returncode:
         raise SystemExit(f"{job.name}: {' '.join(command)} ended with status {done.returncode}")
     return {"job": job.name, "code": code(), **json.loads(done.stdout)}
-
-
-def compiler_flags(generation: str, num_slices: int) -> str:
-    """As the launchers set them: launch/tpu_flags.sh."""
-    return said_by("bash", "-c", f"source launch/tpu_flags.sh && libtpu_flags {generation} {num_slices}")
 
 
 def code() -> str:
@@ -107,81 +106,81 @@ def said_by(*command: str) -> str:
 
 def table(plans: list[dict]) -> str:
     head = (
-        "| job | chips | replica x data x seq | rows of | GiB a chip, of it given | operations, as compiled / by "
-        "formula | received a chip and step: links, network | a step at least | MFU at most | compiled in |"
+        "| job | chips | replica x data x seq | seq_len | GiB per chip, of which arguments | FLOPs, compiled / formula "
+        "| collective bytes per chip and step: ICI, DCN | step time bound | MFU bound | compile time |"
     )
     rows = [head, "|" + "---|" * 10]
     for plan in plans:
         kinds, slices = plan["hbm_bytes_by_kind"], f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
-        given = sum(kinds[kind] for kind in ("parameters", "optimizer", "teacher", "batch"))
+        arguments = sum(kinds[kind] for kind in ("parameters", "optimizer", "teacher", "batch"))
         mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("replica", "data", "seq"))
-        held = f"{plan['hbm_bytes_per_chip'] / GIB:.2f}, {given / GIB:.2f}"
+        memory = f"{plan['hbm_bytes_per_chip'] / GIB:.2f}, {arguments / GIB:.2f}"
         if plan["fits"]:
-            counted = [
+            costs = [
                 f"{plan['flops_ratio']:.2f}",
                 f"{plan['ici_bytes_per_step'] / GIB:.1f}, {plan['dcn_bytes_per_step'] / GIB:.2f} GiB",
                 f"{plan['step_seconds_bound']:.2f} s",
                 f"{plan['mfu_bound']:.0%}",
             ]
         else:
-            counted = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", ""]
-        cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['seq_len']:,}", held, *counted]
+            costs = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", ""]
+        cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['seq_len']:,}", memory, *costs]
         rows.append("| " + " | ".join([*cells, f"{plan['compile_seconds']:.0f} s"]) + " |")
     return "\n".join(rows)
 
 
-def beside_maxtext(plans: dict[str, dict]) -> str:
+def maxtext_table(plans: dict[str, dict]) -> str:
     rows = [
-        "| one row a chip, nothing kept | held at most | by XLA's analysis | MaxText 0.2.5, the same |",
+        "| one sequence per chip, full remat | peak per chip | XLA's analysis: arguments + temporaries | "
+        "MaxText 0.2.5, the same |",
         "|" + "---|" * 4,
     ]
     for name, theirs in MAXTEXT.items():
         if name in plans:
             plan, kinds = plans[name], plans[name]["hbm_bytes_by_kind"]
-            given = sum(kinds[kind] for kind in ("parameters", "optimizer", "batch")) / GIB
-            what = f"{name.split()[0]}, {plan['topology']}, {plan['seq_len']:,} tokens"
-            ours = f"{given:.2f} + {plan['temporary_bytes'] / GIB:.2f}" if plan["fits"] else "does not fit"
-            rows.append(f"| {what} | {plan['hbm_bytes_per_chip'] / GIB:.2f} GiB | {ours} | {theirs} |")
+            arguments = sum(kinds[kind] for kind in ("parameters", "optimizer", "batch")) / GIB
+            job = f"{name.split()[0]}, {plan['topology']}, {plan['seq_len']:,} tokens"
+            ours = f"{arguments:.2f} + {plan['temporary_bytes'] / GIB:.2f}" if plan["fits"] else "does not fit"
+            rows.append(f"| {job} | {plan['hbm_bytes_per_chip'] / GIB:.2f} GiB | {ours} | {theirs} |")
     return "\n".join(rows)
 
 
-def write_readme(text: str) -> None:
-    """Between its marks."""
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, found, after = rest.partition(MARKS[1])
-    if not found:
-        raise SystemExit(f"{path} has no table to replace; put the marks {' and '.join(MARKS)} where it should stand")
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
+def write_page(text: str) -> None:
+    """Replaces what is between the marks in PAGE."""
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise SystemExit(f"{PAGE} has no table to replace; put the marks {' and '.join(MARKS)} where it should be")
+    PAGE.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/pods", help="directory of plans.jsonl")
     parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name has this, as 27b or qat")
-    parser.add_argument("--readme", action="store_true", help="write the table of all that is there into README.md")
+    parser.add_argument("--readme", action="store_true", help="write the tables into docs/tpu_pods.md")
     flags = parser.parse_args()
     file = pathlib.Path(flags.output) / "plans.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     plans = {}
     if file.exists():
-        found = map(json.loads, file.read_text().splitlines())
-        plans = {plan["job"]: plan for plan in found if plan["code"] == code()}
-    asked = [job for job in JOBS if flags.only in job.name]
-    if not asked:
+        written = map(json.loads, file.read_text().splitlines())
+        plans = {plan["job"]: plan for plan in written if plan["code"] == code()}
+    selected = [job for job in JOBS if flags.only in job.name]
+    if not selected:
         parser.error(f"--only is {flags.only}; the jobs are: {', '.join(job.name for job in JOBS)}")
-    for number, job in enumerate(asked, start=1):
+    for number, job in enumerate(selected, start=1):
         if job.name not in plans:
-            print(f"{number} of {len(asked)}: {job.name}", file=sys.stderr, flush=True)
+            print(f"{number} of {len(selected)}: {job.name}", file=sys.stderr, flush=True)
             plans[job.name] = compile_job(job)
             with file.open("a") as out:
                 out.write(json.dumps(plans[job.name]) + "\n")
-    found = f"{table([plans[job.name] for job in JOBS if job.name in plans])}\n\n{beside_maxtext(plans)}"
-    print(found)
+    tables = f"{table([plans[job.name] for job in JOBS if job.name in plans])}\n\n{maxtext_table(plans)}"
+    print(tables)
     if flags.readme:
         if missing := [job.name for job in JOBS if job.name not in plans]:
             parser.error(f"--readme: not compiled yet, with this code: {', '.join(missing)}")
-        write_readme(found)
+        write_page(tables)
 
 
 if __name__ == "__main__":

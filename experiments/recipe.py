@@ -7,8 +7,8 @@ Pre-training and its extension distil, from 256 sampled logits of the teacher fo
 which teacher, and at which temperature, is not published, so the command names one. `qat` distils from its own start.
 
 Hardware and hours: Table 2 (512 v5e chips for 1B, 2,048 v5e for 4B, 6,144 v4 for 12B, 6,144 v5p for 27B); 27B would
-take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 operations over
-6,144 x 4.59e14 a second). The TPU compiler has taken every stage (README, 'On TPU pods'); none has been run: no
+take 10 days at an MFU of 1, so about 25 at 40 %, the teacher not counted (14e12 tokens x 1.73e11 FLOPs over
+6,144 x 4.59e14 a second). The TPU compiler has taken every stage (docs/tpu_pods.md); none has been run: no
 accelerator was at hand.
 Sources: "report" is the Gemma 3 technical report (arXiv 2503.19786). "Not published" marks what is ours, and why.
 """
@@ -52,7 +52,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         "rope_scale": 1.0,  # report, section 5.3: rescaled when rows grow to 128K
         "optimizer": _optimizer(PEAK_LR[size], warmup_steps=2_000),
         "loss": "distill",
-        "samples": {"num_samples": 256},  # report, section 2.2; the estimator: README
+        "samples": {"num_samples": 256},  # report, section 2.2; the estimator: docs/distillation.md
         "z_loss": 1e-4,  # not published; PaLM's, against logits that drift in bfloat16
     }
     stages = {"pretrain": pretrain}
@@ -86,7 +86,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
         {
             "model": dataclasses.asdict(model),  # report, Table 1 and section 2
             "mesh": mesh,
-            "execution": {"dtype": "bfloat16", "remat": "keep_global"},  # not published; what fits (README)
+            "execution": {"dtype": "bfloat16", "remat": "keep_global"},  # not published; what fits (docs/tpu_pods.md)
             "stage_order": tuple(name for name in ("pretrain", "long_context", "qat") if name in stages),
             "stages": stages,
             "num_data_workers": 4,  # processes a host

@@ -297,10 +297,10 @@ def test_nobody_is_scored_on_rows_that_anybody_learned_from(output):
         held_out, rows = school.rows_of(data, seed, num_steps)
         rows = list(rows)
         assert len(rows) == num_steps and len(held_out) == school.NUM_HELD_OUT
-        seen += [int(number) for batch in (*held_out, *rows) for number in np.asarray(batch.numbers)[:, 0]]
-    assert len(set(seen)) == len(seen) == 2 * (num_steps + school.NUM_HELD_OUT) * school.ROWS_PER_STEP
+        seen += [int(number) for batch in (*held_out, *rows) for number in np.asarray(batch.row_ids)[:, 0]]
+    assert len(set(seen)) == len(seen) == 2 * (num_steps + school.NUM_HELD_OUT) * school.BATCH_SIZE
     of_teachers = list(school.rows_of_teachers(data, num_steps))
-    first = min(int(np.asarray(batch.numbers).min()) for batch in of_teachers)
+    first = min(int(np.asarray(batch.row_ids).min()) for batch in of_teachers)
     assert len(of_teachers) == num_steps and first > max(seen)
     with pytest.raises(ValueError, match=r"for students; take fewer of --steps or --seeds"):
         school.rows_of(data, 1_000, num_steps)

@@ -28,13 +28,13 @@ def test_depth_does_not_grow_the_27b_program():
 
 
 def test_banded_attention_needs_less_memory_than_dense():
-    dense, banded, ratios = lines("attention.py", "--tokens=2048", "--window=128", "--repeats=1")
+    dense, banded, ratios = lines("attention.py", "--tokens=2048", "--sliding_window=128", "--repeats=1")
     assert dense["path"] == "dense" and banded["path"] == "banded"
     assert ratios["banded_is_smaller_by"] > 3
 
 
-def test_the_loss_needs_less_memory_than_the_target_written_out():
-    ours, dense, ratios = lines("vocabulary_loss.py", "--tokens=512", "--width=16", "--samples=16", "--rounds=1")
+def test_the_loss_needs_less_memory_than_a_dense_target():
+    ours, dense, ratios = lines("vocabulary_loss.py", "--tokens=512", "--embed_dim=16", "--samples=16", "--rounds=1")
     assert ours["loss"] == "ours" and dense["loss"] == "dense"
     assert ratios["ours_is_smaller_by"] > 2 and ratios["relative_difference"] < 1e-4
 
@@ -65,10 +65,10 @@ def test_every_estimator_is_measured_beside_top_k():
     assert all(line["microseconds_per_token"] > 0 for line in found.values())
 
 
-def test_a_step_is_measured_with_targets_at_hand_and_with_its_teacher():
+def test_a_step_is_measured_with_stored_targets_and_with_its_teacher():
     found = {line["what"]: line for line in lines("distill.py", "--steps=1", "--rounds=1", "--batch_size=2")}
-    assert set(found) == {"next token", "targets at hand", "teacher beside", "teacher alone"}
-    assert found["teacher beside"]["teacher_parameter_bytes"] > 1_000_000
+    assert set(found) == {"next token", "stored targets", "with teacher", "teacher alone"}
+    assert found["with teacher"]["teacher_parameter_bytes"] > 1_000_000
     assert found["next token"]["against_next_token"] == 1.0
 
 
@@ -83,7 +83,7 @@ def test_reading_and_writing_are_measured_against_transformers():
     pytest.importorskip("transformers")
     ours, theirs, ratios, *caches = lines("decode.py", "--prompt=40", "--new=6", "--rows=2", "--rounds=1")
     assert ours["program"] == "gemma3_jax" and theirs["program"] == "transformers" and ratios["same_ids"]
-    assert all(0.16 < line["share"] < 0.2 for line in caches) and len(caches) == 5
+    assert all(0.16 < line["fraction"] < 0.2 for line in caches) and len(caches) == 5
 
 
 def test_a_step_is_measured_by_format_against_the_one_that_rounds_nothing():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from gemma3_jax import settings, sharding, stages
+from gemma3_jax import settings, sharding
 from gemma3_jax.cli import configs
 from gemma3_jax.data import stream
 from gemma3_jax.model import config
+from gemma3_jax.stages import step as stage_step
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 STARTER_CHIPS = {"270m": 4, "1b": 16, "4b": 64, "12b": 128, "27b": 256}
@@ -43,12 +44,11 @@ def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
         mesh = mesh_of(given, name)
         assert mesh.size == CHIPS[size]
         num_bytes = np.zeros(given.model.vocab_size, np.int32)
-        leg = stages.abstract_leg(given, name, mesh, num_bytes, teacher_model=config.SIZES["12b"])
-        asked = given.stages[name]
-        step, shape = leg.step(), (asked.batch_size, asked.seq_len)
+        program = stage_step.make(settings.resolve(given, name), mesh, num_bytes, teacher_model=config.SIZES["12b"])
         with jax.sharding.use_abstract_mesh(mesh):
-            state, reported = jax.eval_shape(step, leg.abstract(), leg.frozen.shapes, rows_of(*shape))
-        assert reported["kl_to_teacher"].shape == () and jax.tree.structure(state) == jax.tree.structure(leg.abstract())
+            shapes = program.state_shapes()
+            state, logged = jax.eval_shape(program.step(), shapes, program.frozen_shapes, program.batch_shapes)
+        assert logged["kl_to_teacher"].shape == () and jax.tree.structure(state) == jax.tree.structure(shapes)
 
 
 @pytest.mark.parametrize("size", config.SIZES)
@@ -58,7 +58,7 @@ def test_the_recipe_of_a_size_is_the_reports(size):
     assert list(given.stage_order) == names and given.stages["qat"].num_steps == 5_000
     asked = [given.stages[name] for name in names]
     assert [stage.seq_len for stage in asked[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
-    assert [stages.stage_model(given, name).rope_scale for name in names] == [
+    assert [settings.resolve(given, name).model.rope_scale for name in names] == [
         1.0,
         *[given.model.rope_scale] * (len(names) - 1),
     ]

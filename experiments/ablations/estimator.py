@@ -5,7 +5,7 @@
 One teacher learns the next token of the Python standard library. Then students learn from it on the same rows, each
 from another estimator with M = 32 numbers a token of V = 2,048; beside them one from the whole distribution (the best
 there is) and one from the next token alone. Seeds are of students and their rows; the teacher is the same for all.
---sizes=8 32 256 is the longer table, of which README tells. Two CPU cores, some 10 minutes beside other work.
+--sizes=8 32 256 is the longer table in the README here. Two CPU cores, some 10 minutes beside other work.
 
 Expected: samples are better than the next token, and those whose mean is the teacher's distribution better than top_k
 and than samples renormalised. Source: Gemma 3 report, section 2.2 (256 samples, renormalised; nothing is compared),

@@ -34,7 +34,7 @@ SCALES = {BEFORE: 1.0, AS_IT_IS: 1.0, SCALED: 8.0}
 CONTEXTS = (128, 256, 512, 1_024, 2_048, 4_096)  # tokens, those that are scored included
 NUM_SCORED = 64
 WIDTH, NUM_LAYERS, BASE = 96, 3, 1e6 / 256
-SHORT_ROWS_PER_STEP, LONG_ROWS_PER_STEP, LONG_RATE = 8, 2, 1e-3
+SHORT_BATCH_SIZE, LONG_BATCH_SIZE, LONG_RATE = 8, 2, 1e-3
 MARGIN = 0.01  # nats
 
 
@@ -55,7 +55,7 @@ def claim(
     )
 
 
-SHORT, LONG, BEYOND = school.SEQ_LEN, school.LONG_ROW_LENGTH, CONTEXTS[-1]
+SHORT, LONG, BEYOND = school.SEQ_LEN, school.LONG_SEQ_LEN, CONTEXTS[-1]
 ABLATION = finding.Ablation(
     name=NAME,
     title="The RoPE scale of the extension",
@@ -152,12 +152,12 @@ def main() -> None:
     data = school.make_data(flags.output, flags.library_files)
     plain = school.model(WIDTH, NUM_LAYERS, num_local_per_global=0, rope_base_global=BASE)
     models = {scale: dataclasses.replace(plain, rope_scale=scale) for scale in SCALES.values()}
-    before = school.School(data, plain, num_steps=flags.short_steps, batch_size=SHORT_ROWS_PER_STEP, seq_len=SHORT)
+    before = school.School(data, plain, num_steps=flags.short_steps, batch_size=SHORT_BATCH_SIZE, seq_len=SHORT)
     long = functools.partial(
         school.School,
         data,
         num_steps=flags.steps,
-        batch_size=LONG_ROWS_PER_STEP,
+        batch_size=LONG_BATCH_SIZE,
         seq_len=LONG,
         peak_lr=LONG_RATE,
     )
@@ -173,12 +173,12 @@ def main() -> None:
         return student.state.params
 
     def measure(seed, missing, progress):
-        start = learned(before.by_next_token(seed), SHORT, SHORT_ROWS_PER_STEP, flags.short_steps, seed, progress)
+        start = learned(before.by_next_token(seed), SHORT, SHORT_BATCH_SIZE, flags.short_steps, seed, progress)
         for setting in missing:
             scale, params = SCALES[setting], start
             if setting != BEFORE:
                 student = after[scale].by_next_token(start=start)
-                params = learned(student, LONG, LONG_ROWS_PER_STEP, flags.steps, seed, progress)
+                params = learned(student, LONG, LONG_BATCH_SIZE, flags.steps, seed, progress)
             yield (
                 setting,
                 {measure_of(context): float(score[scale](params, asked_for[:, -context:])) for context in CONTEXTS},

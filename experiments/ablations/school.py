@@ -17,23 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 import trials
 
-from gemma3_jax import settings, sharding, stages
+from gemma3_jax import settings, sharding
 from gemma3_jax.data import dataset, stream
-from gemma3_jax.data import settings as data_settings
 from gemma3_jax.data.prepare import builtin, pipeline
+from gemma3_jax.data.prepare import settings as prepare_settings
 from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.distill import targets
 from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 from gemma3_jax.quant import settings as quant_settings
+from gemma3_jax.stages import step as stage_step
 from gemma3_jax.train import settings as train_settings
 
-SEQ_LEN, LONG_ROW_LENGTH = 128, 1_024  # tokens; the second is of the extension
+SEQ_LEN, LONG_SEQ_LEN = 128, 1_024  # tokens; the second is of the extension
 VOCAB_SIZE = 2_048
 PEAK_LR = 4e-3
 NUM_BINS = 15  # of confidence, for the error of calibration
 NUM_HELD_OUT = 32  # steps of rows, of each seed
-ROWS_PER_STEP, TEACHER_ROWS_PER_STEP = 4, 8
+BATCH_SIZE, TEACHER_BATCH_SIZE = 4, 8
 TEACHER_SHARE = 40  # hundredths of the rows, the last ones
 EXECUTION = execution.Execution(dtype="bfloat16")
 
@@ -78,10 +79,10 @@ def make_data(output: str, num_files: int | None = None) -> dataset.Dataset:
         texts = [row["text"] for file in learned_files()[:num_files] for row in builtin.rows(file)]
         library = path.with_suffix(".jsonl")
         library.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        made = data_settings.Prepare(
-            sources={"library": data_settings.Source(paths=(str(library),))},
-            seq_lens=(SEQ_LEN, LONG_ROW_LENGTH),
-            tokenizer=data_settings.Tokenizer(size=VOCAB_SIZE, max_characters=4_000_000),
+        made = prepare_settings.PrepareConfig(
+            sources={"library": prepare_settings.SourceConfig(paths=(str(library),))},
+            seq_lens=(SEQ_LEN, LONG_SEQ_LEN),
+            tokenizer=prepare_settings.TokenizerConfig(size=VOCAB_SIZE, max_characters=4_000_000),
         )
         print("making rows of the Python standard library", file=sys.stderr)
         pipeline.run(made, str(path))
@@ -110,13 +111,13 @@ class School:
         of: config.Config,
         *,
         num_steps: int,
-        batch_size: int = ROWS_PER_STEP,
+        batch_size: int = BATCH_SIZE,
         seq_len: int = SEQ_LEN,
         peak_lr: float = PEAK_LR,
     ):
         rates = train_settings.AdamW(peak_lr=peak_lr, warmup_steps=min(20, num_steps // 2), weight_decay=0.0)
         self._stage = functools.partial(
-            settings.Stage, num_steps=num_steps, batch_size=batch_size, seq_len=seq_len, optimizer=rates
+            settings.StageEntry, num_steps=num_steps, batch_size=batch_size, seq_len=seq_len, optimizer=rates
         )
         self._data, self._model, self._made = data, of, {}
 
@@ -130,7 +131,7 @@ class School:
 
         def view(rows, logits):
             places = jnp.broadcast_to(jnp.arange(rows.tokens.shape[1], dtype=jnp.int32), rows.tokens.shape)
-            return stream.DistillBatch(rows, draw(logits, rows.labels, rows.numbers, places))
+            return stream.DistillBatch(rows, draw(logits, rows.labels, rows.row_ids, places))
 
         # The loss is the same program for every estimator: it sees ids and weights alone.
         same = dataclasses.replace(samples, estimator="stratified")
@@ -142,13 +143,15 @@ class School:
         whole = distill_settings.Samples(estimator=distill_settings.WHOLE)
         stage = self._stage(loss="distill", teacher=settings.START, samples=whole, quant=quant)
         student = self._student(quant.name, stage, _rows_alone, 0, start, teacher_model=self._model)
-        return dataclasses.replace(student, frozen=jax.tree.map(lambda x: x.astype(EXECUTION.dtype), start))
+        return dataclasses.replace(
+            student, frozen={"teacher": jax.tree.map(lambda x: x.astype(EXECUTION.dtype), start)}
+        )
 
     def _student(
-        self, name: str, stage: settings.Stage, view: Callable, seed: int, start: dict | None = None, **teacher
+        self, name: str, stage: settings.StageEntry, view: Callable, seed: int, start: dict | None = None, **teacher
     ) -> Student:
         if name not in self._made:
-            given = settings.Train(
+            run_config = settings.Train(
                 model=self._model,
                 data=str(self._data.path),
                 execution=EXECUTION,
@@ -156,13 +159,14 @@ class School:
                 stages={"toy": stage},
             )
             num_bytes = np.zeros(VOCAB_SIZE, np.int32)
-            leg = stages.abstract_leg(given, "toy", sharding.make_mesh(), num_bytes, **teacher)
-            init = jax.jit(functools.partial(parameters.init, self._model, mesh=leg.mesh))  # compiled for all seeds
-            self._made[name] = leg, init, jax.jit(leg.step(), donate_argnums=0)
-        leg, init, step = self._made[name]
+            config = settings.resolve(run_config, "toy")
+            program = stage_step.make(config, sharding.make_mesh(), num_bytes, **teacher)
+            init = jax.jit(functools.partial(parameters.init, self._model, mesh=program.mesh))  # compiled for all seeds
+            self._made[name] = program, init, jax.jit(program.step(), donate_argnums=0)
+        program, init, step = self._made[name]
         # A copy: the step gives away what it was handed.
         params = init(jax.random.key(seed)) if start is None else jax.tree.map(jnp.copy, start)
-        return Student(step, leg.begin(params), {}, view)
+        return Student(step, program.begin(params), {}, view)
 
 
 @functools.cache
@@ -181,7 +185,7 @@ def logits_of(of: config.Config) -> Callable:
     @jax.jit
     def logits(params, rows):
         bound = parameters.bind(of, params)
-        return bound.logits(bound(rows.tokens, masks.Places(rows.segments, rows.positions), execute=EXECUTION))
+        return bound.logits(bound(rows.tokens, masks.TokenLayout(rows.segments, rows.positions), execute=EXECUTION))
 
     return logits
 
@@ -192,7 +196,7 @@ def rows_of(
     num_steps: int,
     *,
     seq_len: int = SEQ_LEN,
-    batch_size: int = ROWS_PER_STEP,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[list[stream.Rows], Iterator[stream.Rows]]:
     """The held-out rows of a seed, in NUM_HELD_OUT steps, and its others, step after step.
 
@@ -214,13 +218,13 @@ def rows_of_teachers(data: dataset.Dataset, num_steps: int) -> Iterator[stream.R
     """The rows that every teacher learns from, step after step. Raises: ValueError if there are too few."""
     has = num_rows_of(data, SEQ_LEN)
     of_teachers = TEACHER_SHARE * has // 100
-    first_step = -(-(has - of_teachers) // TEACHER_ROWS_PER_STEP)
-    if (first_step + num_steps) * TEACHER_ROWS_PER_STEP > has:
+    first_step = -(-(has - of_teachers) // TEACHER_BATCH_SIZE)
+    if (first_step + num_steps) * TEACHER_BATCH_SIZE > has:
         raise ValueError(
-            f"{num_steps:,} steps of a teacher have {num_steps * TEACHER_ROWS_PER_STEP:,} rows, and there are "
+            f"{num_steps:,} steps of a teacher have {num_steps * TEACHER_BATCH_SIZE:,} rows, and there are "
             f"{of_teachers:,} for teachers; take fewer of --teacher_steps"
         )
-    return _rows_from(data, first_step, num_steps, SEQ_LEN, TEACHER_ROWS_PER_STEP)
+    return _rows_from(data, first_step, num_steps, SEQ_LEN, TEACHER_BATCH_SIZE)
 
 
 def num_rows_of(data: dataset.Dataset, seq_len: int) -> int:
@@ -249,7 +253,7 @@ def teacher(data: dataset.Dataset, of: config.Config, num_steps: int) -> dict:
         tree = jax.tree.structure(parameters.shapes(of))
         with np.load(path) as kept:
             return jax.tree.unflatten(tree, [jnp.asarray(kept[str(number)]) for number in range(tree.num_leaves)])
-    school = School(data, of, num_steps=num_steps, batch_size=TEACHER_ROWS_PER_STEP)
+    school = School(data, of, num_steps=num_steps, batch_size=TEACHER_BATCH_SIZE)
     learner = school.by_next_token(seed=1_000)
     progress = trials.Progress(f"teacher of width {of.embed_dim}", num_steps)
     for rows in rows_of_teachers(data, num_steps):

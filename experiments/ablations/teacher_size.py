@@ -97,7 +97,7 @@ def main() -> None:
             for _, batch in zip(range(num_steps[horizon]), rows, strict=False):
                 student.learn(batch, teach[size](params[size], batch))
                 progress.step()
-            tokens = num_steps[horizon] * school.ROWS_PER_STEP * school.SEQ_LEN
+            tokens = num_steps[horizon] * school.BATCH_SIZE * school.SEQ_LEN
             yield setting, {"nats": school.nats(read, student.state.params, held_out), "tokens": tokens}
 
     trials.run(

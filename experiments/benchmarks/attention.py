@@ -1,10 +1,10 @@
-"""Banded against dense attention on a local layer of 1B: forward and backward, speed and peak temporary memory.
+"""Banded against dense attention on a local layer of 1B: speed and peak temporary memory, forward and backward.
 
-    python experiments/benchmarks/attention.py [--tokens=4096] [--window=512] [--repeats=5]
+    python experiments/benchmarks/attention.py [--tokens=4096] [--sliding_window=512] [--repeats=5]
 
 Prints one JSON line per path, both measured in this run on this machine, and one with their ratios. Dense costs
-O(S^2), banded O(S * W): doubling --tokens should quadruple the first and double the second. Half a minute on two CPU
-cores, where banded was 8 to 10 times faster and 4.4 times smaller.
+O(S^2), banded O(S * W): doubling --tokens should quadruple the first and double the second. Takes half a minute on two
+CPU cores, where banded was 8 to 10 times faster and 4.4 times smaller.
 """
 
 import argparse
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 from gemma3_jax.model import attention, config, masks
 
 
-def measure(path: str, num_tokens: int, window: int, repeats: int) -> dict:
-    """Median seconds of value and gradient over one row, and the compiled program's temporary bytes."""
+def measure(path: str, num_tokens: int, sliding_window: int, repeats: int) -> dict:
+    """Median seconds for value and gradient over one row, and the compiled program's temporary bytes."""
     model = config.SIZES["1b"]
     heads = {"query": model.num_heads, "key": model.num_kv_heads, "value": model.num_kv_heads}
     arrays = [
         jax.random.normal(jax.random.key(number), (1, num_tokens, num_heads, model.head_dim))
         for number, num_heads in enumerate(heads.values())
     ]
-    places = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))
+    layout = masks.whole_rows(jnp.zeros((1, num_tokens), jnp.int32))
 
     def loss(arrays):
-        return jnp.sum(jnp.square(attention.attend(*arrays, places, window, path)))
+        return jnp.sum(jnp.square(attention.attend(*arrays, layout, sliding_window, path)))
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(arrays).compile()
     jax.block_until_ready(compiled(arrays))
@@ -43,7 +43,7 @@ def measure(path: str, num_tokens: int, window: int, repeats: int) -> dict:
         "benchmark": "attention",
         "path": path,
         "tokens": num_tokens,
-        "window": window,
+        "sliding_window": sliding_window,
         "seconds": round(median, 4),
         "tokens_per_second": round(num_tokens / median),
         "peak_temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
@@ -56,10 +56,10 @@ def measure(path: str, num_tokens: int, window: int, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--sliding_window", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     flags = parser.parse_args()
-    dense, banded = (measure(path, flags.tokens, flags.window, flags.repeats) for path in ("dense", "banded"))
+    dense, banded = (measure(path, flags.tokens, flags.sliding_window, flags.repeats) for path in ("dense", "banded"))
     ratios = {
         "benchmark": "attention",
         "banded_is_faster_by": round(dense["seconds"] / banded["seconds"], 2),

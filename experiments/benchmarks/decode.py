@@ -1,12 +1,12 @@
-"""Reading prompts and writing text, against Transformers on torch: the same weights, the same ids, one run.
+"""Prefill and decode speed, against Transformers on torch: the same weights, the same ids, one run.
 
     python experiments/benchmarks/decode.py [--prompt=512] [--new=128] [--rows=1,8] [--rounds=3]
 
-Needs the extra [interop]. The model is the benchmarks' toy (toy.py) in float32, greedy, on the CPU. Tokens that are
-read a second are those of texts with one new id, ids that are written a second what longer texts have beyond that, in
-the time they take beyond; the best of the rounds. Reading grows with the square of the prompt on global layers, writing
-with its length; neither does on local layers, beyond a window. One more line for each published size: bytes of the
-cache of a sequence of 32K, against those of a model whose layers are all global.
+Needs the extra [interop]. The model is the benchmarks' toy (toy.py) in float32, greedy, on the CPU. The time of prefill
+is that of completions of one token, the time of decoding what longer completions take beyond that; both are the best of
+the rounds. On global layers prefill grows with the square of the prompt and decoding with its length; on local layers
+neither grows beyond the window. A line for each published size has the bytes of the cache of a 32K-token sequence,
+against those of a model whose layers are all global.
 """
 
 import argparse
@@ -32,65 +32,66 @@ from gemma3_jax.model import config, kv_cache, parameters
 CONTEXT = 32_768
 
 
-def best_seconds(write, num_new: int, rounds: int) -> tuple[float, float, list]:
-    """Of texts of one new id and of all, after one of each for what is compiled or set up; and the ids."""
-    write(1)
-    ids, seconds = write(num_new), {1: [], num_new: []}
+def best_seconds(generate, num_new: int, rounds: int) -> tuple[float, float, list]:
+    """Seconds for one new token and for all, after a warm-up of each; and the ids."""
+    generate(1)
+    ids, seconds = generate(num_new), {1: [], num_new: []}
     for _ in range(rounds):
         for number in seconds:
             started = time.perf_counter()
-            write(number)
+            generate(number)
             seconds[number].append(time.perf_counter() - started)
     return min(seconds[1]), min(seconds[num_new]), ids
 
 
 def compare(params: dict, theirs, prompts: np.ndarray, num_new: int, rounds: int) -> list[dict]:
     mesh = sharding.make_mesh()
-    # So many slots whatever is asked for: one program for both lengths.
-    gemma = sampler.Sampler(toy.MODEL, lambda: params, None, mesh=mesh, context=sampler.ANY_CONTEXT)
+    ours = sampler.build(toy.MODEL, None, mesh=mesh)
 
-    def ours(number: int) -> list:
-        asked = sampler.Asked(max_new_tokens=number, how=sampling.GREEDY)
-        return [answer.ids for answer in gemma.go_on(prompts.tolist(), asked)]
+    def with_ours(number: int) -> list:
+        options = sampler.GenerateOptions(max_new_tokens=number, sampling_options=sampling.GREEDY)
+        return [completion.ids for completion in ours.continue_(params, prompts.tolist(), options)]
 
-    def of_transformers(number: int) -> list:
+    def with_transformers(number: int) -> list:
         ids = torch.from_numpy(prompts).long()
         with torch.no_grad():
-            said = theirs.generate(
+            rows = theirs.generate(
                 ids, do_sample=False, max_new_tokens=number, eos_token_id=toy.MODEL.vocab_size, pad_token_id=0
             )
-        return said[:, prompts.shape[1] :].tolist()
+        return rows[:, prompts.shape[1] :].tolist()
 
-    found, ids = [], []
-    for name, write in (("gemma3_jax", ours), ("transformers", of_transformers)):
-        of_one, of_all, written = best_seconds(write, num_new, rounds)
-        ids.append(written)
-        found.append(
+    results, ids = [], []
+    for name, generate in (("gemma3_jax", with_ours), ("transformers", with_transformers)):
+        seconds_one, seconds_all, generated = best_seconds(generate, num_new, rounds)
+        ids.append(generated)
+        results.append(
             {
                 "benchmark": "decode",
                 "program": name,
                 "rows": len(prompts),
                 "prompt_tokens": prompts.shape[1],
                 "new_tokens": num_new,
-                "read_tokens_per_second": round(prompts.size / of_one),
-                "written_tokens_per_second": round(len(prompts) * (num_new - 1) / (of_all - of_one)),
+                "prefill_tokens_per_second": round(prompts.size / seconds_one),
+                "decode_tokens_per_second": round(len(prompts) * (num_new - 1) / (seconds_all - seconds_one)),
                 "machine": platform.machine(),
                 "jax": jax.__version__,
                 "torch": torch.__version__,
             }
         )
-    ours_is, theirs_is = found
+    our_result, their_result = results
     ratios = {
-        f"{what}_is_faster_by": round(ours_is[f"{what}_tokens_per_second"] / theirs_is[f"{what}_tokens_per_second"], 2)
-        for what in ("read", "written")
+        f"{kind}_is_faster_by": round(
+            our_result[f"{kind}_tokens_per_second"] / their_result[f"{kind}_tokens_per_second"], 2
+        )
+        for kind in ("prefill", "decode")
     }
-    return [*found, {"benchmark": "decode", "rows": len(prompts), **ratios, "same_ids": ids[0] == ids[1]}]
+    return [*results, {"benchmark": "decode", "rows": len(prompts), **ratios, "same_ids": ids[0] == ids[1]}]
 
 
 def cache_bytes(size: str) -> dict:
     model = config.SIZES[size]
-    found = kv_cache.shapes(model, 1, CONTEXT, jnp.bfloat16)
-    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
+    shapes = kv_cache.shapes(model, 1, CONTEXT, jnp.bfloat16)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     all_global = weight_bytes.CACHED["bfloat16"] * weight_bytes.cached(model, CONTEXT, "full")
     return {
         "benchmark": "cache",
@@ -98,7 +99,7 @@ def cache_bytes(size: str) -> dict:
         "context": CONTEXT,
         "bytes": num_bytes,
         "bytes_all_global": all_global,
-        "share": round(num_bytes / all_global, 3),
+        "fraction": round(num_bytes / all_global, 3),
     }
 
 

@@ -25,10 +25,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @dataclasses.dataclass
 class Step:
-    """A step of a stage: how it was asked for, its leg, and the parameters of a teacher beside it."""
+    """A step of a stage: its config, its program, and its frozen parameters."""
 
-    given: object
-    leg: object
+    config: object
+    program: object
     frozen: dict
 
     def compile(self, rows) -> tuple[Callable, Callable]:
@@ -37,9 +37,10 @@ class Step:
 
         from gemma3_jax.model import parameters
 
-        with jax.set_mesh(self.leg.mesh):
-            state = self.leg.begin(parameters.init(self.given.model, jax.random.key(0), self.leg.mesh))
-            compiled = self.leg.jitted().lower(state, self.frozen, rows).compile()
+        with jax.set_mesh(self.program.mesh):
+            params = parameters.init(self.config.model, jax.random.key(0), self.program.mesh)
+            state = self.program.begin(params)
+            compiled = self.program.jitted().lower(state, self.frozen, rows).compile()
 
         def take():
             nonlocal state
@@ -54,21 +55,22 @@ def make(stage: str, fields: Mapping, teacher_model, flags: argparse.Namespace) 
     import jax
     import numpy as np
 
-    from gemma3_jax import settings, sharding, stages
+    from gemma3_jax import settings, sharding
     from gemma3_jax.cli import configs
     from gemma3_jax.model import parameters
+    from gemma3_jax.stages import step as stage_step
 
     fields = {"batch_size": flags.batch_size, **fields}
     overrides = [f"--config.stages.{stage}.{name}={value}" for name, value in fields.items()]
-    given = configs.load(str(EXPERIMENTS / "demo.py"), overrides, settings.Train)
+    config = settings.resolve(configs.load(str(EXPERIMENTS / "demo.py"), overrides, settings.Train), stage)
     mesh = sharding.make_mesh(data=flags.devices)
-    num_bytes = np.zeros(given.model.vocab_size, np.int32)
-    leg = stages.abstract_leg(given, stage, mesh, num_bytes, teacher_model=teacher_model)
+    num_bytes = np.zeros(config.model.vocab_size, np.int32)
+    program = stage_step.make(config, mesh, num_bytes, teacher_model=teacher_model)
     frozen = {}
     if teacher_model:
         fresh = parameters.init(teacher_model, jax.random.key(1), mesh)
-        frozen = jax.tree.map(lambda x, shape: x.astype(shape.dtype), fresh, leg.frozen.shapes)
-    return Step(given, leg, frozen)
+        frozen = jax.tree.map(lambda x, shape: x.astype(shape.dtype), {"teacher": fresh}, program.frozen_shapes)
+    return Step(config, program, frozen)
 
 
 def make_rows(step: Step):
@@ -79,13 +81,12 @@ def make_rows(step: Step):
     from gemma3_jax import sharding
     from gemma3_jax.data import stream
 
-    asked = step.given.stages[step.leg.name]
-    shape = (asked.batch_size, asked.seq_len)
-    ids = np.random.default_rng(0).integers(1, step.given.model.vocab_size, (2, *shape)).astype(np.int32)
+    shape = (step.config.batch_size, step.config.seq_len)
+    ids = np.random.default_rng(0).integers(1, step.config.model.vocab_size, (2, *shape)).astype(np.int32)
     places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
     numbers = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
     rows = stream.Rows(*ids, np.ones(shape, bool), np.ones(shape, np.int32), places, numbers)
-    return jax.device_put(rows, sharding.batch_sharding(step.leg.mesh))
+    return jax.device_put(rows, sharding.batch_sharding(step.program.mesh))
 
 
 def race(runs: Mapping[str, Callable], mesh, *, num_rounds: int, num_steps: int) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""What distillation costs: a step of the demo's student from the next token, from targets at hand, from its teacher.
+"""The cost of distillation: steps of the demo's student on next tokens, on stored targets, and with its teacher.
 
     python experiments/benchmarks/distill.py [--devices=1] [--num_samples=256] [--steps=10] [--rounds=3]
 
 One JSON line for each kind of step, and one for the teacher by itself: seconds (of the fastest round), its ratio to the
 next token's, the compiler's temporary bytes on a device and those of the teacher's parameters. Rounds alternate. The
-cost of targets at hand grows with tokens times M, that of the teacher with its parameters.
+cost of stored targets grows with tokens times M, that of the teacher with its parameters.
 """
 
 import argparse
@@ -22,35 +22,40 @@ def main() -> None:
     import demo
     import jax
 
-    from gemma3_jax import stages
+    from gemma3_jax import sharding
     from gemma3_jax.data import stream
     from gemma3_jax.model import config
+    from gemma3_jax.stages import step as stage_step
+    from gemma3_jax.train import program
 
     teacher_model = config.Config(**demo.TEACHER)
     samples = {"samples.num_samples": flags.num_samples, "samples.estimator": flags.estimator}
     steps = {
         "next token": demo_steps.make("pretrain", {**samples, "loss": "next_token"}, None, flags),
-        "targets at hand": demo_steps.make("pretrain", samples, None, flags),
-        "teacher beside": demo_steps.make("pretrain", samples, teacher_model, flags),
+        "stored targets": demo_steps.make("pretrain", samples, None, flags),
+        "with teacher": demo_steps.make("pretrain", samples, teacher_model, flags),
     }
-    taught = steps["teacher beside"]
-    rows, mesh = demo_steps.make_rows(taught), taught.leg.mesh
+    with_teacher = steps["with teacher"]
+    rows, mesh = demo_steps.make_rows(with_teacher), with_teacher.program.mesh
     with jax.set_mesh(mesh):
-        teach = jax.jit(stages.make_teacher(taught.given, "pretrain", teacher_model))
-        teach = teach.lower(taught.frozen, rows).compile()
-        targets = jax.device_put(teach(taught.frozen, rows), taught.leg.batch_shardings)
-    compiled, runs = {"teacher alone": teach}, {"teacher alone": lambda: teach(taught.frozen, rows)}
+        teach = jax.jit(stage_step.make_teacher(with_teacher.config, teacher_model))
+        teach = teach.lower(with_teacher.frozen, rows).compile()
+        targets = jax.device_put(teach(with_teacher.frozen, rows), sharding.batch_sharding(mesh))
+    compiled, runs = {"teacher alone": teach}, {"teacher alone": lambda: teach(with_teacher.frozen, rows)}
     for name, step in steps.items():
-        batch = stream.DistillBatch(rows, targets) if name == "targets at hand" else rows
+        batch = stream.DistillBatch(rows, targets) if name == "stored targets" else rows
         compiled[name], runs[name] = step.compile(batch)
     times = demo_steps.race(runs, mesh, num_rounds=flags.rounds, num_steps=flags.steps)
     for name, seconds in times.items():
         line = {"benchmark": "distill", "what": name, "devices": flags.devices, "seconds": round(seconds, 4)}
-        line |= {"against_next_token": round(seconds / times["next token"], 3), "tokens": taught.leg.tokens_per_step}
+        line |= {
+            "against_next_token": round(seconds / times["next token"], 3),
+            "tokens": with_teacher.program.tokens_per_step,
+        }
         line |= {"num_samples": flags.num_samples, "estimator": flags.estimator}
         line["temporary_bytes"] = compiled[name].memory_analysis().temp_size_in_bytes
         if name.startswith("teacher"):
-            line["teacher_parameter_bytes"] = taught.leg.frozen.bytes_per_device()
+            line["teacher_parameter_bytes"] = program.bytes_per_device(with_teacher.program.frozen_shapes)
         print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
 
 

@@ -1,13 +1,13 @@
-"""What it takes to draw a teacher's targets from its logits, by every estimator, against jax.lax.top_k of them alone.
+"""Time and memory to draw targets from a teacher's logits, by every estimator, against jax.lax.top_k alone.
 
     python experiments/benchmarks/estimators.py [--tokens=64] [--vocab_size=262144] [--num_samples=256] [--repeats=7]
 
 Prints one JSON line for jax.lax.top_k and one per estimator, all measured in this run on this machine: the median and
-the fastest of the rounds, and how the fastest compares. An estimator's time is that of `targets.draw`: ids and weights,
-and with them entropy, kept mass, best id and the label's probability, which none of them goes without. All of it grows
-with tokens x V; what is sorted or raced (64 M candidates a token at most) with M. On CPU jax.lax.top_k is a partial
-sort; for TPU it is compiled to a sort of all V. Temporary bytes do not grow with tokens: few are looked at together
-(targets.LOGITS_PER_PART). Half a minute on two CPU cores.
+the fastest of the rounds, and the ratio of the fastest. An estimator's time is that of `targets.draw`: ids and weights,
+and the entropy, captured mass, best id and label probability that all of them need. Time grows with tokens x V; the
+part that sorts or races (at most 64 M candidates per token), with M. On CPU jax.lax.top_k is a partial sort; for TPU it
+compiles to a sort of all V. Temporary bytes do not grow with tokens, which are drawn in parts
+(targets.LOGITS_PER_PART). Takes half a minute on two CPU cores.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from gemma3_jax.losses import vocab_parallel
 
 
 def logits(num_tokens: int, vocab_size: int) -> jax.Array:
-    """A heavy tail in random order, and noise on it: entropy 7.4 nats, 60 % of the mass on 256 of 262,144 ids."""
+    """A heavy tail in random order, with noise: entropy 7.4 nats, 60 % of the mass on 256 of 262,144 ids."""
     random = np.random.default_rng(0)
     scores = random.permutation(-1.1 * np.log(np.arange(1, vocab_size + 1)))
     return jnp.asarray(scores + random.normal(size=(1, num_tokens, vocab_size)), jnp.float32)
@@ -46,16 +46,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     flags = parser.parse_args()
     scores = logits(flags.tokens, flags.vocab_size)
-    places = jnp.arange(flags.tokens, dtype=jnp.int32)[None]
-    zeros = jnp.zeros_like(places)
+    positions = jnp.arange(flags.tokens, dtype=jnp.int32)[None]
+    zeros = jnp.zeros_like(positions)
     programs = {"jax.lax.top_k": lambda scores, *_: jax.lax.top_k(scores, flags.num_samples)}
     for name in settings.ESTIMATORS:
         samples = settings.Samples(estimator=name, num_samples=flags.num_samples)
         shard = vocab_parallel.Shard(flags.vocab_size)
         programs[name] = functools.partial(targets.draw, shard, samples=samples, seed=0)
-    arrays = (scores, zeros, zeros, places)
+    arrays = (scores, zeros, zeros, positions)
     compiled = {name: jax.jit(program).lower(*arrays).compile() for name, program in programs.items()}
-    # Round by round, so that what else the machine does strikes all alike; the first is not counted.
+    # In rounds, so that other load on the machine affects all alike; the first round is not counted.
     rounds = [{name: seconds_of(f, arrays) for name, f in compiled.items()} for _ in range(flags.repeats + 1)][1:]
     for name, program in compiled.items():
         seconds = sorted(each[name] for each in rounds)

@@ -1,10 +1,10 @@
-"""How fast a model is written for other programs, by kind and format.
+"""Speed of writing a model for other programs, by kind and format.
 
     python experiments/benchmarks/export.py [--layers=6] [--width=640]
 
-Random float32 parameters of a piece of 270M (its widths, a vocabulary of 32,768), written to a temporary directory. One
-JSON line each: seconds, megabytes of what is written and of the parameters it is made from, and both by second. Grows
-with the parameters; a file of Gemma's own vocabulary takes some seconds more.
+Writes random float32 parameters of a slice of 270M (its dims, a vocabulary of 32,768) to a temporary directory, and
+prints a JSON line each: seconds, megabytes written and of the parameters, and both per second. The time grows with the
+parameters; Gemma's vocabulary adds some seconds to a GGUF file.
 """
 
 import argparse
@@ -17,19 +17,19 @@ import time
 import jax
 
 from gemma3_jax import sharding
-from gemma3_jax.checkpoint import encoding, export
+from gemma3_jax.checkpoint import encoding, export, tensor_source
 from gemma3_jax.data.prepare import builtin
 from gemma3_jax.model import config, parameters
 from gemma3_jax.tokenizer import training, vocabulary
 
 WAYS = (
     ("hf", None),
-    ("hf", encoding.Plan("int4", "float16")),
-    ("hf", encoding.Plan("sfp8", "float16")),
-    ("gguf", encoding.Plan("float32", "float32")),
-    ("gguf", encoding.Plan("q4_0", "float16")),
-    ("gguf", encoding.Plan("q4_0", "q8_0")),
-    ("gguf", encoding.Plan("q8_0", "q8_0")),
+    ("hf", encoding.StoragePlan("int4", "float16")),
+    ("hf", encoding.StoragePlan("sfp8", "float16")),
+    ("gguf", encoding.StoragePlan("float32", "float32")),
+    ("gguf", encoding.StoragePlan("q4_0", "float16")),
+    ("gguf", encoding.StoragePlan("q4_0", "q8_0")),
+    ("gguf", encoding.StoragePlan("q8_0", "q8_0")),
 )
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / f"model.{kind}"
             started = time.perf_counter()
-            export.Export(kind, model, plan, tokenizer=tokenizer).write(path, params)
+            export.Export(kind, model, plan, tokenizer=tokenizer).write(path, tensor_source.from_params(model, params))
             seconds = time.perf_counter() - started
             files = [path] if path.is_file() else path.rglob("*")
             written = sum(file.stat().st_size for file in files if file.is_file()) / 1e6

@@ -5,8 +5,8 @@
 The text is the Python standard library as JSONL, 12 MB a copy (each copy with a line of its own, so that none is a
 duplicate). One JSON line per stage, one for `SentencePieceProcessor.encode` alone, and two for the whole of `prepare`:
 without and with near-duplicate removal. `of_plain` is the share of plain SentencePiece's speed. All of it grows with
-the text; MinHash with 128 times its words. About two minutes on one core; on the machine of the README end to end was
-0.6 of plain SentencePiece without near-duplicate removal.
+the text; MinHash with 128 times its words. About two minutes on one core. docs/results.md has what was
+measured end to end.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import time
 
 import sentencepiece
 
-from gemma3_jax.data import packing, settings
-from gemma3_jax.data.prepare import builtin, duplicates, filters, pipeline, sources
+from gemma3_jax.data import packing
+from gemma3_jax.data.prepare import builtin, duplicates, filters, pipeline, settings, sources
 from gemma3_jax.tokenizer import training, vocabulary
 
 
@@ -35,7 +35,7 @@ def shuffled_lines(texts: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple((f"item:{number}", " ".join(reversed(text[:600].split()))) for number, text in enumerate(texts[:200]))
 
 
-def measure(config: settings.Prepare, texts: list[str], model: bytes) -> dict[str, float]:
+def measure(config: settings.PrepareConfig, texts: list[str], model: bytes) -> dict[str, float]:
     """Seconds of each stage over all texts."""
     tokenizer = vocabulary.Tokenizer(model)
     plain = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -55,11 +55,16 @@ def measure(config: settings.Prepare, texts: list[str], model: bytes) -> dict[st
     steps = {
         "length": (config, ()),
         "quality": (
-            settings.Prepare(quality=settings.Quality("heuristic"), personal_data=settings.PersonalData("")),
+            settings.PrepareConfig(
+                quality=settings.QualityConfig("heuristic"), personal_data=settings.PersonalDataConfig("")
+            ),
             (),
         ),
         "personal data": (config, ()),
-        "decontamination": (settings.Prepare(personal_data=settings.PersonalData("")), shuffled_lines(texts)),
+        "decontamination": (
+            settings.PrepareConfig(personal_data=settings.PersonalDataConfig("")),
+            shuffled_lines(texts),
+        ),
     }
     for stage, (its_config, evaluation) in steps.items():
         keep, *_ = [
@@ -76,11 +81,11 @@ def measure(config: settings.Prepare, texts: list[str], model: bytes) -> dict[st
     return seconds
 
 
-def end_to_end(config: settings.Prepare, directory: pathlib.Path, near: bool) -> float:
-    config = settings.Prepare(
+def end_to_end(config: settings.PrepareConfig, directory: pathlib.Path, near: bool) -> float:
+    config = settings.PrepareConfig(
         sources=config.sources,
         tokenizer=config.tokenizer,
-        duplicates=settings.Duplicates(near=near),
+        duplicates=settings.DuplicatesConfig(near=near),
         length=config.length,
     )
     started = time.perf_counter()
@@ -99,9 +104,9 @@ def main() -> None:
         texts = write_corpus(directory / "corpus.jsonl", flags.copies, flags.library_files)
         model = training.train(texts[: len(texts) // (4 * flags.copies)], flags.size)
         (directory / "tokenizer.model").write_bytes(model)
-        config = settings.Prepare(
-            sources={"corpus": settings.Source(paths=(str(directory / "corpus.jsonl"),))},
-            tokenizer=settings.Tokenizer(path=str(directory / "tokenizer.model")),
+        config = settings.PrepareConfig(
+            sources={"corpus": settings.SourceConfig(paths=(str(directory / "corpus.jsonl"),))},
+            tokenizer=settings.TokenizerConfig(path=str(directory / "tokenizer.model")),
         )
         seconds = measure(config, texts, model)
         num_tokens = seconds.pop("tokens")

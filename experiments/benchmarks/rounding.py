@@ -31,10 +31,10 @@ def main() -> None:
     compiled, runs = {}, {}
     for name, step in steps.items():
         compiled[name], runs[name] = step.compile(rows)
-    times = demo_steps.race(runs, plain.leg.mesh, num_rounds=flags.rounds, num_steps=flags.steps)
+    times = demo_steps.race(runs, plain.program.mesh, num_rounds=flags.rounds, num_steps=flags.steps)
     for name, seconds in times.items():
         line = {"benchmark": "rounding", "format": name, "devices": flags.devices, "seconds": round(seconds, 4)}
-        line |= {"against_unrounded": round(seconds / times["unrounded"], 3), "tokens": plain.leg.tokens_per_step}
+        line |= {"against_unrounded": round(seconds / times["unrounded"], 3), "tokens": plain.program.tokens_per_step}
         line["temporary_bytes"] = compiled[name].memory_analysis().temp_size_in_bytes
         print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
 

@@ -17,20 +17,23 @@ import time
 import jax
 import toy
 
-from gemma3_jax import sharding, stages
+from gemma3_jax import settings, sharding
 from gemma3_jax.data import order, stream
+from gemma3_jax.stages import build, inputs
 
 
-def make_step(given, directory: pathlib.Path):
+def make_step(run_config, directory: pathlib.Path):
     """The step of `train`, and a state to begin with."""
-    [leg] = stages.build(given, given.stage_order, directory)
-    state = leg.begin(stages.fresh_params(given, leg, given.model))
+    [name] = run_config.stage_order
+    config = settings.resolve(run_config, name)
+    program = build.build([config], directory)[0].program
+    state = program.begin(inputs.fresh_params(config, program.mesh))
 
     def step(state, rows):
-        with jax.set_mesh(leg.mesh):
+        with jax.set_mesh(program.mesh):
             return jitted(state, {}, rows)
 
-    jitted = leg.jitted()
+    jitted = program.jitted()
     return step, state
 
 

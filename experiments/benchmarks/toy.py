@@ -9,8 +9,8 @@ import pathlib
 
 from gemma3_jax import settings
 from gemma3_jax.data import dataset
-from gemma3_jax.data import settings as data_settings
 from gemma3_jax.data.prepare import builtin, pipeline
+from gemma3_jax.data.prepare import settings as prepare_settings
 from gemma3_jax.model import config, execution
 from gemma3_jax.train import settings as train_settings
 
@@ -33,11 +33,11 @@ def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset
     """Rows of the first so many modules; None: of all."""
     texts = [row["text"] for file in builtin.files()[:num_files] for row in builtin.rows(file)]
     (directory / "library.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    made = data_settings.Prepare(
-        sources={"library": data_settings.Source(paths=(str(directory / "library.jsonl"),))},
+    made = prepare_settings.PrepareConfig(
+        sources={"library": prepare_settings.SourceConfig(paths=(str(directory / "library.jsonl"),))},
         seq_lens=(SEQ_LEN,),
-        duplicates=data_settings.Duplicates(near=False),
-        tokenizer=data_settings.Tokenizer(size=MODEL.vocab_size, max_characters=3_000_000),
+        duplicates=prepare_settings.DuplicatesConfig(near=False),
+        tokenizer=prepare_settings.TokenizerConfig(size=MODEL.vocab_size, max_characters=3_000_000),
     )
     pipeline.run(made, str(directory / "data"))
     return dataset.open_dataset(directory / "data")
@@ -45,7 +45,7 @@ def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset
 
 def recipe(data: dataset.Dataset, batch_size: int, num_steps: int, *, num_devices: int = 1) -> settings.Train:
     """One stage over that data, its rows split over so many devices."""
-    stage = settings.Stage(
+    stage = settings.StageEntry(
         num_steps=num_steps,
         seq_len=SEQ_LEN,
         batch_size=batch_size,

@@ -17,7 +17,7 @@ import tempfile
 import time
 
 
-def bare_round(leg, compiled, state, batches) -> tuple:
+def bare_round(compiled, state, batches) -> tuple:
     """The state after the steps, and seconds per step."""
     import jax
 
@@ -28,19 +28,11 @@ def bare_round(leg, compiled, state, batches) -> tuple:
     return state, (time.perf_counter() - started) / len(batches)
 
 
-def full_round(given, workdir: pathlib.Path) -> float:
+def full_round(config, workdir: pathlib.Path) -> float:
     """Seconds per step of a run of its own, from its rows, without the first two steps."""
-    import contextlib
+    from gemma3_jax import console, run
 
-    from gemma3_jax import run
-
-    class Bar:
-        update = staticmethod(lambda num_bytes: None)
-
-    front = run.Front(
-        say=lambda *lines: None, show=lambda leg, row: None, bar=lambda label, total: contextlib.nullcontext(Bar)
-    )
-    run.execute(given, run.Asked(workdir=workdir, started=time.monotonic()), front)
+    run.execute(config, run.RunOptions(workdir=workdir, started=time.monotonic()), console.SILENT)
     times = [json.loads(line)["time"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return (times[-1] - times[1]) / (len(times) - 2)
 
@@ -67,30 +59,33 @@ def main() -> None:
     import jax
     import toy
 
-    from gemma3_jax import stages
+    from gemma3_jax import settings
+    from gemma3_jax.stages import build, inputs
 
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # the rounds are one program
-        given = toy.recipe(
+        run_config = toy.recipe(
             toy.make_data(directory, flags.library_files),
             flags.batch_size,
             flags.steps + 2,
             num_devices=flags.devices,
         )
-        [leg] = stages.build(given, given.stage_order, directory)
-        batches = [leg.stage.next_batch(step) for step in range(flags.steps)]
-        state = leg.begin(stages.fresh_params(given, leg, given.model))
-        with jax.set_mesh(leg.mesh):
-            compiled = leg.jitted().lower(state, {}, batches[0].rows).compile()
-        state, _ = bare_round(leg, compiled, state, batches[:2])
+        [name] = run_config.stage_order
+        config = settings.resolve(run_config, name)
+        program = build.build([config], directory)[0].program
+        batches = [program.stage.next_batch(step, None) for step in range(flags.steps)]
+        state = program.begin(inputs.fresh_params(config, program.mesh))
+        with jax.set_mesh(program.mesh):
+            compiled = program.jitted().lower(state, {}, batches[0].rows).compile()
+        state, _ = bare_round(compiled, state, batches[:2])
         bare, full = [], []
         for number in range(flags.rounds):
-            state, seconds = bare_round(leg, compiled, state, batches)
+            state, seconds = bare_round(compiled, state, batches)
             bare.append(seconds)
-            full.append(full_round(given, directory / f"run{number}"))
-        report("step in a bare loop", min(bare), leg.tokens_per_step)
-        report("train", min(full), leg.tokens_per_step, overhead=round(min(full) / min(bare) - 1, 4))
+            full.append(full_round(run_config, directory / f"run{number}"))
+        report("step in a bare loop", min(bare), program.tokens_per_step)
+        report("train", min(full), program.tokens_per_step, overhead=round(min(full) / min(bare) - 1, 4))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The loss against 256 weights a token, ours against optax with the target written out: time and temporary memory.
+"""The loss against 256 weights per token, ours against optax with a dense target: time and temporary memory.
 
-    python experiments/benchmarks/vocabulary_loss.py [--tokens=4096] [--width=1152] [--vocabulary=262144] [--rounds=3]
+    python experiments/benchmarks/vocabulary_loss.py [--tokens=4096] [--embed_dim=1152] [--vocab_size=262144]
 
-Value, and gradients of the hidden states and of the table, from bfloat16 hidden states and a float32 table on one
-device; both with products of bfloat16 and float32 logits, as in training. The target [tokens, V] of
-optax.softmax_cross_entropy, float32, is made outside of what is measured. They take turns, and the fastest of the
-rounds counts. Prints a JSON line for each and one with their ratios. Needs 18 GB of memory.
+Measures the value and its gradients with respect to hidden states and table, from bfloat16 hidden states and a float32
+table on one device; both with products of bfloat16 and float32 logits, as in training. The float32 target [tokens, V]
+of optax.softmax_cross_entropy is made outside of the measurement. Rounds alternate, and the fastest counts. Prints a
+JSON line for each and one with their ratios. Needs 18 GB of memory.
 """
 
 import argparse
@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gemma3_jax.distill import targets
-from gemma3_jax.losses import cross_entropy
+from gemma3_jax.losses import cross_entropy, soft_targets
 from gemma3_jax.model import fsdp
 
 
 def ours(hidden, table, labels, soft):
-    return cross_entropy.summed(hidden, table, labels, jnp.ones(labels.shape, bool), soft)[0]
+    return cross_entropy.cross_entropy_sum(hidden, table, labels, jnp.ones(labels.shape, bool), soft)[0]
 
 
 def dense(hidden, table, target):
@@ -31,19 +30,20 @@ def dense(hidden, table, target):
     return jnp.sum(optax.softmax_cross_entropy(logits, target))
 
 
-def arguments(num_tokens: int, width: int, vocab_size: int, num_samples: int) -> tuple:
+def arguments(num_tokens: int, embed_dim: int, vocab_size: int, num_samples: int) -> tuple:
     """Hidden states, table, labels and targets."""
     keys = jax.random.split(jax.random.key(0), 5)
-    hidden = jax.random.normal(keys[0], (1, num_tokens, width), jnp.bfloat16)
-    table = jax.random.normal(keys[1], (vocab_size, width)) * width**-0.5
+    hidden = jax.random.normal(keys[0], (1, num_tokens, embed_dim), jnp.bfloat16)
+    table = jax.random.normal(keys[1], (vocab_size, embed_dim)) * embed_dim**-0.5
     labels = jax.random.randint(keys[2], (1, num_tokens), 0, vocab_size)
     ids = jax.random.randint(keys[3], (1, num_tokens, num_samples), 0, vocab_size)
-    of_ids = jax.nn.softmax(jax.random.normal(keys[4], ids.shape), axis=-1)
+    weights = jax.nn.softmax(jax.random.normal(keys[4], ids.shape), axis=-1)
     unknown = jnp.zeros(labels.shape)
-    return hidden, table, labels, targets.Targets(ids, of_ids, unknown, unknown, unknown, labels)
+    soft = soft_targets.SparseTargets(ids, weights, unknown, unknown, unknown, labels)
+    return hidden, table, labels, soft
 
 
-def written_out(soft: targets.Targets, vocab_size: int) -> jax.Array:
+def dense_target(soft: soft_targets.SparseTargets, vocab_size: int) -> jax.Array:
     target = jnp.zeros((*soft.ids.shape[:2], vocab_size))
     row, column = (jax.lax.broadcasted_iota(jnp.int32, soft.ids.shape, dim) for dim in (0, 1))
     return target.at[row, column, soft.ids].add(soft.weights)
@@ -54,7 +54,7 @@ def compiled(loss, made: tuple):
 
 
 def timed(program, made: tuple) -> tuple[float, float]:
-    """Seconds, and the value."""
+    """Seconds of one call, and its value."""
     started = time.perf_counter()
     value, _ = jax.block_until_ready(program(*made))
     return time.perf_counter() - started, value.item()
@@ -63,13 +63,13 @@ def timed(program, made: tuple) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=1152)
-    parser.add_argument("--vocabulary", type=int, default=262_144)
+    parser.add_argument("--embed_dim", type=int, default=1152)
+    parser.add_argument("--vocab_size", type=int, default=262_144)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
-    hidden, table, labels, soft = arguments(flags.tokens, flags.width, flags.vocabulary, flags.samples)
-    target = jax.jit(written_out, static_argnums=1)(soft, flags.vocabulary)
+    hidden, table, labels, soft = arguments(flags.tokens, flags.embed_dim, flags.vocab_size, flags.samples)
+    target = jax.jit(dense_target, static_argnums=1)(soft, flags.vocab_size)
     made = {ours: (hidden, table, labels, soft), dense: (hidden, table, target)}
     programs = {loss: compiled(loss, made[loss]) for loss in made}
     rounds = [{loss: timed(programs[loss], made[loss]) for loss in made} for _ in range(1 + flags.rounds)]
