@@ -4,6 +4,9 @@ import ast
 import graphlib
 import pathlib
 import re
+import statistics
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import jaxtyping
@@ -16,31 +19,34 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.
 MAY_IMPORT = {
     "sharding": "",
     "renamed": "",
+    "durable": "",
     "tokenizer": "",
     "quant": "sharding",
     "model": "sharding",
-    "checkpoint": "model quant renamed sharding tokenizer",
-    "losses": "distill model sharding",
-    "distill": "losses model sharding",
-    "inference": "checkpoint model quant sharding tokenizer",
-    "evals": "checkpoint inference losses model quant sharding tokenizer",
-    "data": "distill renamed sharding tokenizer",
-    "train": "",  # no model, no data: it sees a stage
-    "settings": "data distill evals model quant train",
-    "evaluation": "data distill evals inference losses model settings tokenizer train",
-    "stages": "checkpoint data distill evaluation losses model quant settings sharding tokenizer train",
-    "chips": "",
+    "checkpoint": "console durable hosts model quant renamed sharding tokenizer",
+    "losses": "model sharding",
+    "distill": "losses model",
+    "inference": "checkpoint console model quant sharding tokenizer",
+    "evals": "console durable inference losses model quant tokenizer",
+    "data": "console distill durable losses renamed sharding tokenizer",
     "hosts": "",
-    "teach": "checkpoint data distill settings sharding stages train",
-    "planning": "chips data distill model settings sharding stages train",
+    "console": "",
+    "train": "durable hosts",  # no model, no data: it sees a stage
+    "settings": "data distill evals model quant train",
+    "stages": "checkpoint data distill evals inference losses model quant settings sharding tokenizer train",
+    "chips": "",
+    "teach": "checkpoint console data distill hosts settings sharding stages train",
+    "planning": "chips model settings sharding stages train",
     "provenance": "",
-    "run": "checkpoint chips provenance renamed settings stages train",
-    "report": "evals model provenance train",
-    "cli": "checkpoint data evals hosts inference model planning renamed report run settings sharding teach train",
+    "run": "checkpoint chips console durable provenance renamed settings stages train",
+    "report": "evals model provenance renamed train",
+    "cli": "checkpoint console data durable evals hosts inference planning renamed report run settings sharding "
+    "teach train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.
 HOME = {
+    "fcntl": "durable",
     "flax": "model",
     "orbax": "checkpoint",
     "gguf": "checkpoint",
@@ -55,18 +61,29 @@ HOME = {
     "referencing": "inference",
     "lm_eval": "evals",
     "matplotlib": "report",
+    "jinja2": "report",
     "grain": "data",
     "array_record": "data",
     "apache_beam": "data",
     "tensorflow_datasets": "data",
-    "fsspec": "data",
+    "fsspec": "data durable",
     "ml_collections": "cli",
     "tqdm": "cli",
     "argparse": "cli",
 }
+# The wings of data/: what training reads is at its top, and needs neither to prepare data nor to write targets.
+WINGS = {"": "targets", "targets": "", "prepare": ""}  # wing -> the wings it may import beside the top
 LEGEND = set("ABDFGHIKLMNPQRSTVWZ")  # spelled out at the top of sharding.py
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "lib", "v2", "deprecated"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 8
+MAX_MEDIAN_LINES = 130
+# Words that mean nothing alone: a name or a sentence says the thing instead. Lines of the package that have one.
+EMPTY_WORDS, MAX_EMPTY_WORDS = re.compile(r"\b(asked|told|said|taught)\b"), 20
+# Functions that read better whole, each with its reason; five at most.
+LONG_FUNCTIONS = {
+    ("run.py", "execute"): "one start of a run from top to bottom, under banners",
+    ("train/loop.py", "run"): "the training loop, which every stage takes",
+}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -91,6 +108,16 @@ def test_arrows_form_no_cycle():
     graphlib.TopologicalSorter({unit: allowed.split() for unit, allowed in MAY_IMPORT.items()}).prepare()
 
 
+def test_every_arrow_is_used():
+    used: dict[str, set[str]] = {unit: set() for unit in MAY_IMPORT}
+    for path in FILES:
+        names = (name.partition(".") for name in imports(ast.parse(path.read_text())))
+        used[unit_of(path)] |= {rest.split(".")[0] for top, _, rest in names if top == PACKAGE.name}
+    assert {unit: set(allowed.split()) - used[unit] for unit, allowed in MAY_IMPORT.items()} == dict.fromkeys(
+        used, set()
+    )
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_arrows(path):
     unit = unit_of(path)
@@ -102,6 +129,28 @@ def test_imports_follow_the_arrows(path):
         assert unit in HOME.get(top, unit).split(), f"{unit} imports {top}, at home in {HOME[top]}"
 
 
+def test_the_launchers_need_no_packages():
+    """launch/check.py runs on machines without JAX: of the package it imports modules that need nothing else."""
+    line = [sys.executable, "-ES", "-c", "import launch.check, sys; print(*sys.modules)"]
+    done = subprocess.run(line, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    packages = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
+    assert packages == {"__main__", "gemma3_jax", "launch"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_the_wings_of_data_import_its_top_and_what_they_may(path):
+    def wing_of(name: str) -> str:
+        return next((wing for wing in WINGS if wing and f"{name}.".startswith(f"{PACKAGE.name}.data.{wing}.")), "")
+
+    wing = wing_of(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    for name in imports(ast.parse(path.read_text())):
+        other = wing_of(name)
+        assert other in ("", wing, *WINGS[wing].split()), f"data/{wing or 'top'} imports {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_stay_small(path):
     text = path.read_text()
@@ -110,9 +159,43 @@ def test_files_and_functions_stay_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             num_lines = node.end_lineno - node.lineno + 1
-            assert num_lines <= MAX_FUNCTION_LINES, f"{path.name}: {node.name} has {num_lines} lines"
+            is_exempt = (str(path.relative_to(PACKAGE)), node.name) in LONG_FUNCTIONS
+            assert is_exempt or num_lines <= MAX_FUNCTION_LINES, f"{path.name}: {node.name} has {num_lines} lines"
             num_arguments = len(node.args.args) + len(node.args.kwonlyargs)
             assert num_arguments <= MAX_ARGUMENTS, f"{path.name}: {node.name} takes {num_arguments} arguments"
+
+
+def test_the_median_file_is_short():
+    lines = [path.read_text().count("\n") for path in FILES]
+    assert statistics.median(lines) < MAX_MEDIAN_LINES
+
+
+def test_names_and_prose_say_the_thing():
+    lines = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if EMPTY_WORDS.search(line)
+    ]
+    assert len(lines) < MAX_EMPTY_WORDS, "\n".join(lines)
+
+
+def test_long_functions_are_few_and_exist():
+    assert len(LONG_FUNCTIONS) <= 5
+    for file, name in LONG_FUNCTIONS:
+        tree = ast.parse((PACKAGE / file).read_text())
+        [node] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES, f"{name} is short enough: take it off the list"
+
+
+def test_a_class_name_has_one_meaning():
+    """A name stands for one class in the whole package."""
+    files: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                files.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: where for name, where in files.items() if len(where) > 1}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
