@@ -424,7 +424,7 @@ def test_lists_that_changed_meanwhile_are_noticed(tmp_path):
     (tmp_path / "words").write_text("dammit")
     texts.write_lines(tmp_path / "quiz.jsonl", ["one two three four five six seven nine"])
     (tmp_path / "toy.model").write_bytes(texts.tokenizer_model() + b"\x12\x00")
-    with pytest.raises(ValueError, match="begun with another evaluation set, word list, tokenizer; go on with that"):
+    with pytest.raises(ValueError, match="begun with another evaluation set, word list, tokenizer; resume with"):
         texts.run(config, tmp_path / "out")
 
 

@@ -178,7 +178,7 @@ def test_what_was_begun_otherwise_is_refused(tmp_path):
     with pytest.raises(ValueError, match=rf"out was begun with another num_rows \(22, now 23\); {remedy}"):
         with targets_writer.resume(tmp_path / "out", origin_of(num_rows=23)):
             pass
-    match = r"estimator \(top_k, now systematic\), temperature \(1.0, now 2.0\); go on with"
+    match = r"estimator \(top_k, now systematic\), temperature \(1.0, now 2.0\); resume with"
     with pytest.raises(ValueError, match=rf"num_rows \(22, now 23\), {match}"):
         with targets_writer.resume(tmp_path / "out", origin_of(changed, num_rows=23), process=1):
             pass
