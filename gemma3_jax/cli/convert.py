@@ -11,7 +11,7 @@ from gemma3_jax.cli import terminal
 def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax convert",
-        description="Convert a checkpoint to another kind.\n\n"
+        description="Converts a checkpoint to another format.\n\n"
         "The kind of the source is recognised. It may be a run directory, an Orbax checkpoint of this program, a\n"
         "Hugging Face directory, a GGUF file, or an Orbax tree of the gemma library. The target appears complete or\n"
         "not at all.\n\n"

@@ -36,7 +36,7 @@ class TokenizedDocument:
     def to_bytes(self) -> bytes:
         return msgpack.packb(
             {
-                "place": dataclasses.astuple(self.record_id),
+                "place": dataclasses.astuple(self.record_id),  # the keys are the file format
                 "bucket": self.bucket,
                 "language": self.language,
                 "tokens": _pack_ids(self.tokens),

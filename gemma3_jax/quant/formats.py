@@ -9,9 +9,6 @@
 outputs. Denormals count as zero, and so does a channel or block whose largest magnitude is below exact.TINY. Any other
 block of q4_0 and q8_0, and one of zeros, has the bytes that the package gguf writes. Below TINY the codes differ, but
 the values are zeros in both: float16 rounds a scale of 2**-25 or less to 0.
-
-Rounding again changes nothing in q4_0, q8_0, sfp8 with a scale of 1, and the floating formats. In int4, and sfp8 with
-another scale, it may move values by a step of float32, because the scale is computed from rounded products.
 """
 
 import math
