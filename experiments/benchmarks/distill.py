@@ -54,7 +54,7 @@ def main() -> None:
         }
         line |= {"num_samples": flags.num_samples, "estimator": flags.estimator}
         line["temporary_bytes"] = compiled[name].memory_analysis().temp_size_in_bytes
-        if name.startswith("teacher"):
+        if "teacher" in name:
             line["teacher_parameter_bytes"] = program.bytes_per_device(with_teacher.program.frozen_shapes)
         print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
 
