@@ -4,7 +4,7 @@
 # Natural guess: GGUFReader maps the file, so opening one to look at a few keys is quick, whatever else is in it.
 # Version: gguf 0.19.0, numpy 2.4.6
 # Seen: a file with Gemma's 262,144 pieces, scores and types, and no tensors at all (on a loaded machine):
-#   5.9 MB, 1048599 numpy arrays, 50 s, 666 MB more memory; struct reads the pieces in 0.2 s
+#   5.9 MB, 1048599 numpy arrays, 15 s, 667 MB more memory; struct reads the pieces in 0.1 s
 # Here: gemma3_jax/checkpoint/gguf_header.py reads headers with struct, and of long arrays only the length.
 #   gemma3_jax/checkpoint/gguf_file.py uses the package's writer and its block formats.
 set -euo pipefail

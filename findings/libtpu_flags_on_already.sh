@@ -3,7 +3,7 @@
 #
 # Natural guess: LIBTPU_INIT_ARGS of a published recipe (async collective fusion, latency hiding scheduler, ...) is what
 #   makes gathers overlap products, and a job without them is slower.
-# Version: jax 0.10.2, jaxlib 0.10.2, libtpu 0.0.42.1 (compiled for v5e:2x4 on a CPU; nothing runs)
+# Version: jax 0.10.2, jaxlib 0.10.2, libtpu 0.0.42.1 (compiled for v5e:2x2 on a CPU; nothing runs)
 # Seen: a ZeRO-3 step of three scanned layers, compiled once as it is and once with each flag set to true:
 #   7 of 7 flags leave every byte of the compiled program as it is
 #   xla_tpu_enable_async_collective_fusion=false makes another program: it was on
@@ -34,8 +34,8 @@ NAMED = [
     "xla_enable_async_collective_permute",
     "xla_tpu_enable_latency_hiding_scheduler",
 ]
-LAYERS, TOKENS, WIDTH, MLP = 3, 512, 1024, 4096
-chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+LAYERS, TOKENS, WIDTH, MLP = 3, 256, 512, 2048
+chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = Mesh(mesh_utils.create_device_mesh((len(chips),), chips), ("data",))
 at_rest = NamedSharding(mesh, PartitionSpec(None, "data"))
 
