@@ -82,9 +82,9 @@ def _copy_one(slot: names.Slot, tensor: StoredTensor, model: config.Config, writ
         progress(write(slot, rows))
 
 
-def check_names(path: str, expected: set[str], found: set[str]) -> None:
+def check_names(path: str, expected: set[str], stored: set[str]) -> None:
     """Raises: ValueError naming the first missing or extra tensor, and how many more there are."""
-    for problem, some in (("lacks", expected - found), ("has an unknown", found - expected)):
+    for problem, some in (("lacks", expected - stored), ("has an unknown", stored - expected)):
         if some:
             more = f" (and {len(some) - 1} more)" if len(some) > 1 else ""
             raise ValueError(

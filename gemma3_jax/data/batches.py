@@ -1,6 +1,4 @@
-"""The batches of a stage by the number of the step: read from its data, or their shapes alone."""
-
-from typing import NamedTuple
+"""The batches of a stage by the number of the step, and their shapes."""
 
 import jax
 import numpy as np
@@ -32,15 +30,6 @@ def shapes(mesh: sharding.AnyMesh, batch_size: int, seq_len: int, *, num_samples
             array(np.int32, num_samples), array(np.float32, num_samples), numbers, numbers, numbers, ids
         ),
     )
-
-
-class ShapesOnly(NamedTuple):
-    """Batches without numbers, to trace and compile a step with."""
-
-    shapes: BatchShapes
-
-    def __call__(self, step: int, now: object = None) -> stream.StepBatch:
-        return stream.StepBatch(step, "", self.shapes)
 
 
 class Batches:

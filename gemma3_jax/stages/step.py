@@ -26,7 +26,7 @@ def make(
     """Returns the step of a stage on a mesh.
 
     `num_bytes`: int32[V], the bytes of text that each id stands for. `teacher_model`: of the teacher beside the
-    student; None if targets come with the batch. `next_batch`: None for shapes alone.
+    student; None if targets come with the batch. `next_batch`: None for a program that is only compiled.
     Raises: ValueError if the batch does not split over the mesh, or weights cannot be rounded as the config says.
     """
     sharding.check_batch(mesh, config.batch_size // config.grad_accum_steps, config.seq_len)
@@ -45,7 +45,7 @@ def make(
         stage=program.Stage(
             loss=make_loss(config, num_bytes, teacher_model),
             frozen=_frozen(config, mesh, teacher_model),
-            next_batch=next_batch or batches.ShapesOnly(batch_shapes),
+            next_batch=next_batch,
             view_params=view_params,
             optimizer=optimizer.make(config.optimizer, config.num_steps),
         ),

@@ -76,7 +76,7 @@ def in_directory(
 def save(of: manager.CheckpointManager, step: int, mesh: Mesh, **changes) -> None:
     """Saves the state that is drawn from the step's number, and waits."""
     params, state = make(mesh, step)
-    notes = {"cursor": CURSOR | {"row": step}, "meta": META, "about": {"tokenizer": "abc"}} | changes
+    notes = {"cursor": CURSOR | {"row": step}, "meta": META, "checkpoint_metadata": {"tokenizer": "abc"}} | changes
     of.save(step, params, state, **notes)
     of.finish()
 
