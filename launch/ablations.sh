@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the report's ablations in miniature and writes one page of their results: under an hour on two cores beside other
-# work; no accelerator, no download but packages. What they showed: experiments/ablations/README.md.
+# Runs the report's ablations in miniature and writes one page of their results: under an hour on two cores with other
+# work running; no accelerator, no download but packages. Results: experiments/ablations/README.md.
 #   bash launch/ablations.sh [DIRECTORY] [--seeds=N ...]       default: runs/ablations; flags go to every ablation
 # Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already. Stopped at any
 # moment, the same command resumes.

@@ -1,128 +1,131 @@
-"""Which few numbers should stand for a teacher's word? The report's section 2.2, read in seven ways.
+"""Which few targets should stand for the teacher's distribution? Seven readings of the report's section 2.2.
 
     python experiments/ablations/estimator.py [--output=runs/ablations] [--seeds=3] [--steps=64]
 
-One teacher learns the next token of the Python standard library. Then students learn from it on the same rows, each
-from another estimator with M = 32 numbers a token of V = 2,048; beside them one from the whole distribution (the best
-there is) and one from the next token alone. Seeds are of students and their rows; the teacher is the same for all.
---sizes=8 32 256 is the longer table in the README here. Two CPU cores, some 10 minutes beside other work.
+One teacher trains on the next token of the Python standard library. Then students are distilled from it on the same
+batches, one for each estimator with M = 32 targets a token of V = 2,048. For comparison, one student trains on the
+whole distribution (the best case) and one on the next token alone. A seed determines a student and its batches; all
+share the teacher. --sizes=8 32 256 makes the longer table of the README here. Two CPU cores, about 10 minutes with
+other work running.
 
-Expected: samples are better than the next token, and those whose mean is the teacher's distribution better than top_k
-and than samples renormalised. Source: Gemma 3 report, section 2.2 (256 samples, renormalised; nothing is compared),
-and Anshumann et al. 2025 (arXiv 2503.16870) for the bias.
+Expected: samples are better than the next token, and estimators whose mean is the teacher's distribution are better
+than top_k and than renormalized samples. Source: Gemma 3 report, section 2.2 (256 samples, renormalized, with no
+comparison), and Anshumann et al. 2025 (arXiv 2503.16870) for the bias.
 """
 
 import time
 
-import finding
-import school
+import results
+import students
 import trials
 
 from gemma3_jax.distill import settings
 
 NAME = "estimator"
-SIZE, DEFAULT = 32, settings.Samples().estimator
-COLUMNS = ("kl", "nats", "calibration_error", "overconfidence")
-TEACHER_WIDTH, STUDENT_WIDTH, NUM_LAYERS = 256, 96, 3
-NEXT_TOKEN, DENSE = "next token alone", "whole distribution"
+NUM_SAMPLES, DEFAULT = 32, settings.Samples().estimator
+MEASURES = {
+    "kl": "from the teacher on held-out sequences, nats a token",
+    "nats": "cross-entropy of the next token on held-out sequences, nats",
+    "calibration_error": "expected, of the most probable token",
+    "overconfidence": "nats minus the student's own entropy",
+}
+TEACHER_EMBED_DIM, STUDENT_EMBED_DIM, NUM_LAYERS = 256, 96, 3
+NEXT_TOKEN, WHOLE = "next token alone", "whole distribution"
 
 
-def ablation(sizes: list[int]) -> finding.Ablation:
-    first = f"{DEFAULT}, {sizes[0]}"
-    than_next_token = finding.Claim(
-        text=f"M = {sizes[0]} by {DEFAULT} teaches more than the next token alone",
+def ablation(sizes: list[int]) -> results.Ablation:
+    """`sizes`: the values of M."""
+    better_than_next_token = results.Claim(
+        text=f"M = {sizes[0]} of {DEFAULT} is closer to the teacher than the next token alone",
         source="the report's section 2.2",
-        number=(first, "kl"),
-        less=(NEXT_TOKEN, "kl"),
+        value=(f"{DEFAULT}, {sizes[0]}", "kl"),
+        baseline=(NEXT_TOKEN, "kl"),
         high=0.0,
     )
-    than_biased = (
-        finding.Claim(
+    better_than_biased = (
+        results.Claim(
             text=f"{name} with M = {size} is farther from the teacher than {DEFAULT}",
             source="Anshumann et al. 2025",
-            number=(f"{name}, {size}", "kl"),
-            less=(f"{DEFAULT}, {size}", "kl"),
+            value=(f"{name}, {size}", "kl"),
+            baseline=(f"{DEFAULT}, {size}", "kl"),
             low=0.0,
         )
         for name in ("top_k", "sampled")
         for size in sizes
     )
-    return finding.Ablation(
+    return results.Ablation(
         name=NAME,
         title="The estimator of the teacher's distribution",
-        question="Which few numbers a token should stand for what the teacher says?",
-        finding="256 ids sampled by probability, renormalised; compared with nothing (report, section 2.2).",
-        toy=f"students of width {STUDENT_WIDTH}, a teacher of {TEACHER_WIDTH}, V = {school.VOCAB_SIZE:,}.",
-        measures={
-            "kl": "from the teacher on held-out rows, nats a token",
-            "nats": "cross-entropy of the next token on held-out rows, nats",
-            "calibration_error": "expected, of the most probable token",
-            "overconfidence": "nats less the student's own entropy",
-        },
-        settings=(DENSE, *(f"{name}, {size}" for size in sizes for name in settings.ESTIMATORS), NEXT_TOKEN),
-        claims=(than_next_token, *than_biased),
+        question="Which few targets a token should stand for the teacher's distribution?",
+        finding="256 ids sampled by probability, renormalized, with no comparison (report, section 2.2).",
+        toy=f"students of width {STUDENT_EMBED_DIM}, a teacher of {TEACHER_EMBED_DIM}, V = {students.VOCAB_SIZE:,}.",
+        measures=MEASURES,
+        settings=(WHOLE, *(f"{name}, {size}" for size in sizes for name in settings.ESTIMATORS), NEXT_TOKEN),
+        claims=(better_than_next_token, *better_than_biased),
     )
 
 
-def draw(axes, result: dict) -> None:
-    names = [name for name in result["means"] if name != DENSE]
-    found = [finding.paired(result, (name, "kl"), (DENSE, "kl")) for name in names]
-    kinds = [name.split(",")[0] for name in names]
-    colors = ["tab:blue" if kind in settings.UNBIASED else "tab:orange" for kind in kinds[:-1]] + ["grey"]
-    for number, (one, color) in enumerate(zip(found, colors, strict=True)):
-        axes.errorbar([one.mean], [number], xerr=[one.half_width], fmt="o", capsize=4, color=color)
+def plot(axes, summary: dict) -> None:
+    names = [name for name in summary["means"] if name != WHOLE]
+    intervals = [results.paired_difference(summary, (name, "kl"), (WHOLE, "kl")) for name in names]
+    estimators = [name.split(",")[0] for name in names]
+    colors = ["tab:blue" if one in settings.UNBIASED else "tab:orange" for one in estimators[:-1]] + ["grey"]
+    for number, (interval, color) in enumerate(zip(intervals, colors, strict=True)):
+        axes.errorbar([interval.mean], [number], xerr=[interval.half_width], fmt="o", capsize=4, color=color)
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlabel("KL less that from the whole distribution (nats a token)")
-    axes.set_title("blue: the mean is the teacher's distribution; orange: it is not", fontsize=10)
+    axes.set_xlabel("KL minus that with the whole distribution (nats a token)")
+    axes.set_title("blue: unbiased; orange: biased", fontsize=10)
 
 
 def main() -> None:
-    began = time.monotonic()
-    parser = trials.parser(__doc__, seeds=3, steps=64)
+    started = time.monotonic()
+    parser = trials.make_parser(__doc__, seeds=3, steps=64)
     parser.add_argument("--teacher_steps", type=int, default=300)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[SIZE], help="M, numbers a token")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[NUM_SAMPLES], help="M, targets a token")
     flags = trials.parse(parser)
-    data = school.make_data(flags.output, flags.library_files)
-    of_teacher, of_student = (school.model(width, NUM_LAYERS) for width in (TEACHER_WIDTH, STUDENT_WIDTH))
-    params = school.teacher(data, of_teacher, flags.teacher_steps)
-    teach, read = school.logits_of(of_teacher), school.logits_of(of_student)
-    made = school.School(data, of_student, num_steps=flags.steps)
+    data = students.make_data(flags.output, flags.library_files)
+    teacher_model, student_model = (
+        students.toy_model(embed_dim, NUM_LAYERS) for embed_dim in (TEACHER_EMBED_DIM, STUDENT_EMBED_DIM)
+    )
+    params = students.teacher_params(data, teacher_model, flags.teacher_steps)
+    teacher_logits, student_logits = students.make_logits(teacher_model), students.make_logits(student_model)
+    factory = students.StudentFactory(data, student_model, num_steps=flags.steps)
 
-    def begin(setting: str, seed: int) -> school.Student:
+    def make_student(setting: str, seed: int) -> students.Student:
         if setting == NEXT_TOKEN:
-            return made.by_next_token(seed)
-        if setting == DENSE:
-            return made.by_samples(settings.Samples(num_samples=school.VOCAB_SIZE), seed)
+            return factory.next_token(seed)
+        if setting == WHOLE:
+            return factory.distilled(settings.Samples(num_samples=students.VOCAB_SIZE), seed)
         name, size = setting.split(", ")
-        return made.by_samples(settings.Samples(estimator=name, num_samples=int(size)), seed)
+        return factory.distilled(settings.Samples(estimator=name, num_samples=int(size)), seed)
 
     def measure(seed, missing, progress):
-        """All of a seed side by side, as the teacher's pass is shared."""
-        held_out, rows = school.rows_of(data, seed, flags.steps)
-        students = {setting: begin(setting, seed) for setting in missing}
-        for batch in rows:
-            logits = teach(params, batch)
-            for student in students.values():
-                student.learn(batch, logits)
+        """All students of a seed train together, so that the teacher runs once per batch."""
+        held_out, batches = students.student_batches(data, seed, flags.steps)
+        by_setting = {setting: make_student(setting, seed) for setting in missing}
+        for batch in batches:
+            logits = teacher_logits(params, batch)
+            for student in by_setting.values():
+                student.train_step(batch, logits)
                 progress.step()
-        told = [(batch, teach(params, batch)) for batch in held_out]
-        for setting, student in students.items():
-            found = school.score(read, student.state.params, told)
-            yield setting, {column: found[column] for column in COLUMNS}
+        with_logits = [(batch, teacher_logits(params, batch)) for batch in held_out]
+        for setting, student in by_setting.items():
+            scores = students.score(student_logits, student.state.params, with_logits)
+            yield setting, {name: scores[name] for name in MEASURES}
 
     trials.run(
         ablation(flags.sizes),
         flags,
         measure,
-        asked={"steps": flags.steps, "teacher_steps": flags.teacher_steps, "library_files": flags.library_files},
-        steps_of=lambda missing: len(missing) * flags.steps,
-        draw=draw,
-        began=began,
+        options={"steps": flags.steps, "teacher_steps": flags.teacher_steps, "library_files": flags.library_files},
+        num_steps_of=lambda missing: len(missing) * flags.steps,
+        plot=plot,
+        started=started,
     )
 
 
 if __name__ == "__main__":
-    trials.until_stopped(main)
+    trials.run_main(main)

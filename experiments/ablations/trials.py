@@ -1,6 +1,7 @@
-"""Settings times seeds, one after the other, each kept as soon as it is done: a run that was stopped goes on.
+"""Runs an ablation: every setting with every seed, one after the other. Each result is saved as soon as it is there.
 
-OUTPUT/trials.jsonl begins with a line that says what was asked; then a line for each setting and seed.
+The first line of OUTPUT/trials.jsonl has the options that results depend on; each further line has the result of one
+setting and seed. A run that was stopped resumes from this file.
 """
 
 import argparse
@@ -11,83 +12,87 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import finding
+import results
 
-KEPT = "trials.jsonl"
-# (seed, settings that are not done, progress) -> each setting and its measures, as soon as they are there
+TRIALS = "trials.jsonl"
+# (seed, settings without a result, progress) -> each setting and its measures, as soon as they are there
 Measure = Callable[[int, Sequence[str], "Progress"], Iterator[tuple[str, dict[str, float]]]]
 
 
-def parser(doc: str, *, seeds: int, steps: int) -> argparse.ArgumentParser:
-    """The flags that all ablations have."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--output", default="runs/ablations", help="directory of the data, and of one for each ablation")
-    made.add_argument("--seeds", type=int, default=seeds, help="at least 2; of fresh parameters and of rows")
-    made.add_argument("--steps", type=int, default=steps, help="that a student learns")
-    made.add_argument("--library_files", type=int, help="make the rows of so many modules only")
-    return made
+def make_parser(doc: str, *, seeds: int, steps: int) -> argparse.ArgumentParser:
+    """A parser with the flags that all ablations share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/ablations", help="directory of the data and of every ablation")
+    parser.add_argument("--seeds", type=int, default=seeds, help="at least 2; each has its own parameters and batches")
+    parser.add_argument("--steps", type=int, default=steps, help="training steps of a student")
+    parser.add_argument("--library_files", type=int, help="make the data from this many modules only")
+    return parser
 
 
-def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags of the command line. Ends the program if they cannot be."""
-    flags = made.parse_args()
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags of the command line. Exits if they are invalid or matplotlib is missing."""
+    flags = parser.parse_args()
     if flags.seeds < 2:
-        made.error(f"--seeds is {flags.seeds}; an interval needs at least 2")
+        parser.error(f"--seeds is {flags.seeds}; an interval needs at least 2")
     if flags.steps < 1:
-        made.error(f"--steps is {flags.steps}; it must be at least 1")
+        parser.error(f"--steps is {flags.steps}; it must be at least 1")
     if importlib.util.find_spec("matplotlib") is None:
-        made.exit(1, "matplotlib is not installed; pip install 'gemma3_jax[plots]'\n")
+        parser.exit(1, "matplotlib is not installed; pip install 'gemma3_jax[plots]'\n")
     return flags
 
 
 class Progress:
-    """A line now and then on stderr: how far, and how long yet."""
+    """Prints the steps done and the time left to stderr, every SECONDS at most."""
 
     SECONDS = 15.0
 
-    def __init__(self, what: str, total: int):
-        self._what, self._total, self._done = what, total, 0
-        self._started = self._told = time.monotonic()
+    def __init__(self, name: str, num_steps: int):
+        self._name, self._num_steps, self._num_done = name, num_steps, 0
+        self._started = self._last_print = time.monotonic()
 
     def step(self) -> None:
-        """One of the total is done."""
-        self._done += 1
+        """Counts one step."""
+        self._num_done += 1
         now = time.monotonic()
-        if now - self._told < self.SECONDS and self._done < self._total:
+        if now - self._last_print < self.SECONDS and self._num_done < self._num_steps:
             return
-        self._told = now
-        left = (now - self._started) / self._done * (self._total - self._done)
-        print(f"{self._what}: step {self._done}/{self._total}, {left:,.0f} s left", file=sys.stderr, flush=True)
+        self._last_print = now
+        left = (now - self._started) / self._num_done * (self._num_steps - self._num_done)
+        done = f"{self._num_done}/{self._num_steps}"
+        print(f"{self._name}: step {done}, {left:,.0f} s left", file=sys.stderr, flush=True)
 
 
-class Kept:
-    """What is done, of what was asked."""
+class Results:
+    """The results of an ablation so far, in a file that is appended to."""
 
-    def __init__(self, directory: pathlib.Path, asked: dict):
-        """Raises: ValueError if the directory has what was measured in another way."""
-        self._path, self.rows = directory / KEPT, []
+    def __init__(self, directory: pathlib.Path, options: dict):
+        """Raises: ValueError if the directory has results with other options."""
+        self._path, self.rows = directory / TRIALS, []
         directory.mkdir(parents=True, exist_ok=True)
         lines = self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last is half where the program was killed
-        if whole:
-            had, *self.rows = map(json.loads, whole)
-            if had != asked:
-                differ = ", ".join(
-                    f"{name} {had.get(name)} there, {asked.get(name)} here"
-                    for name in sorted(had.keys() | asked.keys())
-                    if had.get(name) != asked.get(name)
+        complete = [line for line in lines if line.endswith("\n")]  # a killed program leaves half a line
+        if complete:
+            saved_options, *self.rows = map(json.loads, complete)
+            if saved_options != options:
+                differences = ", ".join(
+                    f"{name} {saved_options.get(name)} there, {options.get(name)} here"
+                    for name in sorted(saved_options.keys() | options.keys())
+                    if saved_options.get(name) != options.get(name)
                 )
-                raise ValueError(f"{self._path} was measured otherwise ({differ}); name another --output or remove it")
+                raise ValueError(
+                    f"{self._path} has results with other options ({differences}); name another --output or remove it"
+                )
         else:
-            whole = [json.dumps(asked) + "\n"]
-        self._path.write_text("".join(whole))
+            complete = [json.dumps(options) + "\n"]
+        self._path.write_text("".join(complete))
 
     def missing(self, seed: int, settings: Sequence[str]) -> list[str]:
+        """The settings that have no result with this seed."""
         done = {row["setting"] for row in self.rows if row["seed"] == seed}
         return [setting for setting in settings if setting not in done]
 
     def add(self, setting: str, seed: int, measures: dict[str, float], seconds: float) -> None:
-        """`seconds` since the one before."""
+        """Appends a result. `seconds`: since the previous one."""
         row = {"setting": setting, "seed": seed, "measures": measures, "seconds": round(seconds, 3)}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -95,44 +100,45 @@ class Kept:
 
 
 def run(
-    ablation: finding.Ablation,
+    ablation: results.Ablation,
     flags: argparse.Namespace,
     measure: Measure,
     *,
-    asked: dict,
-    steps_of: Callable[[Sequence[str]], int],
-    draw: Callable,
-    began: float,
+    options: dict,
+    num_steps_of: Callable[[Sequence[str]], int],
+    plot: Callable,
+    started: float,
 ) -> None:
-    """Measures what is not done yet, writes result and plot, and prints them.
+    """Measures the missing results, then writes the summary and its plot, and prints the summary.
 
-    `asked`: flags that results depend on. `steps_of` says how many steps the missing settings of a seed will take.
-    `began`: time.monotonic() of the program's first line.
-    Raises: ValueError as `Kept` does.
+    `options`: the flags that results depend on. `num_steps_of`: training steps that a seed's missing settings take.
+    `plot`: as for `results.write`. `started`: time.monotonic() at the start of the program.
+    Raises: ValueError as `Results` does.
     """
     directory = pathlib.Path(flags.output) / ablation.name
-    kept = Kept(directory, {"toy": ablation.toy, **asked})  # constants of a module that change results stand in its toy
-    todo = {seed: kept.missing(seed, ablation.settings) for seed in range(flags.seeds)}
-    progress, last = Progress(ablation.name, sum(steps_of(missing) for missing in todo.values() if missing)), began
-    for seed, missing in todo.items():
-        for setting, measures in measure(seed, missing, progress) if missing else ():
+    saved = Results(directory, {"toy": ablation.toy, **options})  # `toy` names the constants that change results
+    missing = {seed: saved.missing(seed, ablation.settings) for seed in range(flags.seeds)}
+    num_steps = sum(num_steps_of(settings) for settings in missing.values() if settings)
+    progress, last_time = Progress(ablation.name, num_steps), started
+    for seed, settings in missing.items():
+        for setting, measures in measure(seed, settings, progress) if settings else ():
             now = time.monotonic()
-            kept.add(setting, seed, measures, now - last)
-            last = now
-            told = ", ".join(f"{name} {number:.4f}" for name, number in list(measures.items())[:4])
-            print(f"{ablation.name}: seed {seed}, {setting}: {told}", file=sys.stderr, flush=True)
-    rows = [row for row in kept.rows if row["seed"] < flags.seeds and row["setting"] in ablation.settings]
-    result = finding.conclude(ablation, rows, seconds=sum(row["seconds"] for row in rows))
-    finding.write(result, directory, draw)
-    finding.print_table(result)
+            saved.add(setting, seed, measures, now - last_time)
+            last_time = now
+            first_measures = ", ".join(f"{name} {value:.4f}" for name, value in list(measures.items())[:4])
+            print(f"{ablation.name}: seed {seed}, {setting}: {first_measures}", file=sys.stderr, flush=True)
+    rows = [row for row in saved.rows if row["seed"] < flags.seeds and row["setting"] in ablation.settings]
+    summary = results.summarize(ablation, rows, seconds=sum(row["seconds"] for row in rows))
+    results.write(summary, directory, plot)
+    results.print_table(summary)
 
 
-def until_stopped(main: Callable[[], None]) -> None:
-    """Runs a program: Ctrl-C ends it with 130, and what a user can mend with 1, in a line each."""
+def run_main(main: Callable[[], None]) -> None:
+    """Runs `main`: Ctrl-C exits with status 130, a ValueError with status 1, each with one line on stderr."""
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped; what is done is kept, and the same command goes on", file=sys.stderr)
+        print("stopped; all results so far are saved, and the same command resumes", file=sys.stderr)
         raise SystemExit(130) from None
     except ValueError as error:
         raise SystemExit(str(error)) from error
