@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/attention.py [--tokens=4096] [--sliding_window=512] [--repeats=5]
 
-Prints one JSON line per path, both measured in this run on this machine, and one with their ratios. Dense costs
-O(S^2), banded O(S * W): doubling --tokens should quadruple the first and double the second. Takes half a minute on two
-CPU cores, where banded was 8 to 10 times faster and 4.4 times smaller.
+Prints one JSON line per path, both measured in this run on this machine, and one with their ratios. Dense attention
+costs O(S^2), banded O(S * W): doubling --tokens should quadruple the first and double the second. Takes half a minute
+on two CPU cores, where banded attention was 8 to 10 times faster with 4.4 times less memory.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from gemma3_jax.model import attention, config, masks
 
 
 def measure(path: str, num_tokens: int, sliding_window: int, repeats: int) -> dict:
-    """Median seconds for value and gradient over one row, and the compiled program's temporary bytes."""
+    """Median seconds for value and gradient over one sequence, and the compiled program's temporary bytes."""
     model = config.SIZES["1b"]
     heads = {"query": model.num_heads, "key": model.num_kv_heads, "value": model.num_kv_heads}
     arrays = [

@@ -1,12 +1,12 @@
-"""Prefill and decode speed, against Transformers on torch: the same weights, the same ids, one run.
+"""Prefill and decode speed against Transformers on torch, with the same weights and the same ids, in one run.
 
     python experiments/benchmarks/decode.py [--prompt=512] [--new=128] [--rows=1,8] [--rounds=3]
 
-Needs the extra [interop]. The model is the benchmarks' toy (toy.py) in float32, greedy, on the CPU. The time of prefill
-is that of completions of one token, the time of decoding what longer completions take beyond that; both are the best of
-the rounds. On global layers prefill grows with the square of the prompt and decoding with its length; on local layers
-neither grows beyond the window. A line for each published size has the bytes of the cache of a 32K-token sequence,
-against those of a model whose layers are all global.
+Needs the extra [interop]. The model is the benchmarks' toy (toy.py) in float32, with greedy decoding on the CPU. The
+time of prefill is that of completions of one token; the time of decoding is the additional time of longer completions;
+both are of the fastest round. On global layers prefill grows with the square of the prompt and decoding with its
+length; on local layers neither grows beyond the window. One more line for each published size has the bytes of the KV
+cache of a 32K-token sequence, and the bytes it would have if all layers were global.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CONTEXT = 32_768
 
 
 def best_seconds(generate, num_new: int, rounds: int) -> tuple[float, float, list]:
-    """Seconds for one new token and for all, after a warm-up of each; and the ids."""
+    """Seconds for one new token and for `num_new`, after a warm-up of each, and the ids."""
     generate(1)
     ids, seconds = generate(num_new), {1: [], num_new: []}
     for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""Steps of the demo's student, compiled and raced against each other: what the benchmarks of its stages share."""
+"""Compiles training steps of the demo's student and times them in turn; shared by rounding.py and distill.py."""
 
 import argparse
 import dataclasses
@@ -12,10 +12,10 @@ EXPERIMENTS = pathlib.Path(__file__).parents[1]
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags, with those that all have; and as many devices as they say."""
+    """Parses the flags, with those that these benchmarks share, and sets the number of virtual devices."""
     parser.add_argument("--devices", type=int, default=1, help="virtual ones, where there is no accelerator")
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=10, help="of a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
@@ -25,14 +25,14 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @dataclasses.dataclass
 class Step:
-    """A step of a stage: its config, its program, and its frozen parameters."""
+    """The training step of a stage: its config, its program, and its frozen parameters."""
 
     config: object
     program: object
     frozen: dict
 
     def compile(self, rows) -> tuple[Callable, Callable]:
-        """The program, and a function that takes one step more with it and returns what the step reports."""
+        """The compiled step, and a function that takes one more step and returns its metrics."""
         import jax
 
         from gemma3_jax.model import parameters
@@ -42,16 +42,16 @@ class Step:
             state = self.program.begin(params)
             compiled = self.program.jitted().lower(state, self.frozen, rows).compile()
 
-        def take():
+        def take_step():
             nonlocal state
-            state, reported = compiled(state, self.frozen, rows)
-            return reported
+            state, metrics = compiled(state, self.frozen, rows)
+            return metrics
 
-        return compiled, take
+        return compiled, take_step
 
 
-def make(stage: str, fields: Mapping, teacher_model, flags: argparse.Namespace) -> Step:
-    """A step of a stage of the demo with other settings, and with a fresh teacher of that shape (None: without one)."""
+def make(stage: str, stage_options: Mapping, teacher_model, flags: argparse.Namespace) -> Step:
+    """The step of a demo stage with these options, and with a fresh teacher of that model (None: without a teacher)."""
     import jax
     import numpy as np
 
@@ -60,8 +60,8 @@ def make(stage: str, fields: Mapping, teacher_model, flags: argparse.Namespace) 
     from gemma3_jax.model import parameters
     from gemma3_jax.stages import step as stage_step
 
-    fields = {"batch_size": flags.batch_size, **fields}
-    overrides = [f"--config.stages.{stage}.{name}={value}" for name, value in fields.items()]
+    stage_options = {"batch_size": flags.batch_size, **stage_options}
+    overrides = [f"--config.stages.{stage}.{name}={value}" for name, value in stage_options.items()]
     config = settings.resolve(configs.load(str(EXPERIMENTS / "demo.py"), overrides, settings.Train), stage)
     mesh = sharding.make_mesh(data=flags.devices)
     num_bytes = np.zeros(config.model.vocab_size, np.int32)
@@ -74,7 +74,7 @@ def make(stage: str, fields: Mapping, teacher_model, flags: argparse.Namespace) 
 
 
 def make_rows(step: Step):
-    """Random rows: what is in them costs nothing more or less."""
+    """Rows of random ids, as their content does not change the time."""
     import jax
     import numpy as np
 
@@ -83,24 +83,24 @@ def make_rows(step: Step):
 
     shape = (step.config.batch_size, step.config.seq_len)
     ids = np.random.default_rng(0).integers(1, step.config.model.vocab_size, (2, *shape)).astype(np.int32)
-    places = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
-    numbers = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
-    rows = stream.Rows(*ids, np.ones(shape, bool), np.ones(shape, np.int32), places, numbers)
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    row_ids = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
+    rows = stream.Rows(*ids, np.ones(shape, bool), np.ones(shape, np.int32), positions, row_ids)
     return jax.device_put(rows, sharding.batch_sharding(step.program.mesh))
 
 
-def race(runs: Mapping[str, Callable], mesh, *, num_rounds: int, num_steps: int) -> dict[str, float]:
-    """Seconds of each, once: of the fastest of rounds that alternate, and of which the first is not counted."""
+def time_steps(steps: Mapping[str, Callable], mesh, *, num_rounds: int, num_steps: int) -> dict[str, float]:
+    """Seconds of one call of each, in its fastest round. Rounds alternate, and the first one is not counted."""
     import jax
 
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     with jax.set_mesh(mesh):
         for number in range(num_rounds + 1):
-            for name, run in runs.items():
-                started, reported = time.perf_counter(), None
+            for name, step in steps.items():
+                started, metrics = time.perf_counter(), None
                 for _ in range(num_steps if number else 2):
-                    reported = run()
-                jax.block_until_ready(reported)
+                    metrics = step()
+                jax.block_until_ready(metrics)
                 if number:
                     times[name].append((time.perf_counter() - started) / num_steps)
-    return {name: min(of) for name, of in times.items()}
+    return {name: min(seconds) for name, seconds in times.items()}

@@ -1,10 +1,10 @@
-"""HLO instructions in the program of the 27B forward pass against 1B's: depth must not grow the program.
+"""HLO instructions of the forward pass of 27B against 1B: the program must not grow with depth.
 
     python experiments/benchmarks/depth.py
 
 Prints one JSON line per model and one with the ratios. Takes two seconds, as nothing is allocated or run. Instructions
 are counted in the lowered program, before a backend fuses them. The ratio of 27B to 27B cut to the depth of 1B shows
-the effect of depth alone: 1, none. 1B itself differs by some reshapes and broadcasts, which a single key head spares.
+the effect of depth alone; it is 1. 1B itself has fewer reshapes and broadcasts, as it has a single key head.
 """
 
 import dataclasses

@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/distill.py [--devices=1] [--num_samples=256] [--steps=10] [--rounds=3]
 
-One JSON line for each kind of step, and one for the teacher by itself: seconds (of the fastest round), its ratio to the
-next token's, the compiler's temporary bytes on a device and those of the teacher's parameters. Rounds alternate. The
-cost of stored targets grows with tokens times M, that of the teacher with its parameters.
+Prints one JSON line for each kind of step, and one for the teacher alone: seconds (of the fastest round), their ratio
+to a step on next tokens, the compiler's temporary bytes on a device, and the bytes of the teacher's parameters. Rounds
+alternate. The cost of stored targets grows with tokens times M, that of the teacher with its parameters.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def main() -> None:
     with_teacher = steps["with teacher"]
     rows, mesh = demo_steps.make_rows(with_teacher), with_teacher.program.mesh
     with jax.set_mesh(mesh):
-        teach = jax.jit(stage_step.make_teacher(with_teacher.config, teacher_model))
-        teach = teach.lower(with_teacher.frozen, rows).compile()
-        targets = jax.device_put(teach(with_teacher.frozen, rows), sharding.batch_sharding(mesh))
-    compiled, runs = {"teacher alone": teach}, {"teacher alone": lambda: teach(with_teacher.frozen, rows)}
+        teacher = jax.jit(stage_step.make_teacher(with_teacher.config, teacher_model))
+        teacher = teacher.lower(with_teacher.frozen, rows).compile()
+        targets = jax.device_put(teacher(with_teacher.frozen, rows), sharding.batch_sharding(mesh))
+    compiled, take_step = {"teacher alone": teacher}, {"teacher alone": lambda: teacher(with_teacher.frozen, rows)}
     for name, step in steps.items():
         batch = stream.DistillBatch(rows, targets) if name == "stored targets" else rows
-        compiled[name], runs[name] = step.compile(batch)
-    times = demo_steps.race(runs, mesh, num_rounds=flags.rounds, num_steps=flags.steps)
+        compiled[name], take_step[name] = step.compile(batch)
+    times = demo_steps.time_steps(take_step, mesh, num_rounds=flags.rounds, num_steps=flags.steps)
     for name, seconds in times.items():
         line = {"benchmark": "distill", "what": name, "devices": flags.devices, "seconds": round(seconds, 4)}
         line |= {

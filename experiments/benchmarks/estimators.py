@@ -1,13 +1,13 @@
-"""Time and memory to draw targets from a teacher's logits, by every estimator, against jax.lax.top_k alone.
+"""Time and memory of every estimator to draw targets from teacher logits, against jax.lax.top_k alone.
 
     python experiments/benchmarks/estimators.py [--tokens=64] [--vocab_size=262144] [--num_samples=256] [--repeats=7]
 
 Prints one JSON line for jax.lax.top_k and one per estimator, all measured in this run on this machine: the median and
-the fastest of the rounds, and the ratio of the fastest. An estimator's time is that of `targets.draw`: ids and weights,
-and the entropy, captured mass, best id and label probability that all of them need. Time grows with tokens x V; the
-part that sorts or races (at most 64 M candidates per token), with M. On CPU jax.lax.top_k is a partial sort; for TPU it
-compiles to a sort of all V. Temporary bytes do not grow with tokens, which are drawn in parts
-(targets.LOGITS_PER_PART). Takes half a minute on two CPU cores.
+the fastest of the rounds, and the ratio of the fastest to that of top_k. An estimator's time is that of `targets.draw`:
+ids and weights, and the entropy, captured mass, best id and label probability that all of them need. Time grows with
+tokens x V; the part that sorts or ranks candidates (at most 64 x M a token), with M. On CPU jax.lax.top_k is a partial
+sort; for TPU it compiles to a sort of all V. Temporary bytes do not grow with tokens, as targets are drawn in parts of
+them (targets.LOGITS_PER_PART). Takes half a minute on two CPU cores.
 """
 
 import argparse
@@ -55,8 +55,10 @@ def main() -> None:
         programs[name] = functools.partial(targets.draw, shard, samples=samples, seed=0)
     arrays = (scores, zeros, zeros, positions)
     compiled = {name: jax.jit(program).lower(*arrays).compile() for name, program in programs.items()}
-    # In rounds, so that other load on the machine affects all alike; the first round is not counted.
-    rounds = [{name: seconds_of(f, arrays) for name, f in compiled.items()} for _ in range(flags.repeats + 1)][1:]
+    # In rounds, so that other load on the machine affects all programs equally; the first round is not counted.
+    rounds = [
+        {name: seconds_of(program, arrays) for name, program in compiled.items()} for _ in range(flags.repeats + 1)
+    ][1:]
     for name, program in compiled.items():
         seconds = sorted(each[name] for each in rounds)
         line = {

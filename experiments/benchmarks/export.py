@@ -1,10 +1,10 @@
-"""Speed of writing a model for other programs, by kind and format.
+"""Speed of exporting a model, by file kind and format.
 
-    python experiments/benchmarks/export.py [--layers=6] [--width=640]
+    python experiments/benchmarks/export.py [--layers=6] [--embed_dim=640]
 
-Writes random float32 parameters of a slice of 270M (its dims, a vocabulary of 32,768) to a temporary directory, and
-prints a JSON line each: seconds, megabytes written and of the parameters, and both per second. The time grows with the
-parameters; Gemma's vocabulary adds some seconds to a GGUF file.
+Writes random float32 parameters of a small 270M (its dims, 6 layers, a vocabulary of 32,768) to a temporary directory.
+Prints a JSON line for each kind and format: seconds, megabytes written, and megabytes per second, of the file and of
+the parameters. Time grows with the parameters; Gemma's vocabulary adds some seconds to a GGUF file.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gemma3_jax.data.prepare import builtin
 from gemma3_jax.model import config, parameters
 from gemma3_jax.tokenizer import training, vocabulary
 
-WAYS = (
+EXPORTS = (
     ("hf", None),
     ("hf", encoding.StoragePlan("int4", "float16")),
     ("hf", encoding.StoragePlan("sfp8", "float16")),
@@ -36,17 +36,17 @@ WAYS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--embed_dim", type=int, default=640)
     parser.add_argument("--vocabulary", type=int, default=32_768)
     flags = parser.parse_args()
     model = dataclasses.replace(
-        config.SIZES["270m"], num_layers=flags.layers, embed_dim=flags.width, vocab_size=flags.vocabulary
+        config.SIZES["270m"], num_layers=flags.layers, embed_dim=flags.embed_dim, vocab_size=flags.vocabulary
     )
     params = parameters.init(model, jax.random.key(0), sharding.make_mesh())
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e6
     texts = [row["text"] for file in builtin.files()[:16] for row in builtin.rows(file)]
     tokenizer = vocabulary.Tokenizer(training.train(texts, 1_024))
-    for kind, plan in WAYS:
+    for kind, plan in EXPORTS:
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / f"model.{kind}"
             started = time.perf_counter()

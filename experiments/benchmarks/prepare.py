@@ -1,12 +1,12 @@
-"""`prepare` against plain SentencePiece on the same text: one process, stage by stage and end to end.
+"""Speed of `prepare` against plain SentencePiece on the same text, in one process: each stage, and end to end.
 
     python experiments/benchmarks/prepare.py [--copies=2] [--size=2048]
 
-The text is the Python standard library as JSONL, 12 MB a copy (each copy with a line of its own, so that none is a
-duplicate). One JSON line per stage, one for `SentencePieceProcessor.encode` alone, and two for the whole of `prepare`:
-without and with near-duplicate removal. `of_plain` is the share of plain SentencePiece's speed. All of it grows with
-the text; MinHash with 128 times its words. About two minutes on one core. docs/results.md has what was
-measured end to end.
+The text is the Python standard library as JSONL, 12 MB a copy (each document begins with the number of its copy, so
+that no copies are exact duplicates). Prints one JSON line per stage, one for `SentencePieceProcessor.encode` alone, and
+two for the whole of `prepare`, without and with near-duplicate removal. `of_plain` is a fraction of the speed of plain
+SentencePiece. Time grows with the text, that of MinHash with 128 times its words. About two minutes on one core. The
+end-to-end results are in docs/results.md.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def write_corpus(path: pathlib.Path, num_copies: int, num_files: int | None) -> 
 
 
 def shuffled_lines(texts: list[str]) -> tuple[tuple[str, str], ...]:
-    """200 evaluation items of the corpus's own words, in an order in which it never has them: none is found."""
+    """200 evaluation items: words of the corpus in reverse order, so that decontamination finds none of them."""
     return tuple((f"item:{number}", " ".join(reversed(text[:600].split()))) for number, text in enumerate(texts[:200]))
 
 
 def measure(config: settings.PrepareConfig, texts: list[str], model: bytes) -> dict[str, float]:
-    """Seconds of each stage over all texts."""
+    """Seconds of each stage over all texts, and the number of `tokens`."""
     tokenizer = vocabulary.Tokenizer(model)
     plain = sentencepiece.SentencePieceProcessor(model_proto=model)
     seconds = {}
@@ -50,9 +50,8 @@ def measure(config: settings.PrepareConfig, texts: list[str], model: bytes) -> d
     tokens = timed("plain SentencePiece", lambda: (plain.encode(text) for text in texts))
     units = sources.units(config.sources)
     [source] = config.sources.values()
-    found = timed("read", lambda: (record for unit in units for record in sources.read(unit, source)))
-    first = found[0]
-    steps = {
+    records = timed("read", lambda: (record for unit in units for record in sources.read(unit, source)))
+    configs = {
         "length": (config, ()),
         "quality": (
             settings.PrepareConfig(
@@ -66,15 +65,15 @@ def measure(config: settings.PrepareConfig, texts: list[str], model: bytes) -> d
             shuffled_lines(texts),
         ),
     }
-    for stage, (its_config, evaluation) in steps.items():
+    for stage, (stage_config, evaluation) in configs.items():
         keep, *_ = [
             f
-            for f in filters.build(its_config, filters.Inputs(evaluation))
+            for f in filters.build(stage_config, filters.Inputs(evaluation))
             if stage.replace(" ", "") in type(f).__name__.lower()
         ]
-        keep(first)  # what is imported or compiled once
-        timed(stage, lambda keep=keep: map(keep, found))
-    timed("tokenise", lambda: (tokenizer.document(text) for text in texts))
+        keep(records[0])  # imports and compiles once, outside of the measurement
+        timed(stage, lambda keep=keep: map(keep, records))
+    timed("tokenize", lambda: (tokenizer.document(text) for text in texts))
     timed("MinHash", lambda: (duplicates.signature(text, 0) for text in texts))
     timed("pack", lambda: packing.pack([len(ids) + 2 for ids in tokens], 2_048))
     seconds["tokens"] = sum(map(len, tokens))
@@ -97,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--copies", type=int, default=2, help="of the standard library")
     parser.add_argument("--size", type=int, default=2_048, help="pieces of the tokenizer")
-    parser.add_argument("--library_files", type=int, help="take so many modules of it only")
+    parser.add_argument("--library_files", type=int, help="take this many of its modules only")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
@@ -113,16 +112,16 @@ def main() -> None:
         seconds["prepare without near-duplicates"] = end_to_end(config, directory, near=False)
         seconds["prepare"] = end_to_end(config, directory, near=True)
     num_bytes = sum(len(text.encode()) for text in texts)
-    for stage, taken in seconds.items():
+    for stage, stage_seconds in seconds.items():
         line = {
             "benchmark": "prepare",
             "stage": stage,
             "documents": len(texts),
-            "seconds": round(taken, 3),
-            "documents_per_second": round(len(texts) / taken),
-            "tokens_per_second": round(num_tokens / taken),
-            "megabytes_per_second": round(num_bytes / 1e6 / taken, 2),
-            "of_plain": round(seconds["plain SentencePiece"] / taken, 3),
+            "seconds": round(stage_seconds, 3),
+            "documents_per_second": round(len(texts) / stage_seconds),
+            "tokens_per_second": round(num_tokens / stage_seconds),
+            "megabytes_per_second": round(num_bytes / 1e6 / stage_seconds, 2),
+            "of_plain": round(seconds["plain SentencePiece"] / stage_seconds, 3),
             "processes": 1,
             "machine": platform.machine(),
         }

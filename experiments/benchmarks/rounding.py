@@ -1,10 +1,10 @@
-"""What quantisation-aware training costs: a step of the demo's `qat` by format, against the same step unrounded.
+"""The cost of quantization-aware training: a step of the demo's `qat` by format, against the same step unrounded.
 
     python experiments/benchmarks/rounding.py [--devices=1] [--steps=10] [--rounds=3]
 
-One JSON line each: seconds (of the fastest round), their ratio to the step that rounds nothing (same teacher, same loss
-over the whole distribution), and the compiler's temporary bytes on a device. Rounds alternate. The cost of rounding
-grows with the parameters, not with the tokens: at 2,048 tokens a step it shows, at a million it does not.
+Prints one JSON line for each format: seconds (of the fastest round), their ratio to the step without rounding (same
+teacher, same loss over the whole distribution), and the compiler's temporary bytes on a device. Rounds alternate. The
+cost of rounding grows with the parameters, not with the tokens: it shows at 2,048 tokens a step, and not at a million.
 """
 
 import argparse
@@ -26,15 +26,18 @@ def main() -> None:
     model = config.Config(**demo.STUDENT)
     names = {"unrounded": "", **{format: format for format in formats.MATRICES}}
     steps = {name: demo_steps.make("qat", {"quant.format": format}, model, flags) for name, format in names.items()}
-    plain = steps["unrounded"]
-    rows = demo_steps.make_rows(plain)
-    compiled, runs = {}, {}
+    unrounded = steps["unrounded"]
+    rows = demo_steps.make_rows(unrounded)
+    compiled, take_step = {}, {}
     for name, step in steps.items():
-        compiled[name], runs[name] = step.compile(rows)
-    times = demo_steps.race(runs, plain.program.mesh, num_rounds=flags.rounds, num_steps=flags.steps)
+        compiled[name], take_step[name] = step.compile(rows)
+    times = demo_steps.time_steps(take_step, unrounded.program.mesh, num_rounds=flags.rounds, num_steps=flags.steps)
     for name, seconds in times.items():
         line = {"benchmark": "rounding", "format": name, "devices": flags.devices, "seconds": round(seconds, 4)}
-        line |= {"against_unrounded": round(seconds / times["unrounded"], 3), "tokens": plain.program.tokens_per_step}
+        line |= {
+            "against_unrounded": round(seconds / times["unrounded"], 3),
+            "tokens": unrounded.program.tokens_per_step,
+        }
         line["temporary_bytes"] = compiled[name].memory_analysis().temp_size_in_bytes
         print(json.dumps(line | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}), flush=True)
 

@@ -1,11 +1,11 @@
-"""The stream of rows against a training step that eats them.
+"""Speed of the data stream, against a training step that consumes it.
 
     python experiments/benchmarks/stream.py [--batch_size=4] [--steps=400]
 
-Rows of 512 tokens of the Python standard library. One JSON line for the rows per second of the stream alone (threads,
-and two worker processes), one for a training step of the toy of toy.py fed from memory, and one for the same step fed
-by the stream, with its share of time waiting for data. Grows with the rows. About two minutes on two CPU cores; the
-stream gave hundreds of times what the step eats.
+Rows of 512 tokens of the Python standard library. Prints JSON lines with rows per second: one for the stream alone with
+threads, one with two worker processes, one for a training step of the toy model (toy.py) on rows in memory, and one for
+the same step on the stream, with the fraction of time that it waits for data. Time grows with the number of rows; about
+two minutes on two CPU cores. The stream was hundreds of times faster than the step.
 """
 
 import argparse
@@ -23,23 +23,24 @@ from gemma3_jax.stages import build, inputs
 
 
 def make_step(run_config, directory: pathlib.Path):
-    """The step of `train`, and a state to begin with."""
+    """The training step, as `train` has it, and an initial state."""
     [name] = run_config.stage_order
     config = settings.resolve(run_config, name)
     program = build.build([config], directory)[0].program
     state = program.begin(inputs.fresh_params(config, program.mesh))
 
+    jitted = program.jitted()
+
     def step(state, rows):
         with jax.set_mesh(program.mesh):
             return jitted(state, {}, rows)
 
-    jitted = program.jitted()
     return step, state
 
 
 def stream_rate(data, rows: order.Order, mesh, num_steps: int, num_workers: int) -> float:
     batches = stream.Stream(data, rows, mesh, num_workers=num_workers)
-    for _ in range(10):  # past the start of its threads and processes
+    for _ in range(10):  # its threads and processes have started by then
         next(batches)
     started = time.perf_counter()
     for _ in range(num_steps):
@@ -68,29 +69,29 @@ def report(what: str, rows_per_second: float, **more) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=400, help="of the stream; the training step does a twentieth")
-    parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
+    parser.add_argument("--steps", type=int, default=400, help="batches of the stream; training takes a twentieth")
+    parser.add_argument("--library_files", type=int, help="make the data from this many modules only")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         data = toy.make_data(directory, flags.library_files)
         mesh = sharding.make_mesh()
         rows = order.find(data, seq_len=toy.SEQ_LEN, batch_size=flags.batch_size, seed=0)
-        alone = stream_rate(data, rows, mesh, flags.steps, num_workers=0)
-        report("stream, threads", alone)
+        stream_alone = stream_rate(data, rows, mesh, flags.steps, num_workers=0)
+        report("stream, threads", stream_alone)
         report("stream, two worker processes", stream_rate(data, rows, mesh, flags.steps, num_workers=2))
         num_steps = max(1, flags.steps // 20)
-        given = toy.recipe(data, rows.batch_size, 2 * num_steps)
-        step, state = make_step(given, directory)
+        run_config = toy.recipe(data, rows.batch_size, 2 * num_steps)
+        step, state = make_step(run_config, directory)
         batches = stream.Stream(data, rows, mesh)
         in_memory = [next(batches) for _ in range(num_steps + 1)]
-        bare = step_rate(step, state, iter(in_memory), num_steps, rows.batch_size)
-        report("step, rows in memory", bare, stream_is_faster_by=round(alone / bare, 1))
-        _, state = make_step(given, directory)  # the first one is given away
+        from_memory = step_rate(step, state, iter(in_memory), num_steps, rows.batch_size)
+        report("step, rows in memory", from_memory, stream_is_faster_by=round(stream_alone / from_memory, 1))
+        _, state = make_step(run_config, directory)  # the step donated the first state
         started, batches.seconds_waiting = time.perf_counter(), 0.0
-        fed = step_rate(step, state, batches, num_steps, rows.batch_size)
-        share = batches.seconds_waiting / (time.perf_counter() - started)
-        report("step, fed by the stream", fed, share_waiting=round(share, 4))
+        from_stream = step_rate(step, state, batches, num_steps, rows.batch_size)
+        waiting_fraction = batches.seconds_waiting / (time.perf_counter() - started)
+        report("step, rows from the stream", from_stream, waiting_fraction=round(waiting_fraction, 4))
         batches.close()
 
 

@@ -1,7 +1,8 @@
-"""What the benchmarks of training train: a fixed toy Gemma 3 on rows of the Python standard library.
+"""The model and data of the training benchmarks: a fixed toy Gemma 3 on the Python standard library.
 
-6 layers, D 256, 4 query heads and 1 key head of 64, F 1,024, V 2,048, window 128, rows of 512, AdamW, bfloat16
-activations, full remat: MaxText 0.2.5 does 2,047 tokens/s with it on two CPU cores, 1,636 over four virtual devices.
+6 layers, D 256, 4 query heads and 1 key head of 64, F 1,024, V 2,048, window 128, sequences of 512, AdamW, bfloat16
+activations, full remat. MaxText 0.2.5 trains it at 2,047 tokens/s on two CPU cores, and at 1,636 over four virtual
+devices.
 """
 
 import json
@@ -30,21 +31,21 @@ MODEL = config.Config(
 
 
 def make_data(directory: pathlib.Path, num_files: int | None) -> dataset.Dataset:
-    """Rows of the first so many modules; None: of all."""
+    """The dataset of the first `num_files` modules; None: of all."""
     texts = [row["text"] for file in builtin.files()[:num_files] for row in builtin.rows(file)]
     (directory / "library.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    made = prepare_settings.PrepareConfig(
+    prepare_config = prepare_settings.PrepareConfig(
         sources={"library": prepare_settings.SourceConfig(paths=(str(directory / "library.jsonl"),))},
         seq_lens=(SEQ_LEN,),
         duplicates=prepare_settings.DuplicatesConfig(near=False),
         tokenizer=prepare_settings.TokenizerConfig(size=MODEL.vocab_size, max_characters=3_000_000),
     )
-    pipeline.run(made, str(directory / "data"))
+    pipeline.run(prepare_config, str(directory / "data"))
     return dataset.open_dataset(directory / "data")
 
 
 def recipe(data: dataset.Dataset, batch_size: int, num_steps: int, *, num_devices: int = 1) -> settings.Train:
-    """One stage over that data, its rows split over so many devices."""
+    """The config of a run with one stage on that data, with batches sharded over `num_devices` devices."""
     stage = settings.StageEntry(
         num_steps=num_steps,
         seq_len=SEQ_LEN,

@@ -1,10 +1,10 @@
-"""Training of a fixed toy: the step in a bare loop, and the whole of `train` around it.
+"""Training speed of a fixed toy: of the step in a bare loop, and of `train` as a whole.
 
     python experiments/benchmarks/train.py [--devices=1] [--steps=20] [--rounds=3]
 
-One JSON line for each, with tokens per second, seconds per step (of the fastest round) and peak memory; the second with
-the overhead of the loop: what data, metrics (a row of every step, in metrics.jsonl and TensorBoard), watchdog and
-accounts cost. The rounds of the two alternate. The toy is that of toy.py, where the figures of MaxText are. Grows with
+Prints one JSON line for each, with tokens per second, seconds per step (of the fastest round) and peak memory. The
+second line also has the overhead of `train`: data, metrics (of every step, in metrics.jsonl and TensorBoard), watchdog
+and time accounting. The rounds of the two alternate. The toy and MaxText's speed on it are in toy.py. Time grows with
 tokens and parameters; about three minutes on two CPU cores.
 """
 
@@ -23,13 +23,13 @@ def bare_round(compiled, state, batches) -> tuple:
 
     started = time.perf_counter()
     for batch in batches:
-        state, reported = compiled(state, {}, batch.rows)
-    jax.block_until_ready((state, reported))
+        state, metrics = compiled(state, {}, batch.rows)
+    jax.block_until_ready((state, metrics))
     return state, (time.perf_counter() - started) / len(batches)
 
 
 def full_round(config, workdir: pathlib.Path) -> float:
-    """Seconds per step of a run of its own, from its rows, without the first two steps."""
+    """Seconds per step of a new run, from its metrics, without the first two steps."""
     from gemma3_jax import console, run
 
     run.execute(config, run.RunOptions(workdir=workdir, started=time.monotonic()), console.SILENT)
@@ -50,9 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1, help="virtual ones, where there is no accelerator")
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--library_files", type=int, help="make the rows of so many modules only")
+    parser.add_argument("--library_files", type=int, help="make the data from this many modules only")
     flags = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
 
@@ -64,7 +64,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
-        jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # the rounds are one program
+        jax.config.update("jax_compilation_cache_dir", str(directory / "cache"))  # all rounds run one program
         run_config = toy.recipe(
             toy.make_data(directory, flags.library_files),
             flags.batch_size,

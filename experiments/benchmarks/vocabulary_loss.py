@@ -1,11 +1,11 @@
-"""The loss against 256 weights per token, ours against optax with a dense target: time and temporary memory.
+"""The distillation loss with 256 targets per token against optax with a dense target: time and temporary memory.
 
     python experiments/benchmarks/vocabulary_loss.py [--tokens=4096] [--embed_dim=1152] [--vocab_size=262144]
 
 Measures the value and its gradients with respect to hidden states and table, from bfloat16 hidden states and a float32
-table on one device; both with products of bfloat16 and float32 logits, as in training. The float32 target [tokens, V]
-of optax.softmax_cross_entropy is made outside of the measurement. Rounds alternate, and the fastest counts. Prints a
-JSON line for each and one with their ratios. Needs 18 GB of memory.
+table, on one device. Both losses multiply in bfloat16 and have float32 logits, as in training. The float32 target
+[tokens, V] of optax.softmax_cross_entropy is made outside of the measurement. Rounds alternate, and the fastest counts.
+Prints a JSON line for each loss and one with their ratios. Needs 18 GB of memory.
 """
 
 import argparse
@@ -49,14 +49,14 @@ def dense_target(soft: soft_targets.SparseTargets, vocab_size: int) -> jax.Array
     return target.at[row, column, soft.ids].add(soft.weights)
 
 
-def compiled(loss, made: tuple):
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*made).compile()
+def compile_loss(loss, loss_arguments: tuple):
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*loss_arguments).compile()
 
 
-def timed(program, made: tuple) -> tuple[float, float]:
+def timed(program, loss_arguments: tuple) -> tuple[float, float]:
     """Seconds of one call, and its value."""
     started = time.perf_counter()
-    value, _ = jax.block_until_ready(program(*made))
+    value, _ = jax.block_until_ready(program(*loss_arguments))
     return time.perf_counter() - started, value.item()
 
 
@@ -70,12 +70,12 @@ def main() -> None:
     flags = parser.parse_args()
     hidden, table, labels, soft = arguments(flags.tokens, flags.embed_dim, flags.vocab_size, flags.samples)
     target = jax.jit(dense_target, static_argnums=1)(soft, flags.vocab_size)
-    made = {ours: (hidden, table, labels, soft), dense: (hidden, table, target)}
-    programs = {loss: compiled(loss, made[loss]) for loss in made}
-    rounds = [{loss: timed(programs[loss], made[loss]) for loss in made} for _ in range(1 + flags.rounds)]
-    seconds = {loss: min(one[loss][0] for one in rounds[1:]) for loss in made}
-    num_bytes = {loss: programs[loss].memory_analysis().temp_size_in_bytes for loss in made}
-    for loss in made:
+    inputs = {ours: (hidden, table, labels, soft), dense: (hidden, table, target)}
+    programs = {loss: compile_loss(loss, inputs[loss]) for loss in inputs}
+    rounds = [{loss: timed(programs[loss], inputs[loss]) for loss in inputs} for _ in range(1 + flags.rounds)]
+    seconds = {loss: min(one[loss][0] for one in rounds[1:]) for loss in inputs}
+    num_bytes = {loss: programs[loss].memory_analysis().temp_size_in_bytes for loss in inputs}
+    for loss in inputs:
         line = {
             "benchmark": "vocabulary_loss",
             "loss": loss.__name__,
@@ -87,12 +87,12 @@ def main() -> None:
             "jax": jax.__version__,
         }
         print(json.dumps(line))
-    (_, value), (_, other) = rounds[0].values()
+    (_, value), (_, dense_value) = rounds[0].values()
     ratios = {
         "benchmark": "vocabulary_loss",
         "ours_is_faster_by": round(seconds[dense] / seconds[ours], 2),
         "ours_is_smaller_by": round(num_bytes[dense] / num_bytes[ours], 2),
-        "relative_difference": abs(value - other) / abs(other),
+        "relative_difference": abs(value - dense_value) / abs(dense_value),
     }
     print(json.dumps(ratios))
 
