@@ -3,11 +3,11 @@
     bash launch/demo.sh
 
 About 15 minutes on two CPU cores, after installation. The text is the Python standard library (`demo_data.py`). The
-teacher learns the next token, then sequences 8 times as long. The student is distilled from 256 samples a token of the
-teacher, which runs in the same step; then, with its weights rounded to 4 bits, from its own unquantized start. Sizes
-and learning rates are ours: the report has no toys.
+teacher trains on the next token, then on sequences 8 times as long. The student is distilled from 256 samples a token
+of the teacher, which runs in the same step. Then the student trains with its weights rounded to 4 bits, distilled from
+its unquantized start. Sizes and learning rates are ours: the report has no toys.
 
-    python experiments/demo.py runs/demo        # prints the results of a demo that has run there
+    python experiments/demo.py runs/demo        # prints the results of the demo in that directory
 
 Another format, starting where the student's `qat` started:
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import ml_collections
 
-# About 1.7 million parameters, and 3.6; the pattern of 5 local layers and a global one, once.
+# About 1.7 million parameters (the teacher: 3.6); 5 local layers and a global one.
 STUDENT = {
     "num_layers": 6,
     "embed_dim": 128,
@@ -33,10 +33,10 @@ STUDENT = {
     "head_dim": 32,
     "sliding_window": 64,  # tokens
     "query_scale": 32**-0.5,
-    "rope_scale": 8.0,  # of the model that comes out; the stage before the extension has 1
+    "rope_scale": 8.0,  # of the final model; the stage before the extension has 1
     "vocab_size": 2_048,
 }
-# Measured on held-out documents, up to 4,096 tokens, at the end of each stage of the student.
+# Measured on held-out documents of up to 4,096 tokens, at the end of each stage of the student.
 MEASURES = {
     "tasks": ("perplexity", "context", "samples"),
     "perplexity": {"window": 512},
@@ -46,15 +46,15 @@ MEASURES = {
 TEACHER = STUDENT | {"embed_dim": 192, "mlp_dim": 768, "head_dim": 48, "query_scale": 48**-0.5}
 
 
-def get_config(who: str = "student") -> ml_collections.ConfigDict:
-    if who not in ("student", "teacher"):
+def get_config(role: str = "student") -> ml_collections.ConfigDict:
+    if role not in ("student", "teacher"):
         raise ValueError(
-            f"the argument is {who!r}; it must be student or teacher: --config=experiments/demo.py:teacher"
+            f"the argument is {role!r}; it must be student or teacher: --config=experiments/demo.py:teacher"
         )
     pretrain = {
         "seq_len": 512,  # tokens
         "batch_size": 4,
-        "num_steps": 200 if who == "student" else 140,
+        "num_steps": 200 if role == "student" else 140,
         "rope_scale": 1.0,
         "optimizer": {"peak_lr": 4e-3, "warmup_steps": 40, "final_lr_fraction": 0.1},
     }
@@ -69,19 +69,19 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
         "num_steps": 50,
         "rope_scale": 8.0,
         "optimizer": {"peak_lr": 4e-4, "warmup_steps": 6, "weight_decay": 0.0},
-        "teacher": "start",  # itself, before anything was rounded
+        "teacher": "start",  # its own unquantized start
         "samples": {"estimator": "whole"},
         "quant": {"format": "q4_0"},
         "evaluation": {"every_steps": 25, "num_rows": 32, "measures": {"tasks": ("perplexity",)}},
     }
     stages = {"pretrain": pretrain, "long_context": long_context}
-    if who == "student":
+    if role == "student":
         for stage in stages.values():
             stage["evaluation"] = {"every_steps": stage["num_steps"], "num_rows": 8, "measures": MEASURES}
         stages = {name: stage | {"loss": "distill"} for name, stage in (stages | {"qat": qat}).items()}
     return ml_collections.ConfigDict(
         {
-            "model": STUDENT if who == "student" else TEACHER,
+            "model": STUDENT if role == "student" else TEACHER,
             "execution": {"dtype": "bfloat16", "remat": "none"},  # a toy's activations fit
             "stage_order": tuple(stages),
             "stages": stages,
@@ -91,19 +91,19 @@ def get_config(who: str = "student") -> ml_collections.ConfigDict:
 
 
 def main(directory: str) -> None:
-    """Prints what each stage came to, what was made and where, and what to try next."""
+    """Prints the results of each stage, the paths of the outputs, and what to try next."""
     root = pathlib.Path(directory)
     print("\n".join([*_stage_table(root), "", *_evaluation_lines(root), "", *last_lines(directory)]))
 
 
 def _stage_table(root: pathlib.Path) -> Iterator[str]:
-    """A line for each stage: loss and bits per byte are means over its last tenth of steps."""
+    """A line for each stage. Loss and bits per byte are means over the last tenth of its steps."""
     yield (
         f"{'model':<10}{'stage':<14}{'steps':>7}{'tokens':>12}{'loss':>8}{'bits/byte':>11}"
         f"{'tokens/s':>10}{'minutes':>9}"
     )
-    for who in ("teacher", "student"):
-        rows = _read_lines(root / who / "metrics.jsonl")
+    for role in ("teacher", "student"):
+        rows = _read_lines(root / role / "metrics.jsonl")
         for stage in dict.fromkeys(row["stage"] for row in rows):
             steps = [row for row in rows if row["stage"] == stage]
             last = steps[-max(1, len(steps) // 10) :]
@@ -111,7 +111,7 @@ def _stage_table(root: pathlib.Path) -> Iterator[str]:
             seconds = sum(row["step_seconds"] for row in steps)
             tokens = round(sum(row["tokens_per_second"] * row["step_seconds"] for row in steps))
             yield (
-                f"{who:<10}{stage:<14}{len(steps):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
+                f"{role:<10}{stage:<14}{len(steps):>7}{tokens:>12,}{loss:>8.3f}{bits:>11.3f}"
                 f"{tokens / seconds:>10,.0f}{seconds / 60:>9.1f}"
             )
 

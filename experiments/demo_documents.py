@@ -1,8 +1,8 @@
-"""Text that the demo's models are measured on, and never learn from: modules of the libraries this program needs.
+"""Evaluation text of the demo, which its models do not train on: modules of jax and numpy.
 
     python experiments/demo_documents.py data/documents.jsonl
 
-A few seconds, no network: 3 long modules each of jax and numpy, as installed.
+A few seconds, no network: 3 long modules of each library, as installed.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python -m gemma3_jax prepare --config=experiments/mixed_data.py:/data/raw --output=/data/mixed
 
-The argument is the directory the paths start from. Nothing is published of Gemma 3's own mixture; the numbers are an
-example. Large compressed files are one piece of work each: split them.
+The argument is the directory of the raw data. Gemma 3's mixture is not published; the numbers are an example. A
+compressed file is read by one worker: split large ones.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ import ml_collections
 def get_config(raw: str = "raw") -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(
         {
-            "sources": {  # in the order of their names: of copies the first is kept
+            "sources": {  # read in the order of their names; of duplicates the first stays
                 "books": {"kind": "text", "paths": (f"{raw}/books/*.txt",), "bucket": "prose"},
                 "chats": {"paths": (f"{raw}/chats.jsonl",), "turns_field": "messages", "bucket": "chat"},
                 "code": {
@@ -21,7 +21,7 @@ def get_config(raw: str = "raw") -> ml_collections.ConfigDict:
                     "bucket": "code",
                     "language": "python",
                 },
-                "pairs": {  # {"en": "...", "is": "..."}: parallel text is a bucket of its own
+                "pairs": {  # {"en": "...", "is": "..."}: parallel text has a separate bucket
                     "paths": (f"{raw}/en-is.jsonl.gz",),
                     "fields": ("en", "is"),
                     "bucket": "parallel",

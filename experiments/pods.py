@@ -3,10 +3,11 @@
     python experiments/pods.py [--only=27b] [--output=runs/pods] [--readme]
 
 Compiles each stage of the published jobs (experiments/recipe.py, on the chips of the report's Table 2), of the starter
-jobs (experiments/starter.py), and of those that a peer was measured on, one process after the other, with the
-compiler flags that the launchers give them. What is in OUTPUT/plans.jsonl already, of the same code, is not compiled
-again, so that it may be stopped. `--readme` writes the tables between the marks in docs/tpu_pods.md, once all are
-there. A job takes one to eight minutes of a CPU core or two, and 3 to 10 GB; all of them an hour. Needs extra [tpu].
+jobs (experiments/starter.py), and of the jobs that MaxText was measured on, one process after the other, with the
+compiler flags of the launchers. Results are saved in OUTPUT/plans.jsonl; a run that was stopped resumes, and compiles
+again only what was compiled from other code. `--readme` writes the tables between the marks in docs/tpu_pods.md, once
+all jobs are compiled. A job takes one to eight minutes on one or two CPU cores, and 3 to 10 GB; all jobs take an hour.
+Needs extra [tpu].
 """
 
 import argparse
@@ -24,8 +25,8 @@ PAGE = ROOT / "docs" / "tpu_pods.md"
 MARKS = "<!-- pods: made by experiments/pods.py -->", "<!-- end of pods -->"
 GIB = 1 << 30
 
-# MaxText 0.2.5 by the same compiler, measured once: AdamW in float32, full remat, the next token, a row on each chip;
-# GiB of arguments and, by XLA's analysis, temporaries. Its 1B is its 4B with the numbers of 1B.
+# MaxText 0.2.5 with the same compiler, measured once: AdamW in float32, full remat, next-token loss, one sequence per
+# chip; GiB of arguments + temporaries by XLA's analysis. Its 1B is its 4B config with the sizes of 1B.
 MAXTEXT = {
     "1b starter": "0.70 + 10.73; with its vocabulary tiling 0.70 + 5.04",
     "4b peer": "does not fit; tiled 2.72 + 11.95",
@@ -86,7 +87,7 @@ JOBS = [
 def compile_job(job: Job) -> dict:
     command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
     command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
-    # Flags for XLA on this machine's own devices are none of a TPU's.
+    # XLA_FLAGS of this machine's devices do not apply to a TPU.
     libtpu_flags = compiler_flags.libtpu_init_args(job.topology.partition(":")[0], job.num_slices)
     flags = {"LIBTPU_INIT_ARGS": libtpu_flags, "XLA_FLAGS": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | flags)
@@ -96,11 +97,8 @@ def compile_job(job: Job) -> dict:
 
 
 def code() -> str:
-    """What git calls the package as it was committed last."""
-    return said_by("git", "rev-parse", "HEAD:gemma3_jax")
-
-
-def said_by(*command: str) -> str:
+    """The git id of the package's tree in the last commit."""
+    command = ["git", "rev-parse", "HEAD:gemma3_jax"]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
 
 
@@ -146,7 +144,7 @@ def maxtext_table(plans: dict[str, dict]) -> str:
 
 
 def write_page(text: str) -> None:
-    """Replaces what is between the marks in PAGE."""
+    """Replaces the text between the marks in PAGE."""
     before, _, rest = PAGE.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not end:
@@ -157,7 +155,7 @@ def write_page(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/pods", help="directory of plans.jsonl")
-    parser.add_argument("--only", default="", metavar="TEXT", help="jobs whose name has this, as 27b or qat")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only jobs with this in their name, such as 27b")
     parser.add_argument("--readme", action="store_true", help="write the tables into docs/tpu_pods.md")
     flags = parser.parse_args()
     file = pathlib.Path(flags.output) / "plans.jsonl"

@@ -1,4 +1,4 @@
-"""Every experiment is built; those for pods are traced on their meshes, with nothing allocated."""
+"""Every experiment builds; those for pods are traced on their meshes, with nothing allocated."""
 
 import math
 import pathlib
@@ -24,8 +24,10 @@ def load(argument: str) -> settings.Train:
     return configs.load(f"{EXPERIMENTS / 'recipe.py'}:{argument}", [], settings.Train)
 
 
-def mesh_of(given: settings.Train, name: str) -> AbstractMesh:
-    sizes = [getattr(given.stages[name].mesh, axis) or getattr(given.mesh, axis) or 1 for axis in sharding.AXES]
+def mesh_of(run_config: settings.Train, name: str) -> AbstractMesh:
+    sizes = [
+        getattr(run_config.stages[name].mesh, axis) or getattr(run_config.mesh, axis) or 1 for axis in sharding.AXES
+    ]
     return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 
 
@@ -39,12 +41,14 @@ SLOW_ONES = [pytest.param(size, marks=pytest.mark.slow) for size in ("270m", "1b
 
 @pytest.mark.parametrize("size", ["4b", *SLOW_ONES])
 def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
-    given = load(size)
-    for name in given.stage_order:
-        mesh = mesh_of(given, name)
+    run_config = load(size)
+    for name in run_config.stage_order:
+        mesh = mesh_of(run_config, name)
         assert mesh.size == CHIPS[size]
-        num_bytes = np.zeros(given.model.vocab_size, np.int32)
-        program = stage_step.make(settings.resolve(given, name), mesh, num_bytes, teacher_model=config.SIZES["12b"])
+        num_bytes = np.zeros(run_config.model.vocab_size, np.int32)
+        program = stage_step.make(
+            settings.resolve(run_config, name), mesh, num_bytes, teacher_model=config.SIZES["12b"]
+        )
         with jax.sharding.use_abstract_mesh(mesh):
             shapes = program.state_shapes()
             state, logged = jax.eval_shape(program.step(), shapes, program.frozen_shapes, program.batch_shapes)
@@ -53,18 +57,18 @@ def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
 
 @pytest.mark.parametrize("size", config.SIZES)
 def test_the_recipe_of_a_size_is_the_reports(size):
-    given = load(size)
+    run_config = load(size)
     names = ["pretrain", "qat"] if size in ("270m", "1b") else ["pretrain", "long_context", "qat"]
-    assert list(given.stage_order) == names and given.stages["qat"].num_steps == 5_000
-    asked = [given.stages[name] for name in names]
-    assert [stage.seq_len for stage in asked[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
-    assert [settings.resolve(given, name).model.rope_scale for name in names] == [
+    assert list(run_config.stage_order) == names and run_config.stages["qat"].num_steps == 5_000
+    stages = [run_config.stages[name] for name in names]
+    assert [stage.seq_len for stage in stages[:2]] == [32_768, 131_072 if len(names) == 3 else 32_768]
+    assert [settings.resolve(run_config, name).model.rope_scale for name in names] == [
         1.0,
-        *[given.model.rope_scale] * (len(names) - 1),
+        *[run_config.model.rope_scale] * (len(names) - 1),
     ]
-    tokens = asked[0].num_steps * asked[0].batch_size * asked[0].seq_len
+    tokens = stages[0].num_steps * stages[0].batch_size * stages[0].seq_len
     assert tokens == pytest.approx({"270m": 6e12, "1b": 2e12, "4b": 4e12, "12b": 12e12, "27b": 14e12}[size], rel=1e-5)
-    assert len({stage.batch_size * stage.seq_len for stage in asked}) == 1
+    assert len({stage.batch_size * stage.seq_len for stage in stages}) == 1
 
 
 def test_a_size_that_is_not_published_is_named():
@@ -75,10 +79,10 @@ def test_a_size_that_is_not_published_is_named():
 @pytest.mark.parametrize("size", config.SIZES)
 def test_the_starter_of_a_size_fills_its_slice(size):
     override = "--config.stages.continued.z_loss=0.0"
-    given = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [override], settings.Train)
-    stage = given.stages["continued"]
+    run_config = configs.load(f"{EXPERIMENTS / 'starter.py'}:{size}", [override], settings.Train)
+    stage = run_config.stages["continued"]
     assert stage.z_loss == 0  # a stage named by a word of Python could not be overridden
-    assert given.mesh.data == stage.batch_size == STARTER_CHIPS[size] and given.model == config.SIZES[size]
+    assert run_config.mesh.data == stage.batch_size == STARTER_CHIPS[size] and run_config.model == config.SIZES[size]
     assert stage.num_steps * stage.batch_size * stage.seq_len == pytest.approx(1e9, rel=1e-3)
 
 
@@ -88,5 +92,5 @@ def test_a_starter_that_there_is_not_is_named():
 
 
 def test_the_demo_is_built():
-    given = configs.load(str(EXPERIMENTS / "demo.py"), [], settings.Train)
-    assert math.prod(getattr(given.mesh, axis) or 1 for axis in sharding.AXES) == 1
+    run_config = configs.load(str(EXPERIMENTS / "demo.py"), [], settings.Train)
+    assert math.prod(getattr(run_config.mesh, axis) or 1 for axis in sharding.AXES) == 1
