@@ -1,12 +1,12 @@
-"""Continued pre-training of a released checkpoint on sequences of 8,192 tokens, at a cost that a small team can pay.
+"""Continued pre-training of a released checkpoint in sequences of 8,192 tokens, for a small budget.
 
     python -m gemma3_jax train --config=experiments/starter.py:1b --workdir=DIR --config.data=DATA \
         --config.init_from=gemma-3-1b-pt
 
-Hardware: one v5e slice: 4 chips for 270M, 16 for 1B, 64 for 4B, 128 for 12B, 256 for 27B. `python -m gemma3_jax plan
---config=experiments/starter.py:1b --topology=v5e:4x4` prints the memory of a chip. The values here are not published: a
-billion tokens, with a small learning rate and a short warm-up, as the checkpoint is already trained. Not run, as no
-accelerator was available.
+Hardware: one slice of v5e each: 4 chips for 270M, 16 for 1B, 64 for 4B, 128 for 12B, 256 for 27B; `python -m gemma3_jax
+plan --config=experiments/starter.py:1b --topology=v5e:4x4` says what a chip holds. Nothing here is published: a low
+learning rate and a short warm-up, as the checkpoint has already learned; a billion tokens. Not run: no accelerator
+was at hand.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def get_config(size: str) -> ml_collections.ConfigDict:
     num_steps = round(TOKENS / (num_chips * SEQ_LEN))
     stage = {
         "seq_len": SEQ_LEN,
-        "batch_size": num_chips,  # one sequence per chip
+        "batch_size": num_chips,  # one a chip
         "num_steps": num_steps,
         "loss": "next_token",
         "z_loss": 1e-4,

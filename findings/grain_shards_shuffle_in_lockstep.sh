@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Grain: hosts that slice and then shuffle with one seed read neighbours: a global batch is a run of records.
+# Grain: hosts that slice and then shuffle with one seed read neighbors: a global batch is a run of records.
 #
 # Natural guess: source[host::num_hosts].shuffle(seed) is the usual way to shard: each batch is a random sample, and the
 #   order does not depend on the number of hosts.
@@ -35,7 +35,7 @@ def first_batch(num_hosts, is_sliced_first):
 
 one, sliced, shuffled = first_batch(1, True), first_batch(4, True), first_batch(4, False)
 print(f"1 host: {one}\n4 hosts, slice then shuffle: {sliced}\n4 hosts, shuffle then slice: {shuffled}")
-neighbours = all(sliced[i : i + 4] == list(range(sliced[i], sliced[i] + 4)) for i in (0, 4))
-if not neighbours or shuffled != one:
+neighbors = all(sliced[i : i + 4] == list(range(sliced[i], sliced[i] + 4)) for i in (0, 4))
+if not neighbors or shuffled != one:
     raise SystemExit("changed: shards shuffled with one seed no longer move in lockstep")
 PYTHON

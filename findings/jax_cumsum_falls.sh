@@ -3,7 +3,7 @@
 #
 # Natural guess: sums of numbers >= 0 never fall, so cumsum(p) is sorted and searchsorted(cumsum(p), u) draws by p.
 # Version: jax 0.10.2, jaxlib 0.10.2 (CPU)
-# Seen: XLA adds in a tree, and neighbours are rounded along different branches. Of a distribution over 262,144 ids:
+# Seen: XLA adds in a tree, and neighbors are rounded along different branches. Of a distribution over 262,144 ids:
 #   jnp.cumsum falls at 1370 of 262143 steps, and is off by at most 1.3e-07
 #   np.cumsum falls at 0 of 262143 steps, and is off by at most 1.1e-04
 # Here: gemma3_jax/distill/search.py sums blocks of 64, and blocks of blocks, and searches one level after the other.

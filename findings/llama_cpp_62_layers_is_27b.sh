@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# llama.cpp recognises Gemma 3 27B by its 62 layers, and gives any other model with 62 layers 27B's query scale.
+# llama.cpp recognizes Gemma 3 27B by its 62 layers, and gives any other model with 62 layers 27B's query scale.
 #
 # Natural guess: the metadata of a GGUF file decides how it runs, and a layer that adds nothing changes nothing.
 # Version: xllamacpp 2026.10.11549 (llama.cpp, prebuilt), gguf 0.19.0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SentencePiece reads the character U+2581 in a text as a space, so a text about tokenizers does not round-trip.
 #
-# Natural guess: with the identity normaliser, byte fallback and escaped spaces, decode(encode(text)) is the text.
+# Natural guess: with the identity normalizer, byte fallback and escaped spaces, decode(encode(text)) is the text.
 # Version: sentencepiece 0.2.3
 # Seen: U+2581 is SentencePiece's internal symbol of a space, and it does not distinguish the two:
 #   'a▁b' has the ids of 'a b': True; comes back as 'a b'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Under jit XLA does not round as the code says: quantised weights come out differently than in numpy.
+# Under jit XLA does not round as the code says: quantized weights come out differently than in numpy.
 #
-# Natural guess: float32 division, addition and subtraction are IEEE 754, so a quantiser written in jax.numpy gives the
+# Natural guess: float32 division, addition and subtraction are IEEE 754, so a quantizer written in jax.numpy gives the
 #   bits that the same lines give in numpy, which is what the exporter runs.
 # Version: jax 0.10.2, jaxlib 0.10.2 (CPU)
 # Seen: of 100,000 normal numbers, the share whose bits differ from numpy's:
@@ -10,7 +10,7 @@
 #   (x + 2**23) - 2**23, the old way to round to a whole number: 0.3 stays 0.3 (folded away)
 #   a denormal times 2 is 0.0
 # Here: gemma3_jax/quant/exact.py finds quotients by trial, rounds on the bits, and makes every product that is added to
-#   exact; tests/quant compares numpy and jit bit by bit. Test a quantiser that has to match its exporter so.
+#   exact; tests/quant compares numpy and jit bit by bit. Test a quantizer that has to match its exporter so.
 set -euo pipefail
 
 work="$(mktemp -d)"

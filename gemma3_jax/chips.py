@@ -9,8 +9,8 @@ GIB = 1 << 30
 class Link(NamedTuple):
     """The links of a chip to others. Bandwidths are those of incoming bytes, a second."""
 
-    num_axes: int  # of the torus of a slice; a chip has two neighbours along each
-    bytes_per_second: float  # from one neighbour
+    num_axes: int  # of the torus of a slice; a chip has two neighbors along each
+    bytes_per_second: float  # from one neighbor
     between_slices: float  # of the network between slices: that of the host, divided by its chips
 
 

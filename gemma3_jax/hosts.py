@@ -18,7 +18,7 @@ MAX_ERROR_BYTES = 400  # of an error text sent to the other processes
 
 
 def join() -> None:
-    """Initialises jax.distributed if the environment asks for it; must be called before JAX looks for devices.
+    """Initializes jax.distributed if the environment asks for it; must be called before JAX looks for devices.
 
     That is: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a TPU slice of several hosts, or several
     slices; Slurm or Open MPI with several tasks.

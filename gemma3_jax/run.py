@@ -48,7 +48,7 @@ class RunOptions:
     only_stage: str = ""
     allow_data_change: bool = False
     overrides: tuple[str, ...] = ()  # what the command line changed of the recipe, a line for each field
-    traced: tuple[int, int] | None = None  # steps of the run between which to trace
+    trace_steps: tuple[int, int] | None = None  # steps of the run between which to trace
     started: float  # when the process did, by time.monotonic()
 
 
@@ -73,8 +73,8 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
     with contextlib.ExitStack() as stack:
         # --- check everything before memory is allocated ---
         stacks_file = workdir / f"stacks-{jax.process_index()}.txt"
-        timer = stack.enter_context(contextlib.closing(watchdog.Watchdog(config.deadlines, stacks_file)))
-        timer.start("start_up")
+        hang_watchdog = stack.enter_context(contextlib.closing(watchdog.Watchdog(config.deadlines, stacks_file)))
+        hang_watchdog.start("start_up")
         configs = [settings.resolve(config, name) for name in config.stage_order]
         stages = build.build(
             configs, workdir / manager.CHECKPOINTS, warn=out.say, allow_data_change=options.allow_data_change
@@ -96,7 +96,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
 
         def shapes_to_restore(step: int, cursor: Mapping, meta: Mapping) -> tuple[dict, object]:
             shapes = stages[stage_order.position(stages, step, cursor, meta)].program.state_shapes()
-            return shapes.params, shapes.beside_params()
+            return shapes.params, shapes.other_parts()
 
         with ledger.spend("restore"):
             restored = checkpoints.restore(shapes_to_restore)
@@ -110,7 +110,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         else:
             first, global_step = _stage_of(restored, stages, last, options), restored.step
             state = step.State(params=restored.params, **restored.state)
-            out.say(f"going on from step {restored.step}, in {restored.meta['stage']}")
+            out.say(f"resuming from step {restored.step}, in {restored.meta['stage']}")
             if stages[first].name != restored.meta["stage"]:
                 state = stages[first].program.begin(state.params)
         saved = restored and restored.step
@@ -118,17 +118,17 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         ledger.restored(global_step)
 
         # --- set up the services of the run ---
-        save = saver.Saver(checkpoints, config.checkpoints, ledger, timer, out.say, last_good=saved)
+        save = saver.Saver(checkpoints, config.checkpoints, ledger, hang_watchdog, out.say, last_good=saved)
         chip = chips.find(jax.devices()[0].device_kind)
         services = loop.Services(
             saver=save,
             ledger=ledger,
-            watchdog=timer,
+            watchdog=hang_watchdog,
             interrupts=stack.enter_context(interrupts.Interrupts(out.say).handled()),
             writers=_writers(config, workdir, stages, global_step, out) if is_first else None,
             meter=metrics.Meter(ledger, chip and chip.peak_flops),
             log_every_steps=config.log.every_steps,
-            trace=trace.Trace(workdir / "profile", *options.traced) if options.traced else None,
+            trace=trace.Trace(workdir / "profile", *options.trace_steps) if options.trace_steps else None,
         )
         if saved is None and stages[first].keep_initial_checkpoint:
             save.save_blocking(stages[first], state, 0, global_step)
@@ -138,7 +138,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         try:
             stage_order.run(stages, state, services, first=first, last=last)
         except loop.Stopped as error:
-            status, text = STOPPED, f"stopped: {error}; the same command goes on"
+            status, text = STOPPED, f"stopped: {error}; run the same command to resume"
         except loop.Diverged as error:
             status, text = DIVERGED, f"diverged: {error}"
         finally:
@@ -220,15 +220,15 @@ def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[None]:
 
 
 def _describe(stage: stage_run.StageRun) -> str:
-    of = stage.program
-    sizes = " x ".join(f"{axis} {size}" for axis, size in of.mesh.shape.items() if size > 1) or "one device"
+    step_program = stage.program
+    sizes = " x ".join(f"{axis} {size}" for axis, size in step_program.mesh.shape.items() if size > 1) or "one device"
     line = (
-        f"{of.name}: {of.num_steps:,} steps of {of.tokens_per_step:,} tokens, "
-        f"{of.num_steps * of.tokens_per_step:,} in all, on {sizes}"
+        f"{step_program.name}: {step_program.num_steps:,} steps of {step_program.tokens_per_step:,} tokens, "
+        f"{step_program.num_steps * step_program.tokens_per_step:,} in all, on {sizes}"
     )
-    if of.frozen_flops_per_token:
-        fraction = of.frozen_flops_per_token / of.flops_per_token
-        mib = program.bytes_per_device(of.frozen_shapes) / 2**20
+    if step_program.frozen_flops_per_token:
+        fraction = step_program.frozen_flops_per_token / step_program.flops_per_token
+        mib = program.bytes_per_device(step_program.frozen_shapes) / 2**20
         line += f"; its teacher: {mib:,.1f} MiB a device and {fraction:.0%} of the FLOPs"
     return line
 

@@ -67,7 +67,7 @@ class StageEntry:
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
     loss: str = "next_token"  # or distill: against a teacher's distribution over the next token
     teacher: str = ""  # a checkpoint that `convert` reads; start: the stage's initial parameters; empty: config.teacher
-    targets: str = ""  # directory that `teach` wrote; empty: the teacher runs beside the student
+    targets: str = ""  # directory that `teach` wrote; empty: the teacher runs in every training step
     samples: distill_settings.Samples = distill_settings.Samples()
     quant: quant_settings.Quant = quant_settings.Quant()  # what the weights are rounded to where they are used
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -134,7 +134,7 @@ class Train:
 
     model: model_config.Config
     data: str = ""  # directory that `prepare` wrote
-    teacher: str = ""  # of the stages that distil: a checkpoint of any kind that `convert` reads
+    teacher: str = ""  # of the stages that distill: a checkpoint of any kind that `convert` reads
     documents: str = ""  # the default of evaluation.measures.documents; as `evaluate --input`
     num_data_workers: int = 0  # processes that read ahead on each host; 0: threads
     init_from: str = ""  # a checkpoint of any kind that `convert` reads; empty: fresh parameters
@@ -157,7 +157,7 @@ class Train:
             raise ValueError("teacher is start, which is for one stage; set config.stages.NAME.teacher")
         if self.teacher and "distill" not in [self.stages[name].loss for name in self.stage_order]:
             raise ValueError(
-                f"teacher is {self.teacher}, but no stage of stage_order distils; set the loss of one to distill"
+                f"teacher is {self.teacher}, but no stage of stage_order distills; set the loss of one to distill"
             )
         _check_is_directory("teacher", self.teacher)
         if len(set(self.stage_order)) < len(self.stage_order):

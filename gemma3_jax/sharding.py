@@ -64,7 +64,7 @@ def make_mesh(
 
 
 def device_grid(devices: Sequence, shape: tuple[int, int, int, int]) -> np.ndarray:
-    """The devices in a grid of this shape, neighbours along an axis near each other; slices of a pod along `replica`.
+    """The devices in a grid of this shape, neighbors along an axis near each other; slices of a pod along `replica`.
 
     Raises: ValueError if `replica` is not a multiple of the number of slices.
     """

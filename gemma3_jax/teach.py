@@ -29,13 +29,13 @@ NUM_ENCODERS = 4  # threads: encoding a row of 32K tokens and 256 samples takes 
 
 
 def execute(
-    config: settings.StageConfig, output: pathlib.Path, *, out: console.Console, timer: watchdog.Watchdog
+    config: settings.StageConfig, output: pathlib.Path, *, out: console.Console, watchdog: watchdog.Watchdog
 ) -> dict:
     """Stores the targets of all rows of a stage in `output`, or of those that are missing there. Returns what it took.
 
     Raises: ValueError if it cannot, or if something else is in `output`; OSError where the disk refuses.
     """
-    timer.start("start_up")
+    watchdog.start("start_up")
     process = jax.process_index()
     if process != 0:
         out = console.SILENT
@@ -60,14 +60,14 @@ def execute(
         units = _same_on_all(writer.units(config.batch_size, jax.process_count()))
         num_tokens = sum(map(len, units)) * config.seq_len
         if num_tokens < origin["num_rows"] * config.seq_len:
-            out.say(f"going on: {num_tokens:,} tokens are left")
+            out.say(f"resuming: {num_tokens:,} tokens are left")
         timings = {}
         if units:
             next_batch = batches.Batches(data.dataset, data.rows, mesh, config.num_steps, config.num_data_workers)
             stack.enter_context(contextlib.closing(next_batch))
             teacher = _Teacher(config, checkpoint, mesh, out.say)
             with jax.set_mesh(mesh), out.bar("teach", num_tokens, unit=" tokens") as progress:
-                timings = _teach(teacher, next_batch, units, writer, progress, timer)
+                timings = _teach(teacher, next_batch, units, writer, progress, watchdog)
         with hosts.raise_on_all():
             manifest = writer.complete({"teacher_path": str(checkpoint.path)}) if process == 0 else {}
     return {
@@ -91,7 +91,7 @@ def _describe(origin: Mapping, bytes_per_token: int) -> str:
     num_tokens = origin["num_rows"] * origin["seq_len"]
     gib = num_tokens * bytes_per_token / 2**30
     return (
-        f"{origin['num_rows']:,} rows of {origin['seq_len']:,} tokens, {origin['num_samples']} samples a token by "
+        f"{origin['num_rows']:,} sequences of {origin['seq_len']:,} tokens, {origin['num_samples']} samples a token by "
         f"{origin['estimator']}: at most {bytes_per_token:,} bytes a token, {gib:,.2f} GiB in all"
     )
 
@@ -141,14 +141,14 @@ def _in_parts(targets_of: Callable, num_parts: int) -> Callable:
 
 
 def _teach(
-    teacher: _Teacher, next_batch: Callable, units: list[range], writer, progress, timer: watchdog.Watchdog
+    teacher: _Teacher, next_batch: Callable, units: list[range], writer, progress, watchdog: watchdog.Watchdog
 ) -> dict:
     """Writes unit after unit. Returns what it took, compilation apart."""
     batch_size, seq_len = teacher.config.batch_size, teacher.config.seq_len
     steps = [number for unit in units for number in range(unit.start // batch_size, unit.stop // batch_size)]
     first = next_batch(steps[0]).rows
-    timer.stop("start_up")
-    with timer.phase("compile"):
+    watchdog.stop("start_up")
+    with watchdog.phase("compile"):
         timings = teacher.compile(first)
     started = time.monotonic()
     targets = _targets_of_steps(teacher, next_batch, first, steps)
@@ -156,14 +156,14 @@ def _teach(
         for unit in units:
             records = {}
             for _ in range(len(unit) // batch_size):
-                timer.start("step")
+                watchdog.start("step")
                 for row_id, of_row in next(targets).items():
                     records[row_id] = pool.submit(codec.encode, *of_row, teacher.config.samples)
                 progress.update(batch_size * seq_len)
             with hosts.raise_on_all():
                 row_ids = sorted(records)
                 writer.write(row_ids, [records[row_id].result() for row_id in row_ids])
-    timer.stop("step")
+    watchdog.stop("step")
     seconds, num_tokens = time.monotonic() - started, len(steps) * batch_size * seq_len
     return {"seconds": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1), **timings}
 

@@ -331,7 +331,7 @@ def test_few_bits_go_out_and_score_alike_in_every_kind(capsys, small_hf, tmp_pat
         (["--format=hf", "--embedding=q8_0"], "--embedding is for --format=gguf, or with --quant"),
         (
             ["--format=gguf", "--quant=int4", "--dtype=float32"],
-            "--dtype is for parameters that are not quantised; with --quant, use --embedding",
+            "--dtype is for parameters that are not quantized; with --quant, use --embedding",
         ),
         (["--format=hf", "--dtype=float16"], "--dtype=float16 is for --format=gguf"),
         (["--format=gguf"], "out; the name of a GGUF file ends in .gguf"),
@@ -431,7 +431,7 @@ def test_prepare_tells_what_it_kept_and_what_not(capsys, tmp_path):
         "2  changed: something was masked or cut out",
         "part ",
         "in all ",
-        "rows of 64 are ",
+        "sequences of 64 are ",
         f"wrote {tmp_path}/out, digest ",
     ):
         assert line in err
@@ -446,7 +446,7 @@ def test_prepare_prints_its_report_as_json_and_nothing_else(capsys, tmp_path):
 def test_prepare_takes_overrides_of_its_config(capsys, tmp_path):
     flags = prepare_flags(tmp_path, texts.library()[:4], "--config.seq_lens=(32,)", "--config.sources.web.fraction=1.0")
     status, _, err = run(capsys, "prepare", *flags)
-    assert status == 0 and "rows of 32 are" in err and "rows of 64" not in err
+    assert status == 0 and "sequences of 32 are" in err and "sequences of 64" not in err
 
 
 @pytest.mark.parametrize(

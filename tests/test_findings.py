@@ -87,7 +87,7 @@ def test_it_works_in_a_temporary_folder_without_this_package(path):
 
 
 @each_script
-def test_its_program_fails_with_one_sentence_if_the_behaviour_has_changed(path):
+def test_its_program_fails_with_one_sentence_if_the_behavior_has_changed(path):
     assert programs(path)
     for program in programs(path):
         ast.parse(program)

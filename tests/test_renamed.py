@@ -110,7 +110,11 @@ def saved_before(tmp_path):
     params, state = saved.make(mesh, 5)
     state = {OLD_STATE.get(part, part): tree for part, tree in (state | {"ema_params": params}).items()}
     of = saved.in_directory(tmp_path / "checkpoints", pytest.fail)
-    notes = {"cursor": {"row_length": 64, "seed": 0}, "meta": {"stage": "first", "model.width": "8"}, "about": {}}
+    notes = {
+        "cursor": {"row_length": 64, "seed": 0},
+        "meta": {"stage": "first", "model.width": "8"},
+        "checkpoint_metadata": {},
+    }
     of.save(5, params, state, **notes)
     of.finish()
     return tmp_path / "checkpoints", mesh
@@ -202,5 +206,6 @@ def test_names_that_a_user_chose_stay():
 
 def test_columns_of_metrics_have_one_name():
     assert renamed.current_metrics({"loss": 1.0, "kept_mass": 0.9}) == {"loss": 1.0, "captured_mass": 0.9}
+    assert renamed.current_metrics({"unquantised_nats": 2.0}) == {"unquantized_nats": 2.0}
     row = {"loss": 1.0, "captured_mass": 0.9}
     assert renamed.current_metrics(row) is row

@@ -129,7 +129,7 @@ def load_settings(data):
     return configs.load(f"{data.parent / 'toy_run.py'}:{data}", [], settings.Train)
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def test_a_run_goes_on_in_the_middle_on_the_boundary_and_at_its_end(straight, train):
@@ -138,10 +138,10 @@ def test_a_run_goes_on_in_the_middle_on_the_boundary_and_at_its_end(straight, tr
     for step in (39, 36, 20):
         go_back(workdir, step)
         status, err = train()
-        assert status == 0 and f"going on from step {step}, in " in err
+        assert status == 0 and f"resuming from step {step}, in " in err
         runs.assert_same_end(straight, workdir)
     status, err = train()
-    assert status == 0 and "going on from step 40, in second" in err and len(runs.rows(workdir)) == 40
+    assert status == 0 and "resuming from step 40, in second" in err and len(runs.rows(workdir)) == 40
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(straigh
     largest = max((workdir / "checkpoints" / "40" / "params").rglob("*"), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     status, err = train()
-    assert status == 0 and "checkpoints/40 is damaged" in err and "going on from step 39" in err
+    assert status == 0 and "checkpoints/40 is damaged" in err and "resuming from step 39" in err
     assert (workdir / "damaged" / "40").is_dir()
     runs.assert_same_end(straight, workdir)
 
@@ -289,7 +289,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_ends_the_run_after_some_failures(straight, train, small_disk):
-    """What was saved before stands, and once there is room the same command goes on to the same end."""
+    """What was saved before stands, and once there is room the same command resumes, to the same end."""
     workdir = small_disk / "run"
     status, err = train("--config.log.tensorboard=False", workdir=workdir)
     assert status == 1 and "warning: no checkpoint (1 of 3 failures in a row)" in err and "No space left" in err
@@ -360,7 +360,7 @@ def test_a_directory_that_is_no_path_is_refused(data, capsys):
         ("--config.stage_order=('first','third')", "config: stage_order names stage third; stages has: first, second"),
         ("--config.data=nowhere", "config.stages.first: nowhere is not a prepared data set"),
         ("--config.data=", "config.stages.first: data is empty, as config.data is; name the directory"),
-        ("--config.stages.second.seq_len=63", "config.stages.second: .* has no rows of 63 tokens"),
+        ("--config.stages.second.seq_len=63", "config.stages.second: .* has no sequences of 63 tokens"),
         ("--config.stages.second.batch_size=7", "second: 7 rows in a step do not split over replica x data = 2"),
         ("--config.mesh.seq=3", "mesh has replica x seq x model = 3, which does not divide the 8 devices"),
         ("--config.mesh.data=9", "mesh is replica 1 x data 9 .* but there are 8"),

@@ -32,13 +32,13 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(data, tmp_path, n
     assert f"gemma3_jax: {number.name}: saving, then stopping; again stops at once" in err
     rows = runs.rows(tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / str(len(rows))).is_dir()
-    assert f"stopped: saved step {len(rows)} of first; the same command goes on" in err
+    assert f"stopped: saved step {len(rows)} of first; run the same command to resume" in err
     process = runs.start(data, tmp_path / "run", SLOW, num_devices=1)
     wait_for_rows(process, tmp_path / "run", len(rows) + 1)
     with_another = subprocess.run(process.args, capture_output=True, text=True)
     assert with_another.returncode == 1 and "another process trains in" in with_another.stderr
     process.kill()
-    assert f"going on from step {len(rows)}, in first" in process.communicate()[1]
+    assert f"resuming from step {len(rows)}, in first" in process.communicate()[1]
 
 
 # A step, or a checkpoint, that never ends.
@@ -97,4 +97,4 @@ def test_ctrl_c_before_the_first_step_ends_at_once(data, tmp_path):
     while "hanging" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert "nothing was unsaved: the same command goes on" in runs.finish(process, status=75, seconds=20)
+    assert "everything is saved; run the same command to resume" in runs.finish(process, status=75, seconds=20)

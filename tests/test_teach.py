@@ -251,8 +251,8 @@ def test_teach_names_what_is_wrong(data, teacher, tmp_path):
     assert "teacher is empty" in said(output)
     assert "--output is empty" in said("--output=", f"--checkpoint={teacher}")
     assert "--output is gs://bucket/x; it must be a directory (of a file" in said("--output=gs://bucket/x")
-    assert "--stage is second; the stages that distil are: first" in said(output, "--stage=second")
-    assert "--stage is missing; the stages that distil are: none" in said(
+    assert "--stage is second; the stages that distill are: first" in said(output, "--stage=second")
+    assert "--stage is missing; the stages that distill are: none" in said(
         output, "--config.stages.first.loss=next_token"
     )
     assert "has no flag --outptu; did you mean --output?" in said("--outptu=x", output)
@@ -280,7 +280,7 @@ def test_teach_says_how_much_it_will_be_and_what_it_took(data, teacher, stored):
     output = stored()
     out, err = stored.said[output]
     samples = r"8 samples a token by systematic: at most \d+ bytes a token"
-    assert re.search(rf"48 rows of 64 tokens, {samples}, 0.00 GiB", err)
+    assert re.search(rf"48 sequences of 64 tokens, {samples}, 0.00 GiB", err)
     assert re.search(r"wrote .*plain: 0.\d MiB for 48 sequences; 3,072 tokens in 00:\d\d, [\d,]+ a second", err)
     took = json.loads(out)
     assert took["rows"] == 48 and took["tokens"] == 48 * 64
@@ -307,7 +307,7 @@ def test_two_hosts_teach_what_one_does(data, teacher, stored, tmp_path):
     output = tmp_path / "targets"
     processes = runs.start_two(command("teach", data, f"--checkpoint={teacher}", f"--output={output}"))
     first, second = map(runs.finish, processes)
-    assert "wrote" in first and "rows of" in first and not re.search("wrote|rows of|reading", second)
+    assert "wrote" in first and "sequences of" in first and not re.search("wrote|sequences of|reading", second)
     assert len(list(output.glob("part-*/*.array_record"))) == 2
     assert_same_said(stored(), output)
 

@@ -36,7 +36,7 @@ TOKENIZER = "tokenizer.model"
 class Export:
     """A kind of checkpoint, and everything needed to write one.
 
-    `plan` has the formats of a GGUF file, or those that a quantised Hugging Face directory is rounded to. Whatever has
+    `plan` has the formats of a GGUF file, or those that a quantized Hugging Face directory is rounded to. Whatever has
     no plan is stored in `dtype`, or as the source stores it (None). The tokenizer is written where the kind holds one.
     """
 

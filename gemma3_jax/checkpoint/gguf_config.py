@@ -30,7 +30,7 @@ _REAL = {"attention.layer_norm_rms_epsilon": "norm_epsilon", "rope.freq_base": "
 PATTERN, BASE_LOCAL = "attention.sliding_window_pattern", "rope.freq_base_swa"
 # llama.cpp's values for keys that a file lacks. Its older versions, and Ollama, use them for every file.
 PERIOD, ROPE_BASE_LOCAL = 6, 1e4
-LAYERS_OF_27B = 62  # by which llama.cpp recognises 27B, and its query scale
+LAYERS_OF_27B = 62  # by which llama.cpp recognizes 27B, and its query scale
 
 
 def query_scale(model: config.Config) -> float:

@@ -28,7 +28,7 @@ from gemma3_jax.model import config
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A recognised checkpoint: checked, not yet loaded.
+    """A recognized checkpoint: checked, not yet loaded.
 
     `load(mesh, dtype=None, progress=...)` returns the parameters as one tree, sharded over the mesh, in `dtype` or as
     stored; progress is in bytes. `source` reads them one tensor at a time, to the host.
@@ -67,7 +67,7 @@ def find_model(name: str | None, flag: str = "--model") -> config.Config | None:
 
 
 def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> Checkpoint:
-    """Recognises and checks the checkpoint at `path`. `model` is for Orbax trees of the gemma library alone.
+    """Recognizes and checks the checkpoint at `path`. `model` is for Orbax trees of the gemma library alone.
 
     Raises: ValueError if there is none, if it is damaged or of no known kind, or if it stores its model and `model` is
     passed too.

@@ -1,4 +1,4 @@
-"""packed.safetensors, beside config.json: the weights in the few bits of a quantised model.
+"""packed.safetensors, beside config.json: the weights in the few bits of a quantized model.
 
 Tensors have their names in model.safetensors of a text model (model.layers.0.mlp.up_proj.weight):
 

@@ -14,24 +14,24 @@ MAX_CALLS = 8  # before an answer in words
 
 def add_flags(parser: terminal.Parser) -> None:
     parser.add_argument(
-        "--chat", action="store_true", help="Use Gemma's chat format. Without --prompt, chat at a prompt."
+        "--chat", action="store_true", help="use Gemma's chat format; without --prompt, chat at a prompt"
     )
     parser.add_argument(
         "--tools",
         metavar="FILE",
-        help="A JSON list of tools that the model may call: objects with name, description and parameters (a JSON "
-        "Schema).",
+        help="a JSON list of tools that the model may call: objects with name, description and parameters (a JSON "
+        "Schema)",
     )
     parser.add_argument(
-        "--tool_format", choices=("json", "python"), help="The format in which the model writes calls. Default: json."
+        "--tool_format", choices=("json", "python"), help="the format in which the model writes calls (default: json)"
     )
     parser.add_argument(
         "--tool_command",
         metavar="PROGRAM",
-        help="A program that runs calls: it reads each call as JSON from stdin, and what it prints is the result. By "
-        "default calls are printed; at a prompt you type the results.",
+        help="a program that runs calls: it reads each call as JSON from stdin, and what it prints is the result "
+        "(default: calls are printed; at a prompt you type the results)",
     )
-    parser.add_argument("--force_call", action="store_true", help="Constrain the answer to a call, in JSON.")
+    parser.add_argument("--force_call", action="store_true", help="constrain the answer to a call, in JSON")
 
 
 def check(flags: argparse.Namespace) -> None:

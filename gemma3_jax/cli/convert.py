@@ -12,13 +12,13 @@ def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax convert",
         description="Converts a checkpoint to another format.\n\n"
-        "The kind of the source is recognised. It may be a run directory, an Orbax checkpoint of this program, a\n"
+        "The kind of the source is recognized. It may be a run directory, an Orbax checkpoint of this program, a\n"
         "Hugging Face directory, a GGUF file, or an Orbax tree of the gemma library. The target appears complete or\n"
         "not at all.\n\n"
         "kinds of target:\n"
         "  orbax  a checkpoint of this program, to train from, sample from or evaluate\n"
         "  hf     a directory for Transformers. With --quant its weights are rounded to that format, and\n"
-        "         packed.safetensors beside them holds the quantised weights, which convert and evaluate read.\n"
+        "         packed.safetensors beside them holds the quantized weights, which convert and evaluate read.\n"
         "  gguf   a file for llama.cpp, with a Modelfile for Ollama beside it. GGUF has no type for int4 and sfp8:\n"
         "         the rounded weights are stored as float32, exactly.\n\n"
         "--quant rounds the matrices of attention and MLP. A checkpoint that was trained for a format is best stored\n"
@@ -34,7 +34,7 @@ def parser() -> terminal.Parser:
     flags.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="dtype of parameters that are not quantised, and with --format=hf of all (default: as stored; float32 "
+        help="dtype of parameters that are not quantized, and with --format=hf of all (default: as stored; float32 "
         "with --quant). float16 is for gguf only. Norms in GGUF are always float32",
     )
     flags.add_argument(
@@ -61,20 +61,20 @@ def parser() -> terminal.Parser:
 
 def _check(flags: argparse.Namespace) -> None:
     """Raises: ValueError for flags that have no meaning together."""
-    is_quantised = flags.quant != "none"
+    is_quantized = flags.quant != "none"
     for is_wrong, problem in (
         (
-            flags.format == "orbax" and is_quantised,
+            flags.format == "orbax" and is_quantized,
             "--quant is for --format=gguf and hf; an Orbax checkpoint holds the unrounded weights, to train from",
         ),
         (flags.format == "orbax" and flags.tokenizer, "--tokenizer is for --format=gguf and hf"),
         (
-            flags.embedding and flags.format != "gguf" and not is_quantised,
+            flags.embedding and flags.format != "gguf" and not is_quantized,
             "--embedding is for --format=gguf, or with --quant",
         ),
         (
-            flags.dtype and flags.format == "gguf" and is_quantised,
-            "--dtype is for parameters that are not quantised; with --quant, use --embedding",
+            flags.dtype and flags.format == "gguf" and is_quantized,
+            "--dtype is for parameters that are not quantized; with --quant, use --embedding",
         ),
         (flags.dtype == "float16" and flags.format != "gguf", "--dtype=float16 is for --format=gguf"),
     ):

@@ -23,25 +23,25 @@ _TASK_FLAGS = {
 _HELP = {
     "input": (
         "FILE",
-        "For logprobs, a JSON list of lists of token ids. For other tasks the documents: a .jsonl file with a text and "
-        "optionally a source on each line, a text file, or a directory of these.",
+        "for logprobs, a JSON list of lists of token ids; for other tasks the documents: a .jsonl file with a text and "
+        "optionally a source on each line, a text file, or a directory of these",
     ),
-    "output": ("FILE", "Append the result of each item to this file, and resume from the results that it has."),
-    "window": ("N", "Tokens that are scored together."),
-    "lengths": ("N,...", "Lengths in tokens, of the context (context) or of the prompt (needle)."),
-    "last_tokens": ("N", "Tokens at the end of a document that are scored."),
-    "num_documents": ("N", "Documents to score at most."),
-    "kinds": ("NAME,...", "Kinds of question: single, multikey, multivalue, tracking, common_words."),
-    "num_depths": ("N", "Positions of the needle, evenly from the start to the end of the text."),
-    "num_samples": ("N", "Prompts of each length and depth (needle), or documents (memorization)."),
-    "prefix_tokens": ("N", "Tokens of a document in the prompt."),
-    "suffix_tokens": ("N", "Tokens after the prefix that the model should generate."),
-    "seed": ("N", "Seed of the random draws."),
-    "context": ("N,...", "Tokens in the cache."),
-    "lm_tasks": ("NAME,...", "Tasks of lm-eval. They need the extra eval."),
-    "include_path": ("DIR", "A directory with lm-eval tasks of your own."),
-    "limit": ("N", "Items of each lm-eval task, for a trial. By default all."),
-    "num_fewshot": ("N", "Examples before each item. By default as the task has it."),
+    "output": ("FILE", "append the result of each item to this file, and resume from the results that it has"),
+    "window": ("N", "tokens that are scored together"),
+    "lengths": ("N,...", "lengths in tokens, of the context (context) or of the prompt (needle)"),
+    "last_tokens": ("N", "tokens at the end of a document that are scored"),
+    "num_documents": ("N", "documents to score at most"),
+    "kinds": ("NAME,...", "kinds of question: single, multikey, multivalue, tracking, common_words"),
+    "num_depths": ("N", "positions of the needle, evenly from the start to the end of the text"),
+    "num_samples": ("N", "prompts of each length and depth (needle), or documents (memorization)"),
+    "prefix_tokens": ("N", "tokens of a document in the prompt"),
+    "suffix_tokens": ("N", "tokens after the prefix that the model should generate"),
+    "seed": ("N", "seed of the random draws"),
+    "context": ("N,...", "tokens in the cache"),
+    "lm_tasks": ("NAME,...", "tasks of lm-eval; they need the extra [eval]"),
+    "include_path": ("DIR", "a directory with lm-eval tasks of your own"),
+    "limit": ("N", "items of each lm-eval task, for a trial; all if left out"),
+    "num_fewshot": ("N", "examples before each item; those of the task if left out"),
 }
 
 
@@ -63,20 +63,18 @@ def parser() -> terminal.Parser:
         "  python -m gemma3_jax evaluate --model=27b --task=bytes --context=32768,131072",
     )
     model_flags.add_flags(flags, "data")
-    flags.add_argument("--task", required=True, choices=tuple(_TASK_FLAGS), help="The evaluation to run.")
+    flags.add_argument("--task", required=True, choices=tuple(_TASK_FLAGS), help="the evaluation to run")
     for name, (metavar, text) in _HELP.items():
-        flags.add_argument(f"--{name}", metavar=metavar, help=f"{text} {_tasks_and_defaults(name)}")
-    flags.add_argument("--chat", action="store_true", default=None, help="Use Gemma's chat format. Used by lm_eval.")
-    flags.add_argument("--json", action="store_true", help="Print one JSON object on stdout.")
+        flags.add_argument(f"--{name}", metavar=metavar, help=f"{text}. {_tasks_and_defaults(name)}")
+    flags.add_argument("--chat", action="store_true", default=None, help="use Gemma's chat format. Used by lm_eval")
+    flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
 
 def _tasks_and_defaults(name: str) -> str:
     """The tasks that have a flag, with its defaults."""
     tasks = {task: _default(task, name) for task, names in _TASK_FLAGS.items() if name in names}
-    return (
-        f"Used by {', '.join(task if x is None else f'{task} (default: {_format(x)})' for task, x in tasks.items())}."
-    )
+    return f"Used by {', '.join(task if x is None else f'{task} (default: {_format(x)})' for task, x in tasks.items())}"
 
 
 def _default(task: str, name: str) -> object:
@@ -110,7 +108,7 @@ def _run_task(flags: argparse.Namespace) -> None:
 
     options = _options(flags)
     if flags.output:
-        terminal.on_stop = terminal.Stop(None, f"the same command resumes from {flags.output}")
+        terminal.on_stop = terminal.Stop(None, f"run the same command to resume from {flags.output}")
     gemma = _open(flags)
     chosen = registry.make(flags.task, gemma.sampler, options)
     path = pathlib.Path(flags.output) if flags.output else None

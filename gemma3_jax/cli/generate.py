@@ -25,14 +25,12 @@ def parser() -> terminal.Parser:
     )
     model_flags.add_flags(flags, "model")
     flags.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="Text to continue; - reads stdin. Repeat it for several."
+        "--prompt", action="append", metavar="TEXT", help="text to continue; - reads stdin; may be repeated"
     )
-    flags.add_argument(
-        "--prompt_ids", metavar="ID,...", help="Token ids to continue, BOS included. It needs no tokenizer."
-    )
+    flags.add_argument("--prompt_ids", metavar="ID,...", help="token ids to continue, BOS included; needs no tokenizer")
     chat.add_flags(flags)
     flags.add_argument(
-        "--max_new_tokens", type=int, default=256, metavar="N", help="Tokens to generate at most. Default: 256."
+        "--max_new_tokens", type=int, default=256, metavar="N", help="tokens to generate at most (default: 256)"
     )
     _add_sampling_flags(flags)
     flags.add_argument(
@@ -40,42 +38,42 @@ def parser() -> terminal.Parser:
         type=int,
         default=0,
         metavar="N",
-        help="Tokens that a prompt and its completion may have. Default: the model's context length.",
+        help="tokens that a prompt and its completion may have (default: the model's context length)",
     )
     flags.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="A string that ends the text. Repeat it for several.",
+        help="a string that ends the text; may be repeated",
     )
-    flags.add_argument("--ignore_eos", action="store_true", help="Continue after <eos> and <end_of_turn>.")
+    flags.add_argument("--ignore_eos", action="store_true", help="continue after <eos> and <end_of_turn>")
     flags.add_argument(
-        "--schema", metavar="FILE", help="Generate JSON that is valid under the JSON Schema in this file."
+        "--schema", metavar="FILE", help="generate JSON that is valid under the JSON Schema in this file"
     )
-    flags.add_argument("--regex", metavar="PATTERN", help="Generate text that matches this regular expression.")
+    flags.add_argument("--regex", metavar="PATTERN", help="generate text that matches this regular expression")
     flags.add_argument(
         "--json",
         action="store_true",
-        help="Print one JSON object with ids, text, ended_by and, with --tools, calls; for several prompts, an object "
-        "whose answers is a list of these.",
+        help="print one JSON object with ids, text, ended_by and, with --tools, calls; for several prompts, an object "
+        "whose answers is a list of these",
     )
     return flags
 
 
 def _add_sampling_flags(flags: terminal.Parser) -> None:
     for name, kind, text in (
-        ("temperature", float, "Divides the logits; 0 always takes the most probable token. Default: 1.0."),
-        ("top_k", int, "Samples from the N most probable tokens; 0 keeps all. Default: 64."),
+        ("temperature", float, "divides the logits; 0 always takes the most probable token (default: 1.0)"),
+        ("top_k", int, "sample from the N most probable tokens; 0 keeps all (default: 64)"),
         (
             "top_p",
             float,
-            "Samples from the fewest tokens whose probabilities sum to at least X; 1 keeps all. Default: 0.95.",
+            "sample from the fewest tokens whose probabilities sum to at least X; 1 keeps all (default: 0.95)",
         ),
-        ("min_p", float, "Drops tokens less probable than X times the most probable one; 0 keeps all. Default: 0."),
+        ("min_p", float, "drop tokens less probable than X times the most probable one; 0 keeps all (default: 0)"),
     ):
         flags.add_argument(f"--{name}", type=kind, metavar="X" if kind is float else "N", help=text)
-    flags.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of the random draws. Default: 0.")
+    flags.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random draws (default: 0)")
 
 
 def run(flags: argparse.Namespace) -> None:

@@ -8,18 +8,18 @@ from gemma3_jax.cli import terminal
 
 def add_flags(parser: terminal.Parser, axis: str) -> None:
     """Adds the flags. All devices are on the mesh axis `axis` by default."""
-    parser.add_argument("--checkpoint", metavar="PATH", help="A checkpoint of any kind that convert reads.")
+    parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint of any kind that convert reads")
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="A SentencePiece model. Default: tokenizer.model beside the checkpoint."
+        "--tokenizer", metavar="FILE", help="SentencePiece model (default: tokenizer.model beside the checkpoint)"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="Dtype of activations and parameters. Default: float32."
+        "--dtype", choices=("float32", "bfloat16"), help="dtype of activations and parameters (default: float32)"
     )
     parser.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        help="The device mesh, sizes of the axes replica, data, seq and model; it uses the first N * ... devices. "
-        f"Default: all devices along {axis}.",
+        help="the device mesh: sizes of the axes replica, data, seq and model; it uses the first N * ... devices "
+        f"(default: all devices along {axis})",
     )
     terminal.add_model_flag(parser)
 

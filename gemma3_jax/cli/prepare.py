@@ -1,4 +1,4 @@
-"""`prepare`: raw text -> a data set of filtered, tokenised, packed rows."""
+"""`prepare`: raw text -> a data set of filtered, tokenized, packed sequences."""
 
 import argparse
 import json
@@ -16,11 +16,11 @@ def parser() -> terminal.Parser:
     fields = "\n".join(f"  {line}" for line in configs.describe(settings.PrepareConfig))
     flags = terminal.Parser(
         prog="python -m gemma3_jax prepare",
-        description="Turns raw text into rows to train on.\n\n"
+        description="Turns raw text into packed sequences to train on.\n\n"
         "Reads the sources that the config names (text, JSONL, Parquet, a TensorFlow dataset, or the Python standard\n"
-        "library), filters them, removes duplicates and overlap with evaluation sets, masks personal data, tokenises,\n"
-        "and packs rows into ArrayRecord shards with a manifest. Trains a tokenizer if the config names none.\n\n"
-        "It can be stopped at any moment; the same command resumes the work. The same sources and config give the\n"
+        "library), filters them, removes duplicates and overlap with evaluation sets, masks personal data, tokenizes,\n"
+        "and packs sequences into ArrayRecord shards with a manifest. Trains a tokenizer if the config names none.\n\n"
+        "It can be stopped at any moment; run the same command to resume. The same sources and config give the\n"
         "same bytes. --config.FIELD=VALUE sets any field.",
         epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
         "      --config.seq_lens='(512,)' --config.duplicates.near=False\n\n"
@@ -76,7 +76,7 @@ def run(flags: argparse.Namespace) -> None:
 
         manifest, report = beam.run(config, output, flags.runner, flags.runner_options.split(), bar=terminal.bar)
     else:
-        terminal.on_stop = terminal.Stop(75, f"finished work stays in {flags.output}; the same command resumes it")
+        terminal.on_stop = terminal.Stop(75, f"finished work stays in {flags.output}; run the same command to resume")
         from gemma3_jax.data.prepare import pipeline
 
         manifest, report = pipeline.run(config, output, num_processes=flags.processes, bar=terminal.bar)
@@ -98,14 +98,14 @@ def _summary(output: str, manifest: dict, report: dict) -> str:
         lines.append(f"  {report['changed']:>10,}  changed: something was masked or cut out")
     lengths = list(report["fill"])
     lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
-    lines[-1] += "".join(f"{f'rows of {length}':>16}" for length in lengths)
+    lines[-1] += "".join(f"{f'sequences of {length}':>18}" for length in lengths)
     for name, part in {**report["parts"], "in all": report["kept"]}.items():
         fraction = part.get("share", {}).get(lengths[0]) if lengths else None
         drawn = "" if fraction is None else f"{fraction:.2%}" if fraction else "not drawn"
         rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
         lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{drawn:>14}")
-        lines[-1] += "".join(f"{rows[length]:>16,}" for length in lengths)
+        lines[-1] += "".join(f"{rows[length]:>18,}" for length in lengths)
     for length in lengths:
-        lines.append(f"rows of {length} are {report['fill'][length]:.2%} full")
+        lines.append(f"sequences of {length} are {report['fill'][length]:.2%} full")
     lines.append(f"wrote {output}, digest {manifest['digest'][:12]}; more in {output}/report.json")
     return "\n".join(lines)

@@ -35,7 +35,7 @@ EXTRAS = {
 }
 
 VERBS = {
-    "prepare": (prepare, "Turn raw text into filtered, tokenised and packed sequences"),
+    "prepare": (prepare, "Turn raw text into filtered, tokenized and packed sequences"),
     "train": (train, "Train the stages of a recipe in a run directory"),
     "plan": (plan, "Show the memory, FLOPs and communication of a stage on TPUs, without a TPU"),
     "teach": (teach, "Store the targets of a teacher for the sequences of a stage"),
@@ -50,7 +50,7 @@ def _overview() -> str:
     verbs = "\n".join(f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items())
     return (
         "usage: python -m gemma3_jax VERB --flag=value ...\n\n"
-        "Trains, distils, quantises, evaluates and exports language models by the recipe of Gemma 3.\n\n"
+        "Trains, distills, quantizes, evaluates and exports language models by the recipe of Gemma 3.\n\n"
         f"verbs:\n{verbs}\n\n"
         "Run 'python -m gemma3_jax VERB --help' for the flags of a verb and an example."
     )

@@ -12,7 +12,7 @@ def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax report",
         description="Writes an HTML page about a run: loss, learning rate, throughput and time by kind; evaluations\n"
-        "and samples; the cost of quantisation and of the KV cache; the config, the data and the versions. The\n"
+        "and samples; the cost of quantization and of the KV cache; the config, the data and the versions. The\n"
         "page is a single file that loads nothing else. It can be written while the run trains.\n\n"
         "Needs the extra [plots].",
         epilog="example:\n  python -m gemma3_jax report --workdir=runs/demo/student\n"
@@ -24,7 +24,7 @@ def parser() -> terminal.Parser:
         action="append",
         default=[],
         metavar="DIR,...",
-        help="other runs to plot beside it; may be repeated",
+        help="other runs to plot next to it; may be repeated",
     )
     flags.add_argument(
         "--output", metavar="FILE", help="the page; replaced if it exists (default: WORKDIR/report.html)"

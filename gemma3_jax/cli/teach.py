@@ -46,7 +46,7 @@ def run(flags: argparse.Namespace) -> None:
         raise ValueError("--output is empty; name the directory to write")
     if "://" in flags.output:
         raise ValueError(f"--output is {flags.output}; it must be a directory (of a file system that all hosts share)")
-    terminal.on_stop = terminal.Stop(75, f"{flags.output} can be resumed with the same command")
+    terminal.on_stop = terminal.Stop(75, f"finished work stays in {flags.output}; run the same command to resume")
     run_config = configs.load(flags.config, flags.overrides, settings.Train)
     config = settings.resolve(run_config, _stage_name(run_config, flags.stage))
     if flags.checkpoint:
@@ -61,9 +61,9 @@ def run(flags: argparse.Namespace) -> None:
     is_first, output = jax.process_index() == 0, pathlib.Path(flags.output).absolute()
     # Beside the directory of the targets, which has no other files.
     stacks = output.with_name(f"{output.name}-stacks-{jax.process_index()}.txt")
-    with contextlib.closing(watchdog.Watchdog(run_config.deadlines, stacks)) as timer:
+    with contextlib.closing(watchdog.Watchdog(run_config.deadlines, stacks)) as hang_watchdog:
         out = console.Console(say=terminal.say, bar=terminal.bar)
-        summary = teach.execute(config, output, out=out, timer=timer)
+        summary = teach.execute(config, output, out=out, watchdog=hang_watchdog)
     hosts.leave()
     if is_first:
         terminal.say(f"wrote {flags.output}: {_describe(summary)}")
@@ -82,10 +82,10 @@ def _describe(summary: Mapping) -> str:
 
 
 def _stage_name(config, stage_flag: str) -> str:
-    """Returns the stage of the flag, or the only one that distils. Raises: ValueError."""
+    """Returns the stage of the flag, or the only one that distills. Raises: ValueError."""
     distilled = [name for name in config.stage_order if config.stages[name].loss == "distill"]
     if stage_flag and stage_flag not in distilled:
-        raise ValueError(f"--stage is {stage_flag}; the stages that distil are: {', '.join(distilled) or 'none'}")
+        raise ValueError(f"--stage is {stage_flag}; the stages that distill are: {', '.join(distilled) or 'none'}")
     if not stage_flag and len(distilled) != 1:
-        raise ValueError(f"--stage is missing; the stages that distil are: {', '.join(distilled) or 'none'}")
+        raise ValueError(f"--stage is missing; the stages that distill are: {', '.join(distilled) or 'none'}")
     return stage_flag or distilled[0]

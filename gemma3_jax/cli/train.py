@@ -22,10 +22,16 @@ def parser() -> terminal.Parser:
         "Run the same command again to resume after a stop or a crash: a checkpoint has the parameters, the\n"
         "optimizer state and the position in the data, and the result is equal to the last bit. Ctrl-C or\n"
         "SIGTERM saves and stops; a second one stops at once.\n\n"
-        "Exit status: 0 done; 70 diverged: too many steps in a row were skipped, as their loss was not finite or\n"
-        "spiked; 75 stopped; 124 a phase exceeded its deadline (config.deadlines).\n\n"
-        "The run directory has config.json (all fields), metrics.jsonl, skipped.jsonl (skipped steps),\n"
-        "goodput.jsonl (time by kind), checkpoints/, tensorboard/ and cache/ (compiled programs).",
+        "Exit status: 0 done; 1 a mistake in the command, the config or the files; 70 diverged: too many steps in\n"
+        "a row were skipped, as their loss was not finite or spiked; 71 an unexpected error, with a traceback;\n"
+        "75 saved and stopped; 124 a phase exceeded its deadline (config.deadlines); 130, 143 stopped at once.\n\n"
+        "The run directory has\n\n"
+        "config.json        all fields, as resolved         checkpoints/   one for each saved step\n"
+        "metrics.jsonl      a row for each logged step      damaged/       those that could not be read\n"
+        "evaluations.jsonl  the evaluations                 tensorboard/   both of these, for TensorBoard\n"
+        "skipped.jsonl      the skipped steps               cache/         compiled programs\n"
+        "goodput.jsonl      time by kind                    profile/       traces of --profile\n"
+        "starts.jsonl       each start: config, versions    tokenizer.model",
         epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/my_run \\\n"
         "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_lr=2e-3\n\n"
         f"fields of the config and their defaults (NAME is the key of an entry):\n{fields}",
@@ -76,7 +82,7 @@ def run(flags: argparse.Namespace) -> int:
         workdir=workdir,
         only_stage=flags.stage,
         allow_data_change=flags.allow_data_change,
-        traced=trace.parse(flags.profile) if flags.profile else None,
+        trace_steps=trace.parse(flags.profile) if flags.profile else None,
         overrides=tuple(run.differences(dataclasses.asdict(recipe), dataclasses.asdict(config))),
         started=terminal.STARTED,
     )

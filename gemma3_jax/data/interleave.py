@@ -12,7 +12,7 @@ _SCALE = 1 << 60  # fractions become integers, so that no rounding ever moves an
 
 
 class Interleave:
-    """Random access to the interleaved parts, by their fractions, which are normalised."""
+    """Random access to the interleaved parts, by their fractions, which are normalized."""
 
     def __init__(self, fractions: Sequence[float]):
         """Raises: ValueError if there is no fraction, or one that is not over 0."""

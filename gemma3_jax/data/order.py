@@ -99,12 +99,12 @@ def find(
 ) -> Order:
     """Returns the order of a stage over a data set; `buckets` replaces the mixture that it was prepared with.
 
-    Raises: ValueError if the data set has no rows of that length, or lacks something that the mixture names.
+    Raises: ValueError if the data set has no sequences of that length, or lacks something that the mixture names.
     """
     if seq_len not in data.manifest["seq_lens"]:
         lengths = ", ".join(map(str, data.manifest["seq_lens"])) or "none"
         raise ValueError(
-            f"{data.path} has no rows of {seq_len} tokens (it has: {lengths}); prepare it with {seq_len} in "
+            f"{data.path} has no sequences of {seq_len} tokens (it has: {lengths}); prepare it with {seq_len} in "
             "config.seq_lens"
         )
     parts = data.manifest["parts"]

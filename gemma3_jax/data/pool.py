@@ -49,19 +49,19 @@ def parent_answers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def start(num_processes: int, initialise: Callable, *arguments) -> Iterator[Pool]:
-    """Yields a pool whose workers have called `initialise(*arguments)`; they end with this process, however it ends.
+def start(num_processes: int, initialize: Callable, *arguments) -> Iterator[Pool]:
+    """Yields a pool whose workers have called `initialize(*arguments)`; they end with this process, however it ends.
 
     Raises: ValueError if one of them is killed.
     """
     if num_processes == 0:
-        initialise(*arguments)
+        initialize(*arguments)
         yield Pool(None, 0)
         return
     silence_tracker()
     # Spawned, because a fork would copy the threads that libraries have started.
     context = multiprocessing.get_context("spawn")
-    executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _begin, (initialise, *arguments))
+    executor = concurrent.futures.ProcessPoolExecutor(num_processes, context, _begin, (initialize, *arguments))
     try:
         yield Pool(executor, num_processes)
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -83,8 +83,8 @@ def silence_tracker() -> None:
         sys.warnoptions.append(option)
 
 
-def _begin(initialise: Callable, *arguments) -> None:
+def _begin(initialize: Callable, *arguments) -> None:
     """Starts a worker: it ends when its parent does."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # the parent may be killed
-    initialise(*arguments)
+    initialize(*arguments)

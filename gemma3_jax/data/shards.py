@@ -1,4 +1,4 @@
-"""Tokenised documents and packed rows as bytes, and the ArrayRecord files that hold them.
+"""Tokenized documents and packed rows as bytes, and the ArrayRecord files that hold them.
 
 A record is a msgpack map. Token ids are little-endian int32; ArrayRecord compresses.
 """
@@ -116,7 +116,7 @@ def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict
     prefix = f".{os.path.basename(path)}{atomic.PARTIAL}"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=os.path.dirname(path) if local else None) as directory:
         partial = pathlib.Path(directory) / "shard"
-        # One record per chunk, so that a row is read without its neighbours; one thread, as every core has a writer.
+        # One record per chunk, so that a row is read without its neighbors; one thread, as every core has a writer.
         options = "group_size:1" if compress else "group_size:1,uncompressed"
         writer = array_record_module.ArrayRecordWriter(str(partial), options)
         count = 0

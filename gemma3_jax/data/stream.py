@@ -228,7 +228,7 @@ class _ToGlobalArrays:
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
             rows = range(*index[0].indices(self._batch_size))
-            first = self._local_index[rows[0]]  # rows that are neighbours in a shard are neighbours here
+            first = self._local_index[rows[0]]  # rows that are neighbors in a shard are neighbors here
             return local[first : first + len(rows), index[1]]
 
         return jax.make_array_from_callback(shape, self._sharding, shard)

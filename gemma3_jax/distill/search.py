@@ -64,7 +64,7 @@ def at_quantiles(
     """The ids at these quantiles (0 to 1) of the cumulative mass over all shards, and the total mass.
 
     An id is hit in proportion to its mass, and never if that is 0; ids mean nothing where the total is 0. Quantiles
-    resolve 2**-24 of the total, so ids far below that share it with their neighbours.
+    resolve 2**-24 of the total, so ids far below that share it with their neighbors.
     """
     levels = [blocks.split(masses, blocks.SIZE, 0.0)]
     while levels[-1].shape[2] > 1:
@@ -84,10 +84,10 @@ def at_quantiles(
 def _descend(
     ends: Float[Array, "B T #M Z"], points: Float[Array, "B T M"]
 ) -> tuple[Int[Array, "B T M"], Float[Array, "B T M"]]:
-    """Which of Z neighbours, whose cumulative masses are `ends`, each point falls on, and how far into it.
+    """Which of Z neighbors, whose cumulative masses are `ends`, each point falls on, and how far into it.
 
-    A neighbour without mass ends where the one before it does, and is passed over. A point that rounding leaves beyond
-    the end falls on the last neighbour with mass.
+    A neighbor without mass ends where the one before it does, and is passed over. A point that rounding leaves beyond
+    the end falls on the last neighbor with mass.
     """
     passed = ends <= jnp.minimum(points, jnp.nextafter(ends[..., -1], -jnp.inf))[..., None]
     inside = jnp.sum(passed, axis=-1, dtype=jnp.int32)

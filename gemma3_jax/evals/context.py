@@ -49,7 +49,7 @@ def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], opt
         items=items,
         batch_size=max(1, task.BATCH_TOKENS // sum(options.lengths)),
         measure=measure,
-        summarise=lambda results: summarise(options, results),
+        summarize=lambda results: summarize(options, results),
         format_lines=lambda summary: lines(options, summary),
     )
 
@@ -73,7 +73,7 @@ def bins(last: int) -> list[tuple[int, int]]:
     return [(1 << power, min((2 << power) - 1, last)) for power in range(last.bit_length())]
 
 
-def summarise(options: settings.Context, results: Sequence[dict]) -> dict:
+def summarize(options: settings.Context, results: Sequence[dict]) -> dict:
     """The summary that `make` describes."""
     longest, num_documents = options.lengths[-1], len(results)
     by_position = zip(*(result["by_position"] for result in results), strict=True)

@@ -47,7 +47,7 @@ def make(
         items=items,
         batch_size=_PREFIXES_PER_CALL,
         measure=lambda params, batch: _measure(model, params, batch),
-        summarise=lambda results: summarise(results, options.suffix_tokens),
+        summarize=lambda results: summarize(results, options.suffix_tokens),
         format_lines=lines,
     )
 
@@ -58,9 +58,9 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     Source: Wilson 1927. Unlike rate +- 2 deviations it is not empty at 0 of n, the result one hopes for here.
     """
     rate, spread = count / total, Z_95**2 / total
-    centre = rate + spread / 2
+    center = rate + spread / 2
     half_width = Z_95 * math.sqrt(rate * (1 - rate) / total + spread / (4 * total))
-    low, high = (centre - half_width) / (1 + spread), (centre + half_width) / (1 + spread)
+    low, high = (center - half_width) / (1 + spread), (center + half_width) / (1 + spread)
     # Exact at 0 and 1, which rounding would miss.
     return (0.0 if count == 0 else low), (1.0 if count == total else high)
 
@@ -71,7 +71,7 @@ def max_edits(suffix_tokens: int) -> int:
     return suffix_tokens * numerator // denominator
 
 
-def summarise(results: list[dict], suffix_tokens: int) -> dict:
+def summarize(results: list[dict], suffix_tokens: int) -> dict:
     """Rates with 95 % intervals, over all documents and by source, and the ratio of approximate to exact (or None)."""
     by_source = collections.defaultdict(list)
     for result in results:

@@ -52,7 +52,7 @@ def make(model: model_api.ModelApi, options: settings.Needle) -> task.Task:
         items=items,
         batch_size=_PROMPTS_PER_CALL,
         measure=lambda params, batch: _measure(model, params, options.seed, batch),
-        summarise=summarise,
+        summarize=summarize,
         format_lines=lines,
     )
 
@@ -68,7 +68,7 @@ def score(references: Sequence[str], answer: str) -> float:
     return 100 * sum(reference.lower() in answer.lower() for reference in references) / len(references)
 
 
-def summarise(results: list[dict]) -> dict:
+def summarize(results: list[dict]) -> dict:
     """Mean scores: of a cell over its prompts, of a length over kinds, and in total over lengths."""
     kinds = list(dict.fromkeys(result["kind"] for result in results))
     lengths = sorted({result["length"] for result in results})
@@ -195,7 +195,7 @@ def _measure(model: model_api.ModelApi, params: dict, seed: int, items: Sequence
     for item, tokens, expected, budget, ids in zip(items, prompts, references, budgets, answers, strict=True):
         answer = model.tokenizer.decode(ids[:budget])
         results.append(
-            {
+            {  # the keys are the file format
                 "kind": item.kind,
                 "length": item.length,
                 "depth_percent": item.depth_percent,

@@ -58,7 +58,7 @@ def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], opt
         items=items,
         batch_size=max(1, task.BATCH_TOKENS * len(items) // num_tokens),
         measure=measure,
-        summarise=lambda results: summarise(texts, results),
+        summarize=lambda results: summarize(texts, results),
         format_lines=lines,
     )
 
@@ -73,7 +73,7 @@ def _result(span: TokenSpan, score: Sequence[float]) -> dict:
     return {"document": span.document, "num_tokens": num_tokens, "nats": nats}
 
 
-def summarise(texts: Sequence[documents.EvalDocument], results: Sequence[dict]) -> dict:
+def summarize(texts: Sequence[documents.EvalDocument], results: Sequence[dict]) -> dict:
     """The summary that `make` describes."""
     by_source_results = collections.defaultdict(list)
     for result in results:

@@ -44,7 +44,7 @@ def bytes_task(model: config.Config, lengths: Sequence[int]) -> task.Task:
         items=[model],
         batch_size=1,
         measure=lambda params, items: [weight_bytes.table(model, lengths)],
-        summarise=lambda results: results[0],
+        summarize=lambda results: results[0],
         format_lines=lambda table: weight_bytes.lines(model, table),
     )
 
@@ -64,6 +64,6 @@ def samples_task(gemma: sampler.Sampler, options: settings.Measures) -> task.Tas
         items=options.prompts,
         batch_size=len(options.prompts),
         measure=measure,
-        summarise=lambda results: {"samples": results},
+        summarize=lambda results: {"samples": results},
         format_lines=lambda summary: [f"{sample['prompt']}|{sample['text']}" for sample in summary["samples"]],
     )

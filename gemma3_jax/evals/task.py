@@ -22,7 +22,7 @@ class Task:
     items: Sequence
     batch_size: int  # items in a call of `measure`
     measure: Callable[[dict, Sequence], list[dict]]  # (parameters, items) -> the result of each item
-    summarise: Callable[[list[dict]], dict]  # all results, in order -> figures, in dicts of dicts
+    summarize: Callable[[list[dict]], dict]  # all results, in order -> figures, in dicts of dicts
     format_lines: Callable[[dict], list[str]]  # the summary -> a table for people
 
 
@@ -56,7 +56,7 @@ def run(
             append(new_results)
             results += new_results
             progress(len(new_results))
-    return task.summarise(results)
+    return task.summarize(results)
 
 
 def numbers(summary: Mapping) -> dict[str, float]:

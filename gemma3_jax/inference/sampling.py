@@ -1,6 +1,6 @@
 """Drawing the next token from logits.
 
-The filters apply in the order of Transformers: temperature, top-k, then top-p of the renormalised rest, then min-p.
+The filters apply in the order of Transformers: temperature, top-k, then top-p of the renormalized rest, then min-p.
 (Google's PyTorch code applies top-k and top-p to the whole distribution; llama.cpp applies temperature last.)
 """
 

@@ -1,4 +1,4 @@
-"""A vocabulary in blocks of neighbouring ids: sums by block keep the precision that one long float32 sum loses."""
+"""A vocabulary in blocks of neighboring ids: sums by block keep the precision that one long float32 sum loses."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,7 +8,7 @@ SIZE = 64
 
 
 def split(values: Float[Array, "B T V"], size: int, fill: float) -> Float[Array, "B T R Z"]:
-    """Blocks of `size` neighbouring values; the last block is padded with `fill`."""
+    """Blocks of `size` neighboring values; the last block is padded with `fill`."""
     missing = -values.shape[-1] % size
     if missing:
         values = jnp.pad(values, ((0, 0), (0, 0), (0, missing)), constant_values=fill)

@@ -26,7 +26,7 @@ STUDENT_METRICS = ("soft_loss", "cross_entropy", "agreement", "squares")
 
 @dataclasses.dataclass(frozen=True)
 class _Blend:
-    """The weight of each term in what is minimised."""
+    """The weight of each term in what is minimized."""
 
     temperature: float
     hard_label_weight: float
@@ -76,9 +76,9 @@ def cross_entropy_sum(
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[Float[Array, ""], Sums]:
-    """Returns what is minimised and what is reported, in nats, each summed over the masked tokens.
+    """Returns what is minimized and what is reported, in nats, each summed over the masked tokens.
 
-    Minimised is (1 - hard_label_weight) * temperature**2 * soft loss + hard_label_weight * cross-entropy of the labels
+    Minimized is (1 - hard_label_weight) * temperature**2 * soft loss + hard_label_weight * cross-entropy of the labels
     + z_loss * lse**2; `loss` leaves out the last term. `cross_entropy` and `lse` are at temperature 1. If `soft` is
     None the label has weight 1; otherwise the sums also hold `soft_loss`, `agreement` (how often student and teacher
     have the same best id) and the teacher's `captured_mass`, `teacher_entropy` and `teacher_cross_entropy`. Only the

@@ -23,7 +23,7 @@ def make(
 ) -> forward.Loss:
     """Returns loss(params, frozen, batch) against the soft targets `targets_of(frozen, batch)`.
 
-    `temperature` is that of the targets. `loss` is what is minimised without `z_loss` (see next_token.make). Sums also
+    `temperature` is that of the targets. `loss` is what is minimized without `z_loss` (see next_token.make). Sums also
     hold, over the masked tokens, `cross_entropy` of the student and `teacher_cross_entropy` (nats, of the label, at
     temperature 1), `captured_mass`, `agreement` and, if `knows_kl`, `kl_to_teacher` (nats, at `temperature`): pass True
     if the targets are exact or unbiased.

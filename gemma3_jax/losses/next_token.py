@@ -12,7 +12,7 @@ def make(
     """Returns loss(params, frozen, batch); the batch is its rows, and nothing frozen is read.
 
     Rows have tokens, labels, loss_mask, segments and positions, each [B, T]; `num_bytes` is int32[V], the bytes of text
-    of each id. `z_loss` weighs the squared log of the softmax's denominator, which is minimised but not part of the
+    of each id. `z_loss` weighs the squared log of the softmax's denominator, which is minimized but not part of the
     reported `loss` (PaLM, section 5: 1e-4).
     """
 

@@ -1,4 +1,4 @@
-"""Tokens that a device needs of a row that `seq` splits, fetched from its neighbours; for use inside jax.shard_map.
+"""Tokens that a device needs of a row that `seq` splits, fetched from its neighbors; for use inside jax.shard_map.
 
 Gradients travel the other way: each goes back to the device that sent the token, and is summed there.
 """
@@ -41,7 +41,7 @@ _gather.defvjp(_gather_forward, _gather_backward)
 def with_halo(x: Shaped[Array, "B T ..."], before: int, after: int, num_shards: int) -> Shaped[Array, "B S ..."]:
     """This device's part with the `before` tokens that precede it in the row, and the `after` tokens that follow.
 
-    Only these tokens travel, from as many neighbours as needed. Beyond the row's ends there are zeros.
+    Only these tokens travel, from as many neighbors as needed. Beyond the row's ends there are zeros.
     """
     num_local = x.shape[1]
     left = [_shift(x[:, -size:], hop, num_shards) for hop, size in _hops(before, num_local, num_shards)]

@@ -107,7 +107,7 @@ def _gather_tokens(axes: tuple[_Axis, ...], tokens: jax.Array) -> jax.Array:
 
 
 def _resharded_axes(axes: tuple[_Axis, ...], table: jax.Array, tokens: jax.Array) -> tuple[_Axis, ...]:
-    """The axes along which rows of the table become columns, the finest first, so that rows stay neighbours.
+    """The axes along which rows of the table become columns, the finest first, so that rows stay neighbors.
 
     A table split by rows returns a row for every token of all devices, most of them zeros. Where those are more than
     the device's part of the table, resharding the table moves less.

@@ -161,7 +161,7 @@ def visible_blocks(spans: masks.Spans, block: int, num_key_blocks: int) -> Bool[
 
 
 def visits(is_visible: Bool[Array, "R _"], most: int | None) -> tuple[Int[Array, "R _"], Bool[Array, "R _"]]:
-    """For each row, the indices of its visible blocks, which are neighbours; and which entries of the list count.
+    """For each row, the indices of its visible blocks, which are neighbors; and which entries of the list count.
 
     Lists are at most `most` long, where that is known. A shorter list repeats its last block, which is loaded already.
     """

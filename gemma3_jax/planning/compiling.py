@@ -71,21 +71,21 @@ def _wrong_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
     )
 
 
-def run(of: program.Program) -> Compiled:
+def run(step_program: program.Program) -> Compiled:
     """Traces and compiles the step with the shardings and donation of `train`."""
     started = time.monotonic()
-    lowered = of.lower()
+    lowered = step_program.lower()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        arguments = of.state_shapes(), of.frozen_shapes, of.batch_shapes
+        arguments = step_program.state_shapes(), step_program.frozen_shapes, step_program.batch_shapes
         wanted, allowed = _out_of_memory(str(error), program.bytes_per_device(arguments))
         if wanted is None:
             raise
-        return Compiled(of, time.monotonic() - started, None, None, None, 0, wanted, allowed)
+        return Compiled(step_program, time.monotonic() - started, None, None, None, 0, wanted, allowed)
     analysis = compiled.memory_analysis()
     return Compiled(
-        of,
+        step_program,
         time.monotonic() - started,
         compiled.as_text(),
         analysis.peak_memory_in_bytes,

@@ -1,4 +1,4 @@
-"""The optimised HLO of a compiled program, parsed from its text, and how often a step runs each computation.
+"""The optimized HLO of a compiled program, parsed from its text, and how often a step runs each computation.
 
 A fusion, a call or an async-start runs its callee as often as it runs itself; a `while` runs its body once a trip, and
 its condition once more. Every branch of a conditional counts each time, so that sums are upper bounds where there is

@@ -56,18 +56,18 @@ def make(
 
     Raises: ValueError if stage and topology do not match.
     """
-    of = compiling.make_program(config, topology, teacher_model)
-    compiled = compiling.run(of)
+    step_program = compiling.make_program(config, topology, teacher_model)
+    compiled = compiling.run(step_program)
     by_kind = _bytes_by_kind(compiled)
-    formula = of.flops_per_token * of.tokens_per_step
-    num_tokens = of.num_steps * of.tokens_per_step
+    formula = step_program.flops_per_token * step_program.tokens_per_step
+    num_tokens = step_program.num_steps * step_program.tokens_per_step
     counted = _count(compiled, topology, formula) if compiled.fits else _NOT_COUNTED
     return Plan(
         stage=config.name,
         topology=topology.name,
         num_slices=topology.num_slices,
         num_chips=topology.num_chips,
-        mesh={axis: of.mesh.shape[axis] for axis in sharding.AXES},
+        mesh={axis: step_program.mesh.shape[axis] for axis in sharding.AXES},
         seq_len=config.seq_len,
         batch_size=config.batch_size,
         fits=compiled.fits,
@@ -78,7 +78,7 @@ def make(
         flops_per_step_formula=formula,
         tokens_per_stage=num_tokens,
         days_per_stage=num_tokens
-        * of.flops_per_token
+        * step_program.flops_per_token
         / (topology.num_chips * topology.chip.peak_flops * mfu)
         / SECONDS_PER_DAY,
         mfu=mfu,
@@ -89,14 +89,14 @@ def make(
 
 def _bytes_by_kind(compiled: compiling.Compiled) -> dict[str, int]:
     """Bytes of a chip at the peak of a step. Gradients are float32 and sharded as the parameters."""
-    of = compiled.program
-    state = of.state_shapes()
+    step_program = compiled.program
+    state = step_program.state_shapes()
     parameters = program.bytes_per_device(state.params)
     by_kind = {
         "parameters": parameters,
         "optimizer": program.bytes_per_device(state) - parameters,
-        "teacher": program.bytes_per_device(of.frozen_shapes),
-        "batch": program.bytes_per_device(of.batch_shapes),
+        "teacher": program.bytes_per_device(step_program.frozen_shapes),
+        "batch": program.bytes_per_device(step_program.batch_shapes),
         "gradients": parameters,
     }
     all_but_program = compiled.peak_bytes if compiled.fits else compiled.wanted_bytes - compiled.program_bytes

@@ -68,7 +68,7 @@ def nearest(x: Float32[Array, "..."], y: Float32[Array, "..."], trial: Float32[A
     steps = xp.arange(-2, 3, dtype=xp.int32).reshape(5, *(1 for _ in trial.shape))
     trials = (trial.view(xp.int32)[None] + steps).view(xp.float32)
     (y_high, y_low), (high, low) = _halves(y[None]), _halves(trials)
-    # x - trials * y, which is exact for the quotient and for its neighbour on the other side.
+    # x - trials * y, which is exact for the quotient and for its neighbor on the other side.
     miss = xp.abs(((x[None] - high * y_high) - (high * y_low + low * y_high)) - low * y_low)
     return xp.max(xp.where(miss == xp.min(miss, axis=0, keepdims=True), trials, -math.inf), axis=0)
 

@@ -1,4 +1,4 @@
-"""Quantised formats of weights, as pure functions of one matrix, with the same bits from numpy and under jit.
+"""Quantized formats of weights, as pure functions of one matrix, with the same bits from numpy and under jit.
 
     int4   integers from -7 to 7; a float32 scale for each output channel
     q4_0   integers from -8 to 7; a float16 scale for each block of 32 along the contraction (llama.cpp)

@@ -1,4 +1,4 @@
-"""The settings of quantisation: every field with its default."""
+"""The settings of quantization: every field with its default."""
 
 import dataclasses
 

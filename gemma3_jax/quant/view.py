@@ -1,4 +1,4 @@
-"""Fake quantisation: the forward pass sees the parameters as an exported file will hold them."""
+"""Fake quantization: the forward pass sees the parameters as an exported file will hold them."""
 
 import functools
 from collections.abc import Callable, Mapping

@@ -1,6 +1,6 @@
 """Charts: a function that draws, a legend, a caption, the numbers behind it; and the palette and layout of all of them.
 
-matplotlib draws with placeholder colours that stand for roles; `svg` turns each into a CSS variable, so that one
+matplotlib draws with placeholder colors that stand for roles; `svg` turns each into a CSS variable, so that one
 drawing reads well in light and in dark.
 """
 
@@ -16,7 +16,7 @@ from gemma3_jax.report import table
 NUM_SERIES = 6
 DASHES = ("solid", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 ROLES = ("ink", "muted", "rule", "surface", "bad", *(f"series{number}" for number in range(NUM_SERIES)))
-# Colours that no palette has, so that each is recognised in the drawing.
+# Colors that no palette has, so that each is recognized in the drawing.
 COLORS = {role: f"#fe{number:02x}ef" for number, role in enumerate(ROLES, start=1)}
 WIDTHS = {"half": 536, "full": 1096, "narrow": 346}  # pixels
 LETTER_PIXELS = 7.4  # width of a letter of a label, at most
@@ -24,7 +24,7 @@ LETTER_PIXELS = 7.4  # width of a letter of a label, at most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LegendEntry:
-    """One entry of a legend: the role of its colour, and how it is drawn."""
+    """One entry of a legend: the role of its color, and how it is drawn."""
 
     label: str
     role: str  # one of ROLES
@@ -93,7 +93,7 @@ def label_bars(axes: matplotlib.axes.Axes, labels: Sequence[str], is_narrow: boo
 
 
 def line_style(number: int) -> dict:
-    """Colour and dashes of a run or stage by its number: the first 24 are all different."""
+    """Color and dashes of a run or stage by its number: the first 24 are all different."""
     return {"color": COLORS[series_role(number)], "linestyle": series_dash(number)}
 
 

@@ -54,7 +54,7 @@ def _evaluated(
     trained_lengths: set[int] = set()
     for run in runs:
         for number, row in enumerate(run.data.last_evaluations(pattern)):
-            # A run has one colour and its stages differ in dashes; in a single run each stage has its own colour.
+            # A run has one color and its stages differ in dashes; in a single run each stage has its own color.
             role = chart.series_role(number if len(runs) == 1 else run.number)
             label = labelled_run.prefixed(runs, run, f"after {row['stage']}")
             x, y = zip(*_points(row, pattern), strict=True)

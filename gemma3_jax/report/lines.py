@@ -9,7 +9,7 @@ from gemma3_jax.report import chart, table
 @dataclasses.dataclass(frozen=True)
 class Line:
     label: str
-    role: str  # of its colour
+    role: str  # of its color
     dash: object
     x: Sequence[float]
     y: Sequence[float]

@@ -26,7 +26,7 @@ from gemma3_jax.report import (
 
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # browsers refuse to load anything
 TRAINING_CURVES = (metric_curves.LOSS, metric_curves.BITS_PER_BYTE, metric_curves.CROSS_ENTROPY)
-OPTIMISATION_CURVES = (metric_curves.LEARNING_RATE, metric_curves.GRADIENT_NORM)
+OPTIMIZATION_CURVES = (metric_curves.LEARNING_RATE, metric_curves.GRADIENT_NORM)
 SPEED_CURVES = (metric_curves.THROUGHPUT, metric_curves.MFU, metric_curves.DATA_WAIT)
 TEACHER_CURVES = (metric_curves.CAPTURED_MASS, metric_curves.AGREEMENT)
 MAX_DIFFERENCES = 12  # of configs; a longer table is collapsed
@@ -60,7 +60,7 @@ def sections(runs: Sequence[labelled_run.LabelledRun]) -> list[Section]:
     return [
         _summary(runs),
         _curves(runs, TRAINING_CURVES, name="training", title="Training"),
-        _curves(runs, OPTIMISATION_CURVES, name="optimisation", title="Optimisation"),
+        _curves(runs, OPTIMIZATION_CURVES, name="optimization", title="Optimization"),
         _speed(runs),
         _curves(
             runs, TEACHER_CURVES, name="teacher", title="Teacher", otherwise="No stage was trained by distillation."
@@ -75,7 +75,7 @@ def sections(runs: Sequence[labelled_run.LabelledRun]) -> list[Section]:
             [quantization_cost.bars(runs)],
             name="rounding",
             title="Rounding",
-            otherwise="No stage with quantised weights was compared with its start.",
+            otherwise="No stage with quantized weights was compared with its start.",
         ),
         _cache(runs),
         Section(

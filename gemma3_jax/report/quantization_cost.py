@@ -1,4 +1,4 @@
-"""What quantised weights cost in perplexity, with quantisation-aware training and without it."""
+"""What quantized weights cost in perplexity, with quantization-aware training and without it."""
 
 import dataclasses
 import math
@@ -10,12 +10,12 @@ import matplotlib.figure
 from gemma3_jax.report import chart, formatting, labelled_run, run_data, table
 
 DTYPE_LABELS = {"bfloat16": "bf16", "float32": "f32"}
-NATS = ("unquantised_nats", "rounded_nats", "trained_nats")
+NATS = ("unquantized_nats", "rounded_nats", "trained_nats")
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedEvaluation:
-    """The last evaluation of a stage with quantised weights against the weights it started from."""
+    """The last evaluation of a stage with quantized weights against the weights it started from."""
 
     run: labelled_run.LabelledRun
     row: Mapping
@@ -24,7 +24,7 @@ class QuantizedEvaluation:
 
     @property
     def perplexities(self) -> list[float]:
-        """Of the unquantised start; of the start quantised (PTQ); of the quantisation-aware trained weights (QAT)."""
+        """Of the unquantized start; of the start quantized (PTQ); of the quantization-aware trained weights (QAT)."""
         return [math.exp(min(float(self.row[name]), 700.0)) for name in NATS]
 
     def labels(self) -> list[str]:
@@ -41,12 +41,12 @@ def evaluations(runs: Sequence[labelled_run.LabelledRun]) -> list[QuantizedEvalu
                 dtype = run_data.subconfig(run.data.config, "execution").get("dtype")
                 quant_config = run_data.subconfig(run.data.config, "stages", row["stage"], "quant")
                 format = str(quant_config.get("format", ""))
-                result.append(QuantizedEvaluation(run, row, format, DTYPE_LABELS.get(str(dtype), "unquantised")))
+                result.append(QuantizedEvaluation(run, row, format, DTYPE_LABELS.get(str(dtype), "unquantized")))
     return result
 
 
 def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
-    """Perplexity unquantised, with PTQ and with QAT, and the increase in percent; None if no stage quantises."""
+    """Perplexity unquantized, with PTQ and with QAT, and the increase in percent; None if no stage quantizes."""
     quantized = evaluations(runs)
     if not quantized:
         return None
@@ -65,15 +65,15 @@ def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
         texts = ["" if increase is None else f"{increase:+.3g} %" for increase in increases]
         _draw_panel(panels[1], [increase or 0.0 for increase in increases], texts, colors)
         panels[1].axvline(0, color=chart.COLORS["ink"], linewidth=1)
-        panels[1].set_xlabel("% above unquantised")
+        panels[1].set_xlabel("% above unquantized")
         label_width = max(chart.label_bars(panel, labels, is_narrow) for panel in (panels if is_narrow else panels[:1]))
         chart.set_margins(figure, left=label_width, top=0, between=56 if is_narrow else 40)
 
     return chart.Chart(
         name="rounding-cost",
-        title="Cost of quantisation",
-        caption="Held-out perplexity of the unquantised start, of that start quantised (PTQ), and of the weights after "
-        "quantisation-aware training (QAT): QAT should be closer to the unquantised bar than PTQ.",
+        title="Cost of quantization",
+        caption="Held-out perplexity of the unquantized start, of that start quantized (PTQ), and of the weights after "
+        "quantization-aware training (QAT): QAT should be closer to the unquantized bar than PTQ.",
         draw=draw,
         height=90 + 26 * len(labels),
         narrow_height=150 + 56 * len(labels),
@@ -94,7 +94,7 @@ def _draw_panel(
 
 
 def _numbers(runs: Sequence[labelled_run.LabelledRun], quantized: Sequence[QuantizedEvaluation]) -> table.Table:
-    head = [*(["run"] if len(runs) > 1 else []), "stage", "weights", "unquantised", "PTQ", "QAT"]
+    head = [*(["run"] if len(runs) > 1 else []), "stage", "weights", "unquantized", "PTQ", "QAT"]
     head += ["perplexity recovered", "KL, PTQ", "KL, QAT"]
     rows = []
     for evaluation in quantized:

@@ -109,8 +109,8 @@ def read(path: pathlib.Path) -> RunData:
         path=path,
         stages=stages,
         skipped_steps=entries[metrics.SKIPPED_FILE],
-        evaluations=[_flatten(row) for row in entries[metrics.EVALUATIONS_FILE]],
-        seconds_by_kind=goodput.summarise(entries[goodput.FILE]) if entries[goodput.FILE] else {},
+        evaluations=[_flatten(renamed.current_metrics(row)) for row in entries[metrics.EVALUATIONS_FILE]],
+        seconds_by_kind=goodput.summarize(entries[goodput.FILE]) if entries[goodput.FILE] else {},
         config=_read_config(path / provenance.CONFIG, problems),
         starts=entries[provenance.STARTS],
         problems=problems,
@@ -178,7 +178,7 @@ def _check_row_keys(row: Mapping) -> None:
 
 
 def _check_ledger_entry(entry: Mapping) -> None:
-    goodput.summarise([entry])
+    goodput.summarize([entry])
 
 
 def _check_mapping(entry: Mapping) -> None:

@@ -1,4 +1,4 @@
-"""Renders charts with matplotlib as SVG that becomes part of the page: text stays text, colours are the page's.
+"""Renders charts with matplotlib as SVG that becomes part of the page: text stays text, colors are the page's.
 
 Each chart is drawn twice, for a wide page and for a phone, so that text keeps its size.
 """

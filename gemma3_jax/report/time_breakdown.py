@@ -7,7 +7,7 @@ import matplotlib.figure
 from gemma3_jax.report import chart, formatting, labelled_run, table
 from gemma3_jax.train import goodput
 
-# Label and colour by kind, from what trains the model to what was lost.
+# Label and color by kind, from what trains the model to what was lost.
 KINDS = {
     "step": ("training steps", "series0"),
     "evaluate": ("evaluation", "series2"),

@@ -3,7 +3,7 @@
     stage          loss          frozen   next_batch                     view_params
     pretrain       distillation  teacher  packed sequences of 32K        identity
     long_context   distillation  teacher  packed sequences of 128K       identity
-    qat            distillation  teacher  packed sequences of 32K        fake quantisation
+    qat            distillation  teacher  packed sequences of 32K        fake quantization
 
 The teacher of `qat` is the checkpoint that the stage begins with. Where `teach` has stored a teacher's targets they
 come with the batch, and nothing is frozen. A stage may also train on the next token alone.

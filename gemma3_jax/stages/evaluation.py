@@ -1,7 +1,7 @@
 """Evaluation while a stage trains: on rows that no stage trains on.
 
 They are disjoint from the rows that stages train on; rows of another length may hold the same documents. A stage that
-quantises is compared with the parameters that it began with, over the whole vocabulary: unquantised, rounded before
+quantizes is compared with the parameters that it began with, over the whole vocabulary: unquantized, rounded before
 any training, and as they are now. In addition, the tasks of `evaluate` run on the weights as training sees them.
 """
 
@@ -30,7 +30,7 @@ Begin = Callable[[dict], Callable[[dict], dict[str, float]]]
 
 def make(
     config: settings.StageConfig,
-    of: program.Program,
+    step_program: program.Program,
     *,
     num_bytes: np.ndarray,
     tokenizer: vocabulary.Tokenizer,
@@ -44,19 +44,23 @@ def make(
     if not config.evaluation.every_steps:
         return None
     if config.quant.format:
-        begin = _rounding(config, of, num_bytes=num_bytes, open_rows=open_rows, load_initial=load_initial)
+        begin = _rounding(config, step_program, num_bytes=num_bytes, open_rows=open_rows, load_initial=load_initial)
     else:
-        begin = _next_token(config, of, num_bytes=num_bytes, open_rows=open_rows)
+        begin = _next_token(config, step_program, num_bytes=num_bytes, open_rows=open_rows)
     if config.evaluation.measures.tasks:
-        begin = _with_tasks(config, of, tokenizer=tokenizer, begin=begin)
+        begin = _with_tasks(config, step_program, tokenizer=tokenizer, begin=begin)
     return stage_run.Evaluation(every_steps=config.evaluation.every_steps, begin=begin)
 
 
 def open_rows(
-    configs: Sequence[settings.StageConfig], of: program.Program, data: inputs.StageData, *, warn: Callable[[str], None]
+    configs: Sequence[settings.StageConfig],
+    step_program: program.Program,
+    data: inputs.StageData,
+    *,
+    warn: Callable[[str], None],
 ) -> list[stream.Rows]:
     """Reads rows of a stage's data, by its mixture, that come after all those that the run's stages train on."""
-    [config] = [config for config in configs if config.name == of.name]
+    [config] = [config for config in configs if config.name == step_program.name]
     trained_on = [
         (inputs.find_order(other, data.dataset), other.num_steps)
         for other in configs
@@ -64,8 +68,8 @@ def open_rows(
     ]
     first, num_steps = first_unseen(data.rows, trained_on), math.ceil(config.evaluation.num_rows / config.batch_size)
     if max(data.rows.epochs(first + num_steps).values()) > 1:
-        warn(f"warning: {of.name} is evaluated on rows that it trains on: {data.dataset.path} has no more of them")
-    with stream.Stream(data.dataset, data.rows, of.mesh, first_step=first) as batches:
+        warn(f"warning: {config.name} is evaluated on sequences that it trains on: {data.dataset.path} has no others")
+    with stream.Stream(data.dataset, data.rows, step_program.mesh, first_step=first) as batches:
         return [next(batches).rows for _ in range(num_steps)]
 
 
@@ -85,10 +89,10 @@ def first_unseen(rows: order.Order, trained_on: Sequence[tuple[order.Order, int]
     return math.ceil(first_row / rows.batch_size)
 
 
-def _next_token(config: settings.StageConfig, of: program.Program, *, num_bytes, open_rows) -> Begin:
+def _next_token(config: settings.StageConfig, step_program: program.Program, *, num_bytes, open_rows) -> Begin:
     def begin(_):
         loss = next_token.make(config.model, config.execution, num_bytes=num_bytes)
-        mean, rows = _mean(lambda params, batch: loss(params, {}, batch), of), open_rows()
+        mean, rows = _mean(lambda params, batch: loss(params, {}, batch), step_program), open_rows()
 
         def score(params):
             means = mean(params, rows)
@@ -99,12 +103,14 @@ def _next_token(config: settings.StageConfig, of: program.Program, *, num_bytes,
     return begin
 
 
-def _rounding(config: settings.StageConfig, of: program.Program, *, num_bytes, open_rows, load_initial) -> Begin:
+def _rounding(
+    config: settings.StageConfig, step_program: program.Program, *, num_bytes, open_rows, load_initial
+) -> Begin:
     """Returns the evaluation of a stage that rounds, against its start: its teacher, or read once more."""
 
     def begin(frozen):
         is_teacher = config.teacher == settings.START
-        unquantised = frozen["teacher"] if is_teacher else load_initial(config.execution.dtype)
+        unquantized = frozen["teacher"] if is_teacher else load_initial(config.execution.dtype)
         rows = open_rows()
         teach = teacher.make(config.model, config.execution, samples=WHOLE, seed=0)
         loss = distillation.make(
@@ -115,10 +121,12 @@ def _rounding(config: settings.StageConfig, of: program.Program, *, num_bytes, o
             knows_kl=True,
             targets_of=lambda frozen, batch: teach(frozen["teacher"], batch),
         )
-        view = of.stage.view_params
-        mean = _mean(lambda params, batch, unquantised: loss(view(params), {"teacher": unquantised}, batch), of)
-        rounded = mean(load_initial("float32"), rows, unquantised)
-        return lambda params: compare(rounded, mean(params, rows, unquantised))
+        view = step_program.stage.view_params
+        mean = _mean(
+            lambda params, batch, unquantized: loss(view(params), {"teacher": unquantized}, batch), step_program
+        )
+        rounded = mean(load_initial("float32"), rows, unquantized)
+        return lambda params: compare(rounded, mean(params, rows, unquantized))
 
     return begin
 
@@ -130,7 +138,7 @@ def compare(rounded: dict[str, float], trained: dict[str, float]) -> dict[str, f
         cost, left = np.exp([least, nats]) - np.exp(whole)
     rounded_kl, trained_kl = rounded["kl_to_teacher"], trained["kl_to_teacher"]
     return {
-        "unquantised_nats": whole,
+        "unquantized_nats": whole,
         "rounded_nats": least,
         "trained_nats": nats,
         "rounded_kl": rounded_kl,
@@ -142,7 +150,7 @@ def compare(rounded: dict[str, float], trained: dict[str, float]) -> dict[str, f
 
 
 def _with_tasks(
-    config: settings.StageConfig, of: program.Program, *, tokenizer: vocabulary.Tokenizer, begin: Begin
+    config: settings.StageConfig, step_program: program.Program, *, tokenizer: vocabulary.Tokenizer, begin: Begin
 ) -> Begin:
     measures = config.evaluation.measures
     if (readers := set(measures.tasks) & set(evals_settings.READ_DOCUMENTS)) and not measures.documents:
@@ -150,20 +158,20 @@ def _with_tasks(
             f"evaluation.measures.tasks has {min(readers)}, and measures.documents is empty, as config.documents is; "
             "name the documents it reads: --config.documents=FILE"
         )
-    gemma = sampler.build(config.model, tokenizer, mesh=of.mesh, execute=config.execution)
+    gemma = sampler.build(config.model, tokenizer, mesh=step_program.mesh, execute=config.execution)
     tasks = [registry.make(name, gemma, measures) for name in measures.tasks]
     # Without a format the view is the identity: a jitted one would copy the parameters.
-    view = jax.jit(of.stage.view_params) if config.quant.format else of.stage.view_params
+    view = jax.jit(step_program.stage.view_params) if config.quant.format else step_program.stage.view_params
 
     def begin_all(frozen):
         score = begin(frozen)
 
         def evaluate(params):
             results = score(params)
-            with jax.set_mesh(of.mesh):
+            with jax.set_mesh(step_program.mesh):
                 viewed = view(params)
             for each in tasks:
-                summary = task.run(each, lambda: viewed, model_id=of.name)
+                summary = task.run(each, lambda: viewed, model_id=step_program.name)
                 results |= {f"{each.name}/{name}": number for name, number in task.numbers(summary).items()}
                 results |= {name: value for name, value in summary.items() if isinstance(value, list)}
             return results
@@ -173,7 +181,7 @@ def _with_tasks(
     return begin_all
 
 
-def _mean(f: Callable, of: program.Program) -> Callable[..., dict[str, float]]:
+def _mean(f: Callable, step_program: program.Program) -> Callable[..., dict[str, float]]:
     """Returns `(params, batches, *more) -> means`: the sums of `f(params, batch, *more)` over the number of targets.
 
     A batch is evaluated in as many parts as it is trained in.
@@ -181,13 +189,13 @@ def _mean(f: Callable, of: program.Program) -> Callable[..., dict[str, float]]:
 
     @jax.jit
     def run(params, batch, *more):
-        parts = jax.tree.map(lambda x: step.split(x, of.grad_accum_steps), batch)
+        parts = jax.tree.map(lambda x: step.split(x, step_program.grad_accum_steps), batch)
         sums = jax.lax.map(lambda part: f(params, part, *more), parts)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
     def mean(params: dict, batches: Sequence, *more) -> dict[str, float]:
         num_targets, totals = 0, {}
-        with jax.set_mesh(of.mesh):
+        with jax.set_mesh(step_program.mesh):
             for batch in batches:
                 _, count, sums = jax.device_get(run(params, batch, *more))
                 num_targets += int(count)

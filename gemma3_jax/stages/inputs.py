@@ -55,11 +55,11 @@ def find_order(config: settings.StageConfig, data: dataset.Dataset) -> order.Ord
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSource:
-    """Where the targets of a stage come from: a directory of stored ones, or a teacher beside the student."""
+    """Where the targets of a stage come from: a directory of stored ones, or a teacher that runs in every step."""
 
     digest: str = "none"
     stored: targets_reader.StoredTargets | None = None
-    model: model_config.Config | None = None  # of the teacher beside the student
+    model: model_config.Config | None = None  # of the teacher that runs in every step
     load: Callable[[Mesh, str], dict] | None = None  # (mesh, dtype) -> its parameters
 
 
@@ -70,7 +70,7 @@ def open_targets(
     load_initial: Callable[[Mesh, str], dict],
     warn: Callable[..., None],
 ) -> TeacherSource:
-    """Opens what a stage distils from, if it does. `load_initial` reads the parameters that the stage began with.
+    """Opens what a stage distills from, if it does. `load_initial` reads the parameters that the stage began with.
 
     Raises: ValueError if targets or teacher do not fit the stage.
     """

@@ -25,8 +25,8 @@ def make(
 ) -> program.Program:
     """Returns the step of a stage on a mesh.
 
-    `num_bytes`: int32[V], the bytes of text that each id stands for. `teacher_model`: of the teacher beside the
-    student; None if targets come with the batch. `next_batch`: None for a program that is only compiled.
+    `num_bytes`: int32[V], the bytes of text that each id stands for. `teacher_model`: of the teacher that
+    runs in the step; None if targets come with the batch. `next_batch`: None for a program that is only compiled.
     Raises: ValueError if the batch does not split over the mesh, or weights cannot be rounded as the config says.
     """
     sharding.check_batch(mesh, config.batch_size // config.grad_accum_steps, config.seq_len)
@@ -90,6 +90,6 @@ def make_loss(
 
 
 def make_teacher(config: settings.StageConfig, model: model_config.Config) -> Callable:
-    """Returns `(frozen, batch) -> soft targets`, from a teacher beside the student."""
+    """Returns `(frozen, batch) -> soft targets`, from a teacher that runs in the step."""
     targets_of = teacher.make(model, config.execution, samples=config.samples, seed=config.seed)
     return lambda frozen, batch: targets_of(frozen["teacher"], batch)

@@ -65,7 +65,7 @@ def check_merges_alone(tokenizer: vocabulary.Tokenizer) -> None:
     trainer, normalizer = _settings(tokenizer)
     for is_true, problem in (
         (trainer.get(3, 1) != 2, "is no BPE model (it may be a unigram one)"),
-        (bool(normalizer.get(2)), "normalises text by a table of characters"),
+        (bool(normalizer.get(2)), "normalizes text by a table of characters"),
         (bool(normalizer.get(4, 1)), "removes extra spaces"),
         (bool(trainer.get(24, 0)), "puts the space behind a word"),
         (not trainer.get(35, 0), "has no pieces for bytes"),

@@ -15,7 +15,7 @@ LOST = "lost"
 class Ledger:
     """Counts seconds by kind. Each moment has one kind: that of the innermost `spend`, and "init" outside of all.
 
-    Each record in the file has the seconds since the record before it; `summarise` adds them up.
+    Each record in the file has the seconds since the record before it; `summarize` adds them up.
     """
 
     def __init__(self, file: jsonl.Journal, clock: Callable[[], float] = time.monotonic, started: float | None = None):
@@ -55,10 +55,10 @@ class Ledger:
 
     def total(self) -> dict[str, float]:
         """Returns the seconds by kind of all processes of the run, up to the last record."""
-        return summarise(self._file.read())
+        return summarize(self._file.read())
 
 
-def summarise(entries: Sequence[Mapping]) -> dict[str, float]:
+def summarize(entries: Sequence[Mapping]) -> dict[str, float]:
     """Returns the seconds by kind of a ledger's entries, and "lost": those of steps that a later process repeated."""
     live: list[Mapping] = []
     total = dict.fromkeys((*KINDS, LOST), 0.0)

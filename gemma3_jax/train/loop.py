@@ -110,9 +110,11 @@ def run(
     return state
 
 
-def _compile(of: program.Program, state: step.State, frozen: dict, batch: object, services: Services) -> Callable:
-    with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(of.mesh):
-        return of.jitted().lower(state, frozen, batch).compile()
+def _compile(
+    step_program: program.Program, state: step.State, frozen: dict, batch: object, services: Services
+) -> Callable:
+    with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(step_program.mesh):
+        return step_program.jitted().lower(state, frozen, batch).compile()
 
 
 def _begin_evaluation(
@@ -120,7 +122,7 @@ def _begin_evaluation(
 ) -> Callable[[step.State, int], None] | None:
     """Returns `(state, steps done)`, which evaluates and writes the row; None if the stage has no evaluation.
 
-    A step is evaluated before its checkpoint is written, unless the run has to stop: then the run that goes on from
+    A step is evaluated before its checkpoint is written, unless the run has to stop: then the run that resumes from
     there evaluates it here.
     """
     if stage.evaluation is None:

@@ -39,23 +39,25 @@ class Meter:
         """Counts a finished step."""
         self._num_steps += 1
 
-    def read(self, of: program.Program) -> dict[str, float]:
+    def read(self, step_program: program.Program) -> dict[str, float]:
         """Returns the timings of a row."""
         self._ledger.settle()
         spent = {kind: seconds - self._seen[kind] for kind, seconds in self._ledger.seconds.items()}
         num_steps, self._num_steps, self._seen = self._num_steps, 0, dict(self._ledger.seconds)
         seconds = max(spent["step"] + spent["data"], 1e-9)
-        tokens_per_second = num_steps * of.tokens_per_step / seconds
+        tokens_per_second = num_steps * step_program.tokens_per_step / seconds
         timings = {
             "step_seconds": seconds / num_steps,
             "tokens_per_second": tokens_per_second,
-            "tokens_per_second_per_chip": tokens_per_second / of.mesh.size,
+            "tokens_per_second_per_chip": tokens_per_second / step_program.mesh.size,
             "data_wait_share": spent["data"] / seconds,
             "save_seconds": spent["save"],
             "peak_memory_bytes": _peak_memory_bytes(),
         }
         if self._peak_flops:
-            timings["mfu"] = tokens_per_second * of.flops_per_token / (of.mesh.size * self._peak_flops)
+            timings["mfu"] = (
+                tokens_per_second * step_program.flops_per_token / (step_program.mesh.size * self._peak_flops)
+            )
         return timings
 
 

@@ -44,7 +44,7 @@ class Stage:
     frozen: Mapping[str, dict]  # by role, e.g. "teacher": shapes, dtypes and shardings of parameters that do not train
     # (step of the stage, now): reads ahead while steps come in order; None for a program that is only compiled
     next_batch: Callable[[int, Now], Batch] | None
-    view_params: Callable[[dict], dict]  # the parameters as the loss sees them: themselves, or quantised
+    view_params: Callable[[dict], dict]  # the parameters as the loss sees them: themselves, or quantized
     optimizer: optimizer.Optimizer
 
 

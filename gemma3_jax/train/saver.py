@@ -32,12 +32,12 @@ class Saver:
         manager: CheckpointWriter,
         when: settings.Checkpoints,
         ledger: goodput.Ledger,
-        timer: watchdog.Watchdog,
+        watchdog: watchdog.Watchdog,
         say: Callable[[str], None],
         *,
         last_good: int | None = None,
     ):
-        self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, timer, say
+        self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, watchdog, say
         self._last_time = time.monotonic()
         self._saving: int | None = None  # the step of the checkpoint that is being written
         self._save_error: OSError | None = None
@@ -69,7 +69,7 @@ class Saver:
                 self._manager.save(
                     global_step,
                     state.params,
-                    state.beside_params(),
+                    state.other_parts(),
                     cursor=stage.cursor(done),
                     meta=meta,
                     checkpoint_metadata=stage.checkpoint_metadata,
@@ -125,7 +125,7 @@ class Saver:
         if self._num_failures >= self._when.max_failures:
             raise OSError(
                 f"{self._num_failures} checkpoints in a row failed (config.checkpoints.max_failures), the last one as "
-                f"{error}; {stands}: mend the disk, and the same command goes on"
+                f"{error}; {stands}: mend the disk, then run the same command to resume"
             ) from error
         self._say(
             f"warning: no checkpoint ({self._num_failures} of {self._when.max_failures} failures in a row): {error}; "

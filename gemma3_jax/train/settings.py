@@ -70,7 +70,7 @@ class SpikeGuard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """When to save beside the end of a stage, which is always saved, and which checkpoints to retain."""
+    """When to save in addition to the end of a stage, which is always saved, and which checkpoints to retain."""
 
     every_steps: int = 1_000  # 0: by time alone
     every_minutes: float = 0.0  # by the clock of process 0; 0: by steps alone
@@ -107,7 +107,7 @@ class Deadlines:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-    """Where to log metrics, beside metrics.jsonl."""
+    """Where to log metrics, in addition to metrics.jsonl."""
 
     every_steps: int = 1
     tensorboard: bool = True

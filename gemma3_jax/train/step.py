@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma3_jax.train import optimizer, settings
 
-# What is logged beside the loss, as sums over targets; "loss" replaces what is minimised, where they differ.
+# What is logged in addition to the loss, as sums over targets; "loss" replaces what is minimized, where they differ.
 Sums = dict[str, jax.Array]
 # loss(params, batch) -> (summed loss in nats, number of targets, sums)
 Loss = Callable[[dict, object], tuple[jax.Array, jax.Array, Sums]]
@@ -39,7 +39,7 @@ class State(NamedTuple):
     ema_params: dict | None  # exponential moving average of the parameters; None: there is none
     loss_stats: LossStats
 
-    def beside_params(self) -> dict:
+    def other_parts(self) -> dict:
         """Returns all fields but the parameters, by name."""
         return {name: value for name, value in self._asdict().items() if name != "params"}
 

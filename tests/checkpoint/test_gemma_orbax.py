@@ -105,7 +105,7 @@ def test_vision_tensors_are_left_out_and_counted(tmp_path):
     assert source.notes == (f"{path}: text part only; 2 vision tensors left out",)
 
 
-def test_a_published_size_is_recognised_by_its_shapes(tmp_path, monkeypatch):
+def test_a_published_size_is_recognized_by_its_shapes(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "SIZES", {"toy": MODEL})
     assert gemma_orbax.open_source(save(tmp_path / "a", flat(leaves()))).model == MODEL
     assert gemma_orbax.open_source(save(tmp_path / "b", flat(stacked(leaves(), 6)))).model == MODEL

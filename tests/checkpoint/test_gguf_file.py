@@ -187,7 +187,7 @@ def test_by_way_of_another_kind_the_same_bytes_come_out(kind, plan, tmp_path):
     assert write(tmp_path / "second.gguf", plan=plan, params=params).read_bytes() == first.read_bytes()
 
 
-def test_weights_of_bfloat16_are_quantised_as_they_are(tmp_path):
+def test_weights_of_bfloat16_are_quantized_as_they_are(tmp_path):
     params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), toys.params(MODEL))
     found = read(write(tmp_path / "toy.gguf", plan=Q4_0, params=params))["blk.0.ffn_up.weight"]
     x = toys.hf_weights(MODEL)["model.layers.0.mlp.up_proj.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)

@@ -82,7 +82,7 @@ def train(**options) -> vocabulary.Tokenizer:
     ("options", "problem"),
     [
         ({"model_type": "unigram"}, "the tokenizer is no BPE model"),
-        ({"normalization_rule_name": "nmt_nfkc"}, "the tokenizer normalises text by a table of characters"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "the tokenizer normalizes text by a table of characters"),
         ({"remove_extra_whitespaces": True}, "the tokenizer removes extra spaces; an engine without"),
         ({"treat_whitespace_as_suffix": True}, "the tokenizer puts the space behind a word"),
         (

@@ -65,7 +65,7 @@ def rewrite(path, change):
     [
         (lambda meta: meta.update(format=9), r"ckpt has format 9; this program reads format 1"),
         (lambda meta: meta["model"].update(sliding_window=0), r"ckpt: model\.sliding_window is 0"),
-        (lambda meta: meta["model"].update(colour=3), r"ckpt: .*colour"),
+        (lambda meta: meta["model"].update(color=3), r"ckpt: .*color"),
         (
             lambda meta: meta["model"].update(embed_dim=32),
             r"ckpt: parameter embedder/table has shape \(96, 24\); .*\(96, 32\)",

@@ -52,7 +52,7 @@ def test_what_is_read_back_is_what_training_saw(format, table, tmp_path):
     )
     seen = rounded(format, table)
     same(source.load(sharding.make_mesh()), seen)
-    # The dequantised weights beside it are the same ones, for programs that know nothing of it.
+    # The dequantized weights beside it are the same ones, for programs that know nothing of it.
     (tmp_path / "hf" / packed.FILE).unlink()
     plain = checkpoint_open.open_checkpoint(tmp_path / "hf")
     assert plain.notes == () and plain.shapes["embedder"]["table"].dtype == np.float32

@@ -45,7 +45,7 @@ def test_a_data_set_opens(tmp_path):
     rows = order.find(data, seq_len=64, batch_size=1, seed=0)
     assert rows.num_rows == {"text/width": 2} and rows.fractions == {"text/width": 1.0}
     with pytest.raises(
-        ValueError, match=r"no rows of 32 tokens \(it has: 64, 512\); prepare it with 32 in config.seq_"
+        ValueError, match=r"no sequences of 32 tokens \(it has: 64, 512\); prepare it with 32 in config.seq_"
     ):
         order.find(data, seq_len=32, batch_size=1, seed=0)
 

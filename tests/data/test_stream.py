@@ -330,7 +330,7 @@ def test_the_order_of_the_buckets_does_not_matter(data):
 
 
 def test_rows_of_a_length_that_was_not_prepared_are_refused(data):
-    with pytest.raises(ValueError, match=r"has no rows of 128 tokens \(it has: 64, 512\); prepare it with 128"):
+    with pytest.raises(ValueError, match=r"has no sequences of 128 tokens \(it has: 64, 512\); prepare it with 128"):
         find(data, seq_len=128)
 
 

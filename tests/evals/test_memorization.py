@@ -47,7 +47,7 @@ def memorized(known, change=lambda ids: ids):
 
 
 def summary_of(made, params=None):
-    return made.summarise(json.loads(json.dumps(made.measure(params or {}, made.items))))
+    return made.summarize(json.loads(json.dumps(made.measure(params or {}, made.items))))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_as_many_edits_as_a_tenth_of_the_suffix_are_approximate(change, exact, a
 
 def test_rates_are_of_all_and_of_each_source_and_their_ratio_is_told():
     counted = [{"source": "a", "edits": 0}, {"source": "a", "edits": 6}] + [{"source": "b", "edits": 5}] * 3
-    summary = memorization.summarise(counted, 50)
+    summary = memorization.summarize(counted, 50)
     assert (summary["exact"]["rate"], summary["approximate"]["rate"], summary["ratio"]) == (0.2, 0.8, 4.0)
     rates = summary["by_source"]
     assert (rates["a"]["exact"]["rate"], rates["a"]["approximate"]["rate"], rates["a"]["ratio"]) == (0.5, 0.5, 1.0)
@@ -134,7 +134,7 @@ def test_rates_are_of_all_and_of_each_source_and_their_ratio_is_told():
     assert len(lines) == 5 and "at most 5 edits of tokens" in lines[0]
     assert lines[-1].split()[:3] == ["all", "5", "20.00%"] and lines[-1].endswith("4.0")
     assert lines[3].split()[0] == "b" and lines[3].endswith(" -")
-    assert len(memorization.lines(memorization.summarise(counted[:2], 50))) == 3  # one source is all
+    assert len(memorization.lines(memorization.summarize(counted[:2], 50))) == 3  # one source is all
 
 
 @pytest.mark.parametrize(("suffix", "most"), [(50, 5), (9, 0), (10, 1), (59, 5)])

@@ -93,21 +93,21 @@ def test_one_depth_alone_is_the_middle():
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_a_reader_who_finds_all_scores_100_at_every_kind(tokenizer):
     options = settings.Needle(lengths=(1_100, 2_200), num_depths=2, num_samples=2)
-    summary = needle.summarise(results(options, lambda prompt: ", ".join(read(prompt)), TOKENIZERS[tokenizer]()))
+    summary = needle.summarize(results(options, lambda prompt: ", ".join(read(prompt)), TOKENIZERS[tokenizer]()))
     assert summary["by_kind"] == {kind: {"1100": 100.0, "2200": 100.0} for kind in options.kinds}
     assert summary["score"] == 100 and summary["effective_length"] == 2_200
 
 
 @pytest.mark.parametrize("answer", ["", "The river is wide. 1. and 2. so on"])
 def test_a_model_that_says_nothing_of_use_scores_0(answer):
-    summary = needle.summarise(results(SMALL, lambda prompt: answer))
+    summary = needle.summarize(results(SMALL, lambda prompt: answer))
     assert summary["score"] == 0 and summary["effective_length"] is None
     assert set(summary["by_depth"]["tracking"]["530"].values()) == {0.0}
 
 
 def test_half_of_the_values_are_half_of_the_score():
     options = dataclasses.replace(SMALL, kinds=("multivalue", "common_words"))
-    summary = needle.summarise(results(options, lambda prompt: " ".join(read(prompt)[::2])))
+    summary = needle.summarize(results(options, lambda prompt: " ".join(read(prompt)[::2])))
     assert summary["by_kind"] == {kind: {"530": 50.0, "700": 50.0} for kind in options.kinds}
 
 
@@ -241,7 +241,7 @@ def result(length, score, kind="single", depth=0.0):
 def test_scores_are_means_of_their_cells():
     spread = {"kind": "common_words", "length": 10, "depth_percent": None, "sample": 0, "times": [6, 1], "score": 20.0}
     cells = [result(10, 100.0), result(10, 50.0), result(10, 0.0, depth=100.0), spread]
-    summary = needle.summarise(json.loads(json.dumps(cells)))
+    summary = needle.summarize(json.loads(json.dumps(cells)))
     assert summary["by_depth"] == {"single": {"10": {"0": 75.0, "100": 0.0}}, "common_words": {"10": {}}}
     assert summary["by_kind"] == {"single": {"10": 50.0}, "common_words": {"10": 20.0}}
     assert summary["by_length"] == {"10": 35.0} and summary["score"] == 35.0 and summary["num_prompts"] == 4
@@ -255,11 +255,11 @@ def test_scores_are_means_of_their_cells():
 )
 def test_a_length_is_effective_if_all_shorter_ones_are(scores, effective):
     cells = [result(100 * number, score) for number, score in enumerate(scores, start=1)]
-    assert needle.summarise(cells[::-1])["effective_length"] == effective
+    assert needle.summarize(cells[::-1])["effective_length"] == effective
 
 
 def test_the_table_is_a_grid_of_lengths_and_depths_for_every_kind():
-    lines = needle.lines(needle.summarise(results(SMALL, lambda prompt: ", ".join(read(prompt)[:2]))))
+    lines = needle.lines(needle.summarize(results(SMALL, lambda prompt: ", ".join(read(prompt)[:2]))))
     grid = lines.index(next(line for line in lines if line.startswith("multivalue")))
     assert lines[grid].split() == ["multivalue", "0", "%", "100", "%", "mean"]
     assert lines[grid + 1].split() == ["530", *["50.0"] * 3] and lines[grid + 2].split() == ["700", *["50.0"] * 3]

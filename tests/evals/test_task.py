@@ -30,7 +30,7 @@ def squares(num_items=7, measured=None, *, name="squares", fails_at=None, **iden
         items=range(num_items),
         batch_size=3,
         measure=measure,
-        summarise=lambda results: {"sum": sum(result["square"] for result in results), "thirds": results[-1]["third"]},
+        summarize=lambda results: {"sum": sum(result["square"] for result in results), "thirds": results[-1]["third"]},
         format_lines=lambda summary: [str(summary["sum"])],
     )
 
@@ -100,7 +100,7 @@ def test_wherever_a_file_is_cut_the_run_goes_on_from_its_whole_lines(path):
 def test_numbers_that_are_not_finite_come_back_from_the_file(path):
     values = [NAN, math.inf, -math.inf, 0.1]
     squares_task = dataclasses.replace(
-        squares(1), measure=lambda params, items: [{"numbers": values}], summarise=lambda results: results[0]
+        squares(1), measure=lambda params, items: [{"numbers": values}], summarize=lambda results: results[0]
     )
     for _ in range(2):
         assert repr(run(squares_task, path=path)) == repr({"numbers": values})

@@ -89,4 +89,4 @@ def test_the_command_line_names_a_runner(tmp_path, capsys):
     assert program.main(["prepare", *flags, "--runner=NoSuchRunner"]) == 1
     assert "--runner=NoSuchRunner cannot be had" in capsys.readouterr().err
     assert program.main(["prepare", *flags, "--runner=DirectRunner", "--runner_options=--direct_num_workers=1"]) == 0
-    assert "rows of 64" in capsys.readouterr().err
+    assert "sequences of 64" in capsys.readouterr().err

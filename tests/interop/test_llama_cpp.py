@@ -115,16 +115,16 @@ def test_it_gives_every_next_token_the_probability_that_we_give_it(name, llama_c
 
 
 @pytest.mark.parametrize("matrices, table", [("q4_0", "float16"), ("q4_0", "q8_0"), ("q8_0", "q8_0")])
-def test_it_runs_the_quantised_model_that_training_saw(matrices, table, llama_cpp, tmp_path):
+def test_it_runs_the_quantized_model_that_training_saw(matrices, table, llama_cpp, tmp_path):
     params = peaked(MODEL)
     file = export(tmp_path / "toy.gguf", MODEL, params, matrices, table)
     found = log_probs(llama_cpp(file, tokens=TOKENS)["logits"])
     seen = jax.jit(view.make(settings.Quant(format=matrices, embedding=table), parameters.dims(MODEL)))(params)
-    kl, kl_unquantised = mean_kl(ours(MODEL, seen), found), mean_kl(ours(MODEL, params), found)
-    print(f"{matrices}, table {table}: mean KL {kl:.2e}, to the unquantised model {kl_unquantised:.2e}")
+    kl, kl_unquantized = mean_kl(ours(MODEL, seen), found), mean_kl(ours(MODEL, params), found)
+    print(f"{matrices}, table {table}: mean KL {kl:.2e}, to the unquantized model {kl_unquantized:.2e}")
     assert kl <= 1e-3  # it rounds activations to 8 bits
     if matrices == "q4_0":
-        assert kl <= 0.05 * kl_unquantised
+        assert kl <= 0.05 * kl_unquantized
 
 
 def test_its_tokens_are_ours(llama_cpp, tmp_path):

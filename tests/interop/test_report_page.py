@@ -86,17 +86,17 @@ def visit(browser, report):
     assert messages == [] and set(requests) == {report.as_uri()}
 
 
-def colours(tab) -> dict[tuple[int, ...], int]:
-    """The number of pixels of the whole page by colour."""
+def colors(tab) -> dict[tuple[int, ...], int]:
+    """The number of pixels of the whole page by color."""
     from PIL import Image
 
     with Image.open(io.BytesIO(tab.screenshot(full_page=True))) as image:
         counted = image.convert("RGB").getcolors(1 << 24)
-    return {colour: count for count, colour in counted}
+    return {color: count for count, color in counted}
 
 
 def test_the_page_is_drawn_in_light_and_in_dark(visit):
-    light, dark = (colours(visit(1_200, scheme)) for scheme in ("light", "dark"))
+    light, dark = (colors(visit(1_200, scheme)) for scheme in ("light", "dark"))
     commonest = [max(pixels, key=pixels.get) for pixels in (light, dark)]
     assert min(commonest[0]) > 200 and max(commonest[1]) < 60
     for pixels in (light, dark):

@@ -73,7 +73,7 @@ def assert_by_kernel_and_without_scores(text):
 
 
 @pytest.mark.parametrize("heads, window", [(ONE_KEY_HEAD, 512), (NARROW_HEADS, 1024)])
-def test_a_local_layer_fetches_the_last_window_of_its_neighbour_and_no_more(heads, window):
+def test_a_local_layer_fetches_the_last_window_of_its_neighbor_and_no_more(heads, window):
     text = compiled("v5e:2x2", heads, window)
     assert_by_kernel_and_without_scores(text)
     assert sent(text) == {("collective-permute", "bf16", (1, window, *heads[1:]))}

@@ -29,7 +29,7 @@ def test_gradients_are_those_of_optax(params, rows):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
-def test_z_loss_is_minimised_and_not_reported(params, rows):
+def test_z_loss_is_minimized_and_not_reported(params, rows):
     nats, squares = map(float, by_optax(params, rows))
     total, _, sums = jax.jit(lambda params, rows: loss(params, rows, z_loss=0.01))(params, rows)
     assert total == pytest.approx(nats + 0.01 * squares, rel=1e-5)

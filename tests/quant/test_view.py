@@ -143,7 +143,7 @@ def test_the_gradient_is_that_at_the_rounded_weight():
     assert_same_bits(grads, rounded_by_numpy("q4_0", "q8_0"))
 
 
-def test_scanned_and_rematerialised_layers_train_through_it_on_a_mesh():
+def test_scanned_and_rematerialized_layers_train_through_it_on_a_mesh():
     rng, dims = np.random.default_rng(0), {"mlp": {"up": ("L", "D", "F")}}
     params = {"mlp": {"up": rng.standard_normal((3, 64, 64)).astype(np.float32) / 8}}
     hidden = rng.standard_normal((4, 64)).astype(np.float32)

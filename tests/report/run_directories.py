@@ -57,7 +57,7 @@ def evaluations(metrics_rows: Sequence[Mapping]) -> list[dict]:
         row |= {"needle/single/512": 0.75, "needle/single/1024": 0.5, "memorization/exact": 0.0}
         row["context/num_documents"] = 8
         if stage == "qat":
-            row |= {"unquantised_nats": 4.6816, "rounded_nats": 4.7144, "trained_nats": 4.6855, "rounded_kl": 0.022}
+            row |= {"unquantized_nats": 4.6816, "rounded_nats": 4.7144, "trained_nats": 4.6855, "rounded_kl": 0.022}
             row |= {"trained_kl": 0.004, "recovered_perplexity": 0.88, "recovered_kl": 0.82}
         row["samples"] = [
             {"prompt": "The river ", "text": f"runs past the mill after {stage}.\nAnd then it bends."},

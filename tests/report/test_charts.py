@@ -127,7 +127,7 @@ def test_a_skipped_step_is_marked_and_does_not_stretch_the_axis(runs):
     assert 4 <= max(ticks) <= 10 and all(float(cell) < 10 for cell in subject.numbers.rows[0][1:])
 
 
-def test_a_drawing_has_text_as_text_and_no_colour_of_its_own(runs):
+def test_a_drawing_has_text_as_text_and_no_color_of_its_own(runs):
     drawn = svg.render(metric_curves.over_tokens(runs, metric_curves.LOSS), "wide", 600, 300)
     assert ">tokens seen</text>" in drawn and ">long_context</text>" in drawn
     assert not re.search(r"#[0-9a-fA-F]{6}\b", drawn) and "var(--series0)" in drawn

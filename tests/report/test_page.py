@@ -10,7 +10,7 @@ from gemma3_jax.cli import report
 from gemma3_jax.report import page
 from tests.report import run_directories
 
-SECTIONS = ["summary", "training", "optimisation", "speed", "teacher", "context", "rounding", "memory"]
+SECTIONS = ["summary", "training", "optimization", "speed", "teacher", "context", "rounding", "memory"]
 SECTIONS += ["evaluations", "samples", "config", "provenance"]
 HOSTILE = "</pre></style><script>alert('x')</script><img src=x onerror=y>\"&amp;"
 
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(render_page, directory):
         "starts.jsonl is missing: how the run was started is unknown.",
         "No stage was trained by distillation.",
         "The loss by context length was not evaluated",
-        "No stage with quantised weights was compared with its start.",
+        "No stage with quantized weights was compared with its start.",
         "The cache of the run&#39;s model is not shown",
         "There are no other evaluations.",
         "No text was sampled",
@@ -150,7 +150,7 @@ def test_a_run_that_begins_with_a_later_stage_has_that_stage_s_tokens_alone(rend
     assert cells[9:13] == ["qat", "20", "512", "41K"]
 
 
-def test_compared_runs_have_a_colour_a_legend_entry_and_a_column_each(render_page, tmp_path):
+def test_compared_runs_have_a_color_a_legend_entry_and_a_column_each(render_page, tmp_path):
     others = [run_directories.write(tmp_path / "narrow", better=0.2)]
     others.append(run_directories.write(tmp_path / "plain", distilled=False, num_steps=7))
     (others[0] / "config.json").write_text(json.dumps(run_directories.config(data="runs/other/data")))

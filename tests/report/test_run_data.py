@@ -44,7 +44,7 @@ def test_seconds_are_those_of_the_ledger(directory):
 def test_the_last_evaluation_of_each_stage_that_has_the_number(directory):
     rows = run_data.read(directory).last_evaluations(r"context/by_length/\d+/nats")
     assert [(row["stage"], row["step"]) for row in rows] == [("pretrain", 60), ("long_context", 20), ("qat", 20)]
-    assert [row["stage"] for row in run_data.read(directory).last_evaluations("unquantised_nats")] == ["qat"]
+    assert [row["stage"] for row in run_data.read(directory).last_evaluations("unquantized_nats")] == ["qat"]
 
 
 def test_numbers_in_dicts_get_names_with_slashes(directory):
@@ -52,6 +52,12 @@ def test_numbers_in_dicts_get_names_with_slashes(directory):
     nested = row | {"perplexity": {"by_source": {"web": {"nats": 4.5}}}}
     run_directories.write_lines(directory / "evaluations.jsonl", [nested])
     assert run_data.read(directory).evaluations[0]["perplexity/by_source/web/nats"] == 4.5
+
+
+def test_evaluations_under_old_names_are_read(directory):
+    row = run_directories.evaluations(run_directories.rows(20))[0]
+    run_directories.write_lines(directory / "evaluations.jsonl", [row | {"unquantised_nats": 2.5}])
+    assert run_data.read(directory).evaluations[0]["unquantized_nats"] == 2.5
 
 
 @pytest.mark.parametrize("name", ["config.json", "goodput.jsonl", "starts.jsonl"])

@@ -80,7 +80,7 @@ def means(nats, kl, teacher_nats):
 def test_recovered_is_the_share_of_what_rounding_cost():
     found = evaluation.compare(means(math.log(20), 0.4, math.log(10)), means(math.log(12), 0.1, math.log(10)))
     assert found["recovered_perplexity"] == pytest.approx(0.8) and found["recovered_kl"] == pytest.approx(0.75)
-    assert (found["unquantised_nats"], found["rounded_kl"], found["trained_kl"]) == (math.log(10), 0.4, 0.1)
+    assert (found["unquantized_nats"], found["rounded_kl"], found["trained_kl"]) == (math.log(10), 0.4, 0.1)
 
 
 def test_of_what_cost_nothing_there_is_no_share():
@@ -95,7 +95,7 @@ def test_it_is_measured_at_intervals_and_at_the_end(straight):
         ("second", 16, 36),
         ("second", 20, 40),
     ]
-    assert len({(row["unquantised_nats"], row["rounded_nats"], row["rounded_kl"]) for row in rows}) == 1
+    assert len({(row["unquantized_nats"], row["rounded_nats"], row["rounded_kl"]) for row in rows}) == 1
     assert len({row["trained_kl"] for row in rows}) == 3
 
 
@@ -126,7 +126,7 @@ def test_it_says_what_the_three_models_say_of_rows_that_no_stage_learns_from(dat
     nats = lambda found: -found[np.arange(len(labels)), labels].mean()  # noqa: E731
     kl = lambda found: (np.exp(start) * (start - found)).sum(-1).mean()  # noqa: E731
     row = measured(straight)[-1]
-    assert row["unquantised_nats"] == pytest.approx(nats(start), rel=1e-4)
+    assert row["unquantized_nats"] == pytest.approx(nats(start), rel=1e-4)
     for name, step in (("rounded", 20), ("trained", 40)):
         found = log_probs(step, rounding)
         assert row[f"{name}_nats"] == pytest.approx(nats(found), rel=1e-4)
@@ -145,7 +145,7 @@ def test_rows_that_were_seen_before_are_said_to_be(data, tmp_path, capsys):
         "--config.stages.second.optimizer.warmup_steps=0",
     ]
     assert train(data, tmp_path / "run", *flags) == 0
-    assert "warning: second is evaluated on rows that it trains on: " in capsys.readouterr().err
+    assert "warning: second is evaluated on sequences that it trains on: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_two_hosts_and_microbatches_measure_the_same(data, straight, tmp_path):
     for workdir in (tmp_path / "run", parts):
         for one, other in zip(measured(workdir), measured(straight), strict=True):
             assert one.keys() == other.keys() and one["global_step"] == other["global_step"]
-            for name in ("unquantised_nats", "rounded_nats"):
+            for name in ("unquantized_nats", "rounded_nats"):
                 assert one[name] == pytest.approx(other[name], rel=1e-4), name
             assert one["trained_nats"] == pytest.approx(other["trained_nats"], rel=1e-3)  # rounding errors grow
 

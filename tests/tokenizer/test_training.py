@@ -38,7 +38,7 @@ def test_pieces_follow_gemmas_settings():
     assert pieces("\u6f22") == ["<0xE6>", "<0xBC>", "<0xA2>"]  # byte fallback
     assert pieces("<table>") == ["<table>"]
     assert not pieces("a")[0].startswith("\u2581")  # no dummy prefix
-    assert tokenizer.decode(tokenizer.encode("\ufb01 \u00bd")) == "\ufb01 \u00bd"  # identity normalisation
+    assert tokenizer.decode(tokenizer.encode("\ufb01 \u00bd")) == "\ufb01 \u00bd"  # identity normalization
 
 
 def test_the_same_texts_give_the_same_file():

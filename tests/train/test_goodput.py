@@ -119,7 +119,7 @@ def process(file, clock, from_step: int, to_step: int, *, every: int = 2) -> flo
 
 def test_what_is_done_again_is_lost(file, clock):
     lived = process(file, clock, 0, 7) + process(file, clock, 4, 10)
-    total = goodput.summarise(file.read())
+    total = goodput.summarize(file.read())
     # 0-7: 3 saves, of which that of step 6 was lost with the steps 5, 6 and 7; 4-10: 3 saves
     assert total["lost"] == 33 and total["step"] == 100 and total["save"] == 15 and total["init"] == 2
     assert sum(total.values()) == lived
@@ -132,13 +132,13 @@ def test_beginning_and_compiling_are_not_lost_with_the_steps_after_them(file, cl
     ledger.record(8)
     goodput.Ledger(file, clock).restored(0)
     wanted = {"init": 5.0, "restore": 6.0, "compile": 7.0, "data": 0.0, "step": 0.0, "save": 0.0, "evaluate": 0.0}
-    assert goodput.summarise(file.read()) == wanted | {"lost": 10.0}
+    assert goodput.summarize(file.read()) == wanted | {"lost": 10.0}
 
 
 def test_going_back_twice_loses_twice(file, clock):
     """To the same step, and then further back: nothing is lost for a second time."""
     lived = process(file, clock, 0, 6) + process(file, clock, 4, 6) + process(file, clock, 2, 3)
-    total = goodput.summarise(file.read())
+    total = goodput.summarize(file.read())
     # lost: steps 5 and 6 with their save, twice; then 3 and 4 with theirs
     assert total["lost"] == 3 * 23 and total["step"] == 30 and total["save"] == 3
     assert sum(total.values()) == lived
@@ -146,7 +146,7 @@ def test_going_back_twice_loses_twice(file, clock):
 
 def test_going_on_from_the_last_step_loses_nothing(file, clock):
     lived = process(file, clock, 0, 6) + process(file, clock, 6, 8)
-    total = goodput.summarise(file.read())
+    total = goodput.summarize(file.read())
     assert total["lost"] == 0 and total["step"] == 80 and sum(total.values()) == lived
 
 
@@ -156,7 +156,7 @@ def test_a_total_is_that_of_all_processes(file, clock):
     ledger.restored(2)
     spend(ledger, clock, step=10)
     ledger.record(3)
-    assert ledger.total() == goodput.summarise(file.read()) and ledger.total()["lost"] == 10
+    assert ledger.total() == goodput.summarize(file.read()) and ledger.total()["lost"] == 10
 
 
 def test_a_process_that_was_killed_in_the_middle_of_a_line_does_not_hide_that_the_next_one_went_back(
@@ -166,12 +166,12 @@ def test_a_process_that_was_killed_in_the_middle_of_a_line_does_not_hide_that_th
     with (tmp_path / "goodput.jsonl").open("ab") as killed:
         killed.write(b'{"global_step": 7, "sec')
     process(file, clock, 4, 6)
-    total = goodput.summarise(file.read())
+    total = goodput.summarize(file.read())
     assert total["step"] == 60 and total["lost"] == 23
 
 
 def test_nothing_written_is_nothing_spent(file):
-    assert goodput.summarise(file.read()) == dict.fromkeys((*goodput.KINDS, goodput.LOST), 0.0)
+    assert goodput.summarize(file.read()) == dict.fromkeys((*goodput.KINDS, goodput.LOST), 0.0)
 
 
 def test_the_table_has_a_line_for_what_took_time():

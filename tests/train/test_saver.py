@@ -139,7 +139,7 @@ def test_a_checkpoint_says_what_it_is_of(desk):
     at.begin(150)
     meta = {"seed": "7", "stage": "first", "step": 50, "global_step": 150}
     [(number, params, state, cursor, said, about)] = at.series.asked
-    assert params is at.state.params and state == at.state.beside_params() and "params" not in state
+    assert params is at.state.params and state == at.state.other_parts() and "params" not in state
     assert (number, cursor, said, about) == (150, {"row": 400}, meta, {"tokenizer": "abc"})
 
 
@@ -226,7 +226,7 @@ def test_too_many_failures_in_a_row_end_the_run_and_name_the_last_good_checkpoin
     at.saver.finish()
     text = (
         rf"^3 checkpoints in a row failed \(config\.checkpoints\.max_failures\), the last one as 300 cannot be "
-        rf"written: no room to {where}; that of step 150 stands: mend the disk, and the same command goes on$"
+        rf"written: no room to {where}; that of step 150 stands: mend the disk, then run the same command to resume$"
     )
     with pytest.raises(OSError, match=text):
         at.begin(300)

@@ -14,7 +14,7 @@ from gemma3_jax.data.prepare import settings
 
 
 def order(seed: int, record_id: record_ids.RecordId) -> int:
-    """Returns the 64-bit sort key of a document: neighbours in a source are not neighbours in a shard."""
+    """Returns the 64-bit sort key of a document: neighbors in a source are not neighbors in a shard."""
     key = f"{seed}/{record_id.source}/{record_id.file}/{record_id.position}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest())
 

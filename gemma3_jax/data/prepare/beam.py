@@ -76,7 +76,7 @@ def _build(pipeline, job: jobs.Job, out: output.Output, tokenizer: vocabulary.To
         pipeline
         | "units" >> beam.Create(job.units)
         | beam.Reshuffle()
-        | "filter and tokenise"
+        | "filter and tokenize"
         >> beam.ParDo(_Candidates(config, job.inputs, tokenizer.model)).with_outputs("counts", main="candidates")
     )
     verdicts = _find_duplicates(read.candidates, config.duplicates)
@@ -233,7 +233,7 @@ def _finish(group, job: jobs.Job, out: output.Output, tokenizer_digest: str) -> 
             ]
         written = named["written"]
         results = manifest.Results(job.config, job.inputs, tokenizer_digest, job.units, counts, removed, written)
-        summary = manifest.summarise(results)
+        summary = manifest.summarize(results)
     except ValueError as error:
         out.write(output.ERROR, str(error).encode())
     else:

@@ -1,4 +1,4 @@
-"""A unit of the sources -> its tokenised documents: what one worker does, independently of all others."""
+"""A unit of the sources -> its tokenized documents: what one worker does, independently of all others."""
 
 import collections
 import dataclasses
@@ -35,14 +35,14 @@ class UnitCounts:
 
 
 class Worker:
-    """Filters and tokenises; built once per process."""
+    """Filters and tokenizes; built once per process."""
 
     def __init__(self, config: settings.PrepareConfig, inputs: filters.Inputs, tokenizer: vocabulary.Tokenizer):
         self.config, self.tokenizer = config, tokenizer
         self.filters = filters.build(config, inputs)
 
     def candidates(self, unit: sources.Unit, counts: UnitCounts) -> Iterator[Candidate]:
-        """Yields the tokenised documents of a unit, in order, and counts the other records in `counts`.
+        """Yields the tokenized documents of a unit, in order, and counts the other records in `counts`.
 
         A chat whose turns do not alternate, or a record without a score, counts as broken.
         Raises: ValueError if more records are broken than the source may have.

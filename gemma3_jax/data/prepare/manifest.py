@@ -37,7 +37,7 @@ class Results:
         return sources.describe(self.config.sources, self.units, record_id)
 
 
-def summarise(results: Results) -> tuple[dict, dict]:
+def summarize(results: Results) -> tuple[dict, dict]:
     """Returns the manifest and the report.
 
     Raises: ValueError if a source has no records, if no document is left, or if the mixture names what is not there.

@@ -48,7 +48,7 @@ def run(
             return completed
         tokenizer = dataset_tokenizer.load_or_train(job, out, bar)
         arguments = (config, job.inputs, tokenizer.model, directory)
-        with pool.start(num_processes, _initialise, *arguments) as workers:
+        with pool.start(num_processes, _initialize, *arguments) as workers:
             _first_pass(job, directory, workers, bar)
             unique, counts, removed = _remove_duplicates(job, directory)
             tasks = _shard_tasks(config, unique)
@@ -58,7 +58,7 @@ def run(
                     progress.update(len(task.documents))
                     written.append(summary)
         results = manifest.Results(config, job.inputs, tokenizer.digest, job.units, counts, removed, written)
-        out.complete(*manifest.summarise(results))
+        out.complete(*manifest.summarize(results))
         return out.completed()
 
 
@@ -66,7 +66,7 @@ def _first_pass(job: jobs.Job, directory: pathlib.Path, workers: pool.Pool, bar:
     todo = [unit for unit in job.units if not _index_path(directory, unit.number).exists()]
     num_documents, started = 0, time.monotonic()
     broken: dict[str, list] = collections.defaultdict(list)
-    with bar("filter and tokenise", sum(unit.size for unit in todo)) as progress:
+    with bar("filter and tokenize", sum(unit.size for unit in todo)) as progress:
         for unit, (count, broken_in_unit) in workers.each(_make_candidates, todo):
             broken[unit.source] += broken_in_unit
             documents.check_broken(job.config, job.units, unit.source, broken[unit.source])
@@ -82,7 +82,7 @@ _worker: documents.Worker
 _directory: pathlib.Path
 
 
-def _initialise(config: settings.PrepareConfig, inputs: filters.Inputs, model: bytes, directory: pathlib.Path) -> None:
+def _initialize(config: settings.PrepareConfig, inputs: filters.Inputs, model: bytes, directory: pathlib.Path) -> None:
     global _worker, _directory
     _worker = documents.Worker(config, inputs, vocabulary.Tokenizer(model))
     _directory = directory

@@ -53,7 +53,7 @@ class QualityConfig:
 class PersonalDataConfig:
     action: str = "mask"  # mask, drop, or empty: no filter
     kinds: tuple[str, ...] = personal_data.KINDS
-    phone_region: str = "US"  # two letters; numbers of this country are recognised without its code
+    phone_region: str = "US"  # two letters; numbers of this country are recognized without its code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PrepareConfig:
         default_factory=dict
     )  # empty: in proportion to their rows
     seq_lens: tuple[int, ...] = (2_048,)  # tokens; a set of packed rows for each
-    documents: bool = False  # also write the tokenised documents, unpacked
+    documents: bool = False  # also write the tokenized documents, unpacked
     tokens_per_shard: int = 64_000_000
     examples_per_reason: int = 3  # of dropped records, in the report
     seed: int = 0  # of quality sampling, document order and MinHash

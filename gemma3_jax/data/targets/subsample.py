@@ -31,7 +31,7 @@ def check(stored: settings.Samples, num_samples: int, vocab_size: int) -> None:
 def take(targets: dict[str, np.ndarray], estimator: str, num_samples: int, row_id: int) -> dict[str, np.ndarray]:
     """Returns targets of the tokens of a row with `num_samples` samples each, where `check` allows it.
 
-    "top_k" and "sampled" keep their first slots and renormalise the weights. Of "sampled_counts" any slots are as good
+    "top_k" and "sampled" keep their first slots and renormalize the weights. Of "sampled_counts" any slots are as good
     as others, and of "systematic" every n-th from a random one on is what a coarser grid draws; which ones depends on
     the row id alone. For these two the mass of the ids that are left is unknown: `captured_mass` is NaN.
     """

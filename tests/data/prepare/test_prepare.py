@@ -279,7 +279,7 @@ def test_ctrl_c_keeps_what_is_done_says_so_and_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert f"stopped by SIGINT; finished work stays in {output}; the same command resumes it" in err
+    assert f"stopped by SIGINT; finished work stays in {output}; run the same command to resume" in err
     assert "Traceback" not in err
     assert_group_ends(process.pid)
     done = subprocess.run(command(tmp_path, f"--output={output}"), capture_output=True, text=True)
@@ -502,7 +502,7 @@ def test_a_bucket_may_be_called_like_what_is_left_of_a_killed_run(tmp_path, monk
         raise KeyboardInterrupt  # every shard is written
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pipeline.manifest, "summarise", stop)
+        patch.setattr(pipeline.manifest, "summarize", stop)
         texts.run(config, tmp_path / "out")
     (tmp_path / "out" / ".work" / ".x.partial-1").write_bytes(b"")
     (tmp_path / "out" / "rows-00064" / ".x.partial-abc").mkdir()
