@@ -28,7 +28,7 @@ def load(
     if dtype is not None:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
     shardings = parameters.shardings(source.model, mesh)
-    tree = jax.tree.map(lambda _: None, shapes)
+    tree = _allocate_stacks(source, shapes, shardings)
     for slot, tensor in source.tensors.items():
         parent, leaf = names.get(tree, slot.path[:-1]), slot.path[-1]
         shape, sharding = names.get(shapes, slot.path), names.get(shardings, slot.path)
@@ -37,9 +37,21 @@ def load(
         if not slot.index:
             parent[leaf] = layer
             continue
-        if parent[leaf] is None:
-            parent[leaf] = jax.jit(functools.partial(jnp.zeros, shape.shape, shape.dtype), out_shardings=sharding)()
         parent[leaf] = _write_layer(parent[leaf], layer, slot.index)
+    return tree
+
+
+def _allocate_stacks(source: tensor_source.TensorSource, shapes: dict, shardings: dict) -> dict:
+    """Returns zeros for the parameters whose layers come one by one, and None for all others, by one program."""
+    tree = jax.tree.map(lambda _: None, shapes)
+    paths = dict.fromkeys(slot.path for slot in source.tensors if slot.index)
+    stacks = [names.get(shapes, path) for path in paths]
+    allocate = jax.jit(
+        lambda: [jnp.zeros(stack.shape, stack.dtype) for stack in stacks],
+        out_shardings=[names.get(shardings, path) for path in paths],
+    )
+    for path, stack in zip(paths, allocate(), strict=True):
+        names.get(tree, path[:-1])[path[-1]] = stack
     return tree
 
 
