@@ -215,7 +215,7 @@ class _Site(NamedTuple):
     computation: Computation
     name: str
     path: tuple[int, ...]  # into the tuple that results; () for an array
-    arguments: "tuple[_Site, ...] | None"  # None in the entry, and in a loop, whose parameter is its state
+    arguments: tuple["_Site", ...] | None  # None in the entry, and in a loop, whose parameter is its state
 
     @property
     def instruction(self) -> Instruction:

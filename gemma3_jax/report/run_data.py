@@ -165,28 +165,29 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _check_metrics(row: Mapping) -> None:
+def _check_metrics(row: object) -> None:
     _check_row_keys(row)
     for name in REQUIRED_COLUMNS:
         if not is_number(row[name]) and not (name == "loss" and row[name] is None):
             raise ValueError(name)
 
 
-def _check_row_keys(row: Mapping) -> None:
+def _check_row_keys(row: object) -> None:
     if not isinstance(row["stage"], str) or not isinstance(row["global_step"], int):
         raise ValueError("stage or global_step")
 
 
-def _check_ledger_entry(entry: Mapping) -> None:
+def _check_ledger_entry(entry: object) -> None:
+    _check_mapping(entry)
     goodput.summarize([entry])
 
 
-def _check_mapping(entry: Mapping) -> None:
+def _check_mapping(entry: object) -> None:
     entry.keys()
 
 
 def _read_optional(
-    path: pathlib.Path, problems: list[str], consequence: str, check: Callable[[Mapping], None]
+    path: pathlib.Path, problems: list[str], consequence: str, check: Callable[[object], None]
 ) -> list[Mapping]:
     """`consequence`: what the page lacks without the file; empty for a file that not every run has."""
     if path.is_file():
@@ -196,7 +197,7 @@ def _read_optional(
     return []
 
 
-def _read_lines(path: pathlib.Path, problems: list[str], check: Callable[[Mapping], None]) -> Iterator[Mapping]:
+def _read_lines(path: pathlib.Path, problems: list[str], check: Callable[[object], None]) -> Iterator[Mapping]:
     """Yields the objects that `check` accepts, then adds to `problems` how many lines it did not."""
     content = path.read_bytes()
     # The last line may be incomplete, if the run is in progress or was killed.
