@@ -1,21 +1,33 @@
-"""Eight CPU devices, exact matmuls, and no silent broadcasting: set before anything imports JAX."""
+"""Eight CPU devices, exact matmuls, no silent broadcasting, checked annotations: set before anything imports JAX."""
 
 import os
+import pathlib
+
+import beartype
+import beartype.claw
+import jaxtyping
+
+from tests import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # Toys run for milliseconds and compile for seconds: spare the compiler's effort.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",  # a third of the time of compiling
-    ]
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.of_devices(8)}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+PACKAGE = pathlib.Path(__file__).parents[1] / "gemma3_jax"
+# Shapes are checked where there are any: a call costs some 30 microseconds, and a parser of bytes makes a million.
+HAVE_SHAPES = [
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for file in PACKAGE.rglob("*.py")
+    if "from jaxtyping import" in file.read_text()
+]
+jaxtyping.install_import_hook(HAVE_SHAPES, "beartype.beartype")
+# All other annotations, but those of variables.
+FUNCTIONS = beartype.BeartypeConf(
+    claw_is_pep526=False, is_pep484_tower=True, claw_decor_place_func=beartype.BeartypeDecorPlace.FIRST
+)
+beartype.claw.beartype_package(PACKAGE.name, conf=FUNCTIONS)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

@@ -221,7 +221,7 @@ def test_no_postponed_annotations(path):
 
 
 def test_shapes_are_checked_at_trace_time():
-    """That is, pytest runs with the hook of setup.cfg: without it every shape annotation would be a comment."""
+    """That is, with the hook of conftest.py: without it every shape annotation would be a comment."""
     from gemma3_jax.model import rope
 
     with pytest.raises(jaxtyping.TypeCheckError):

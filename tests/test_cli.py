@@ -179,7 +179,7 @@ def test_mistakes_on_the_command_line_are_one_line(capsys, hf_directory, tmp_pat
 @pytest.mark.parametrize(
     "damage", ["params/ocdbt.process_0/d/*", "params/d/*", "params/manifest.ocdbt", "_CHECKPOINT_METADATA"]
 )
-@pytest.mark.parametrize("size", [0, 100])
+@pytest.mark.parametrize("size", [0, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_damaged_orbax_checkpoint_is_one_line_whatever_orbax_prints(damage, size, tmp_path):
     orbax.save(tmp_path / "orbax", toys.TOY, toys.params(toys.TOY))
     file = max((tmp_path / "orbax").glob(damage), key=lambda file: file.stat().st_size)
@@ -250,7 +250,9 @@ def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
-@pytest.mark.parametrize("kill, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "kill, status", [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "kind, moment",
     [("orbax", "writing"), ("hf", "writing"), ("gguf", "writing"), ("hf", "reading"), ("hf", "importing")],

@@ -108,7 +108,7 @@ def test_two_hosts_measure_the_same(run, data, documents, tmp_path):
 def test_a_table_is_printed_and_results_are_gone_on_with(checkpoint, documents, capsys, tmp_path):
     straight = evaluate(capsys, checkpoint, "perplexity", documents, f"--output={tmp_path / 'all.jsonl'}").out
     assert "part 0" in straight and "part 1" in straight
-    assert terminal.on_stop.note == f"the same command resumes from {tmp_path / 'all.jsonl'}"
+    assert terminal.on_stop.note == f"run the same command to resume from {tmp_path / 'all.jsonl'}"
     lines = (tmp_path / "all.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "half.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:5])
     assert evaluate(capsys, checkpoint, "perplexity", documents, f"--output={tmp_path / 'half.jsonl'}").out == straight

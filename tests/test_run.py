@@ -22,6 +22,7 @@ from tests import disks, runs, texts
 from tests.checkpoint.test_hf import make_directory
 
 MESH = "--config.mesh.data=2"  # unless a test asks for another
+NO_CHECKPOINTS = "--config.checkpoints.every_steps=0"  # but at the end of a stage
 
 data = runs.data  # a fixture
 
@@ -100,17 +101,14 @@ def test_checkpoints_that_are_kept_are_the_last_and_the_ends_of_stages(straight)
     assert manager.steps(straight / "checkpoints") == [40, 39, 36, 20]
 
 
-def test_where_the_time_went_is_told(train):
-    status, err = train("--stage=first")
-    assert status == 0 and err.endswith("gemma3_jax: done\n")
+def test_it_says_how_it_ended_and_where_the_time_went(data, tmp_path, capsys):
+    assert program.main(runs.command(data, tmp_path / "run", MESH, NO_CHECKPOINTS, "--stage=first", "--json")) == 0
+    out, err = capsys.readouterr()
+    ended = json.loads(out)
+    assert (ended["status"], ended["text"], ended["step"]) == (0, "done", 20) and ended["seconds"]["step"] > 0
+    assert err.endswith("gemma3_jax: done\n")
     shares = dict(line.split()[:2] for line in err.splitlines() if line.endswith("%") or line.startswith("in all"))
     assert {"init", "compile", "step", "save", "in"} <= shares.keys()
-
-
-def test_json_says_how_it_ended(data, tmp_path, capsys):
-    assert program.main(runs.command(data, tmp_path / "run", MESH, "--stage=first", "--json")) == 0
-    ended = json.loads(capsys.readouterr().out)
-    assert (ended["status"], ended["text"], ended["step"]) == (0, "done", 20) and ended["seconds"]["step"] > 0
 
 
 def test_bits_per_byte_are_nats_over_the_bytes_of_the_targets(straight, data):
@@ -135,7 +133,7 @@ def load_settings(data):
 def test_a_run_goes_on_in_the_middle_on_the_boundary_and_at_its_end(straight, train):
     """From each place its end is that of the straight run, to the last bit."""
     workdir = copy(straight, train)
-    for step in (39, 36, 20):
+    for step in (36, 20):
         go_back(workdir, step)
         status, err = train()
         assert status == 0 and f"resuming from step {step}, in " in err
@@ -164,9 +162,13 @@ def test_a_stage_that_cannot_begin_says_what_to_run_first(straight, train):
     assert "run that first, or name a checkpoint with --config.init_from" in runs.error(err)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_and_a_moving_average_change_no_loss(straight, train):
     status, _ = train(
-        "--stage=first", "--config.stages.first.grad_accum_steps=1", "--config.stages.first.ema_decay=0.5"
+        NO_CHECKPOINTS,
+        "--stage=first",
+        "--config.stages.first.grad_accum_steps=1",
+        "--config.stages.first.ema_decay=0.5",
     )
     assert status == 0 and runs.rows(train.workdir) == runs.rows(straight)[:20]
     average, params = (
@@ -253,7 +255,7 @@ def poison(monkeypatch, value, *steps):
 
 def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train, monkeypatch):
     poison(monkeypatch, float("nan"), 4)
-    status, err = train("--stage=first")
+    status, err = train(NO_CHECKPOINTS, "--stage=first")
     assert status == 0 and "1 skipped" in err
     rows = runs.rows(train.workdir)
     assert [row["global_step"] for row in rows if row["skipped"]] == [5] and rows[4]["loss"] is None
@@ -267,7 +269,7 @@ def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train
 def test_a_spike_is_skipped(train, monkeypatch):
     poison(monkeypatch, 1e3, 15)
     spike_guard = ["--config.stages.first.spike_guard.num_steps_before=10"]
-    status, _ = train("--stage=first", *spike_guard)
+    status, _ = train(NO_CHECKPOINTS, "--stage=first", *spike_guard)
     rows = runs.rows(train.workdir)
     assert status == 0 and [row["step"] for row in rows if row["skipped"]] == [16] and rows[15]["loss"] > 1e3
 
@@ -311,7 +313,7 @@ def test_a_run_starts_from_what_another_one_ends_with(straight, train, data):
     seen = []
     for number, start in enumerate((step, hf)):
         workdir = train.workdir.with_name(f"run{number}")
-        status, err = train("--stage=second", f"--config.init_from={start}", workdir=workdir)
+        status, err = train(NO_CHECKPOINTS, "--stage=second", f"--config.init_from={start}", workdir=workdir)
         assert status == 0 and f"reading {start}" in err
         seen.append([{**row, "global_step": row["global_step"]} for row in runs.rows(workdir)])
     assert seen[0] == seen[1] == runs.rows(straight)[20:]
@@ -383,6 +385,7 @@ def test_a_trace_is_written(train):
     assert list((train.workdir / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh_to_the_same_end_but_for_rounding(straight, train):
     workdir = copy(straight, train)
     go_back(workdir, 36)

@@ -63,8 +63,10 @@ def straight(data, rows, mesh):
     return found
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("num_hosts", [1, 2, 4])
+@pytest.mark.parametrize(
+    "num_hosts, num_workers",
+    [(1, 0), (2, 0), (4, 0), (1, 2), (2, 2), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
 def test_any_number_of_hosts_and_workers_reads_the_same_rows(data, rows, mesh, straight, num_hosts, num_workers):
     devices = mesh.devices.reshape(num_hosts, -1)
     hosts = [stream.Stream(data, rows, mesh, num_workers=num_workers, devices=list(mine)) for mine in devices]

@@ -19,7 +19,12 @@ def logits(model, params, tokens, layout=None, soft_tokens=None, execute=executi
     return bound.logits(bound(tokens, layout or masks.whole_rows(tokens), soft_tokens, execute=execute))
 
 
-@pytest.mark.parametrize("name", toys.VARIANTS)
+# One of each way to divide layers into periods; test_golden.py has all variants.
+DEPTHS = ("toy", "one_layer", "thirteen_layers", "every_layer_global", "other_pattern_and_bases")
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in toys.VARIANTS if name not in DEPTHS]
+
+
+@pytest.mark.parametrize("name", [*DEPTHS, *OTHERS])
 def test_scanned_layers_equal_layers_called_one_by_one(name):
     model = toys.variant(name)
     tokens = jnp.asarray(toys.tokens(model, 2, NUM_TOKENS))
@@ -79,13 +84,16 @@ def test_gradient_comes_from_no_later_token_and_from_as_far_back_as_windows_reac
         hidden = bound(tokens, masks.whole_rows(tokens), execute=execution.Execution(attention=path))
         return jnp.sum(jnp.sin(hidden[0, at]))
 
-    size = np.abs(jax.grad(hidden_at)(params["embedder"]["table"])).sum(axis=-1)[:NUM_TOKENS]
+    size = np.abs(jax.jit(jax.grad(hidden_at))(params["embedder"]["table"])).sum(axis=-1)[:NUM_TOKENS]
     seen = np.arange(NUM_TOKENS) <= at
     seen &= np.arange(NUM_TOKENS) > at - reach
     np.testing.assert_array_equal(size > 0, seen)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "keep_global", "keep_attention"])
+SLOW_ONES = [pytest.param(remat, marks=pytest.mark.slow) for remat in ("full", "keep_global")]
+
+
+@pytest.mark.parametrize("remat", ["keep_attention", *SLOW_ONES])
 def test_remat_changes_neither_loss_nor_gradients(remat):
     model = toys.TOY
     params, tokens = toys.params(model), toys.tokens(model, 2, NUM_TOKENS)

@@ -248,7 +248,8 @@ def test_the_start_of_a_stage_is_no_teacher_for_teach(data, tmp_path, capsys):
 
 
 def test_a_teacher_that_knows_nothing_is_warned_of(data, tmp_path, capsys):
-    short = ["--config.stages.second.num_steps=1", "--config.stages.second.optimizer.warmup_steps=0"]
+    short = ["num_steps=1", "optimizer.warmup_steps=0", "evaluation.every_steps=0"]
+    short = [f"--config.stages.second.{setting}" for setting in short]
     assert train(data, tmp_path / "run", *QAT, *short, "--config.stage_order=('second',)") == 0
     assert "warning: the teacher of second is the fresh parameters that the run begins with" in capsys.readouterr().err
 
