@@ -74,7 +74,7 @@ def any_host_async(read_flags: Callable[[], tuple[bool, ...]]) -> Callable[[], t
     """Returns a function that returns, for each flag, whether it is set in any process.
 
     A single process reads its flags when that function is called. Several read them now, and sum them over their
-    devices while the program goes on.
+    devices while the program continues.
     """
     if jax.process_count() == 1:
         return read_flags

@@ -27,7 +27,7 @@ FIELDS = {
 }
 # Old name of a part of the training state -> new one, as checkpoints of a run store them.
 STATE = {"moments": "opt_state", "average": "ema_params", "normal": "loss_stats"}
-# Old name of a column of metrics.jsonl -> new one.
+# Old name of a column of metrics.jsonl or evaluations.jsonl -> new one.
 METRICS = {"kept_mass": "captured_mass", "unquantised_nats": "unquantized_nats"}
 # Groups whose keys are names that users choose.
 CHOSEN = ("stages", "sources", "mixture")

@@ -162,7 +162,7 @@ def _first_stage(config: settings.Train, stages: list[stage_run.StageRun], optio
 
 
 def _stage_of(restored: manager.Restored, stages: list[stage_run.StageRun], last: int, options: RunOptions) -> int:
-    """Returns the number of the stage that goes on from a checkpoint: the next one, if its own has ended there.
+    """Returns the number of the stage that resumes from a checkpoint: the next one, if its own has ended there.
 
     Raises: ValueError if `--stage` comes later.
     """

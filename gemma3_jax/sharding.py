@@ -106,7 +106,7 @@ def check_batch(mesh: AnyMesh, num_rows: int, seq_len: int) -> None:
 
     Raises: ValueError with the number to change.
     """
-    for dim, count, what in (("B", num_rows, "rows in a step"), ("T", seq_len, "tokens in a row")):
+    for dim, count, what in (("B", num_rows, "sequences in a step"), ("T", seq_len, "tokens in a sequence")):
         axes = ACTIVATION_AXES[dim]
         num_shards = math.prod(mesh.shape[axis] for axis in axes)
         if count < 1 or count % num_shards:
@@ -259,15 +259,15 @@ def describe(shapes: Mapping, shardings: Mapping) -> str:
         name = "/".join(key.key for key in path)
         split = axes_by_dim(sharding.spec, len(leaf.shape))
         num_shards = math.prod(sharding.mesh.shape[axis] for axes in split for axis in axes)
-        wanted = math.prod(size for axis, size in sharding.mesh.shape.items() if axis != "replica")
+        most_shards = math.prod(size for axis, size in sharding.mesh.shape.items() if axis != "replica")
         num_bytes = math.prod(sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         bytes_per_device += num_bytes
         bytes_total += num_bytes * num_shards
         layout = " ".join("+".join(axes) or "-" for axes in split) if sharding.spec else "whole"
-        rows.append(f"{name:<52} {leaf.shape!s:<26} {layout:<24} {num_shards} of {wanted}")
-        if num_shards < wanted and leaf.size >= BIG_ELEMENTS:
+        rows.append(f"{name:<52} {leaf.shape!s:<26} {layout:<24} {num_shards} of {most_shards}")
+        if num_shards < most_shards and leaf.size >= BIG_ELEMENTS:
             warnings.append(
-                f"warning: {name} {leaf.shape} divides into {num_shards} shards, not {wanted}: "
+                f"warning: {name} {leaf.shape} divides into {num_shards} shards, not {most_shards}: "
                 f"{num_bytes / 2**20:.1f} MiB on every device"
             )
     head = f"{'parameter':<52} {'shape':<26} {'mesh axes by dim':<24} shards"

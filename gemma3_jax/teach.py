@@ -157,8 +157,8 @@ def _teach(
             records = {}
             for _ in range(len(unit) // batch_size):
                 watchdog.start("step")
-                for row_id, of_row in next(targets).items():
-                    records[row_id] = pool.submit(codec.encode, *of_row, teacher.config.samples)
+                for row_id, row_targets in next(targets).items():
+                    records[row_id] = pool.submit(codec.encode, *row_targets, teacher.config.samples)
                 progress.update(batch_size * seq_len)
             with hosts.raise_on_all():
                 row_ids = sorted(records)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 import beartype
 import beartype.claw
@@ -10,12 +11,13 @@ import jaxtyping
 from tests import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.of_devices(8)}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.for_devices(8)}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "gemma3_jax"
+assert PACKAGE.name not in sys.modules, "what is imported already is not checked"
 # Shapes are checked where there are any: a call costs some 30 microseconds, and a parser of bytes makes a million.
 HAVE_SHAPES = [
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
@@ -25,7 +27,10 @@ HAVE_SHAPES = [
 jaxtyping.install_import_hook(HAVE_SHAPES, "beartype.beartype")
 # All other annotations, but those of variables.
 FUNCTIONS = beartype.BeartypeConf(
-    claw_is_pep526=False, is_pep484_tower=True, claw_decor_place_func=beartype.BeartypeDecorPlace.FIRST
+    claw_is_pep526=False,
+    claw_decor_place_func=beartype.BeartypeDecorPlace.FIRST,  # what jit wraps, not its result
+    is_pep484_tower=True,  # counts of bytes are int, and float where they are divided
+    warning_cls_on_decorator_exception=None,  # an annotation that cannot be checked is an error
 )
 beartype.claw.beartype_package(PACKAGE.name, conf=FUNCTIONS)
 
@@ -41,6 +46,6 @@ def said():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """What a module compiled is let go: hundreds of them would come to gigabytes."""
+    """Clears the compiled programs of each module: those of hundreds would come to gigabytes."""
     yield
     jax.clear_caches()

@@ -45,8 +45,8 @@ def data(tmp_path_factory):
 
 def command(data: pathlib.Path, workdir: pathlib.Path, *flags: str) -> list[str]:
     config = f"--config={data.parent / 'toy_run.py'}:{data}"
-    # One cache for all runs of a worker: their programs are often the same.
-    return ["train", config, f"--workdir={workdir}", f"--cache={data.parent.parent / 'cache'}", *flags]
+    # One cache for all runs of a test: the program is the same.
+    return ["train", config, f"--workdir={workdir}", f"--cache={data.parent / 'cache'}", *flags]
 
 
 def start(data: pathlib.Path, workdir: pathlib.Path, *flags: str, num_devices: int = 8, **environment):
@@ -56,7 +56,7 @@ def start(data: pathlib.Path, workdir: pathlib.Path, *flags: str, num_devices: i
 
 def start_program(arguments: list[str], *, num_devices: int = 8, **environment):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    env["XLA_FLAGS"] = xla_flags.of_devices(num_devices)
+    env["XLA_FLAGS"] = xla_flags.for_devices(num_devices)
     line = [sys.executable, "-m", "gemma3_jax", *arguments]
     return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 
+import beartype.roar
 import jax.numpy as jnp
 import jaxtyping
 import pytest
@@ -226,3 +227,10 @@ def test_shapes_are_checked_at_trace_time():
 
     with pytest.raises(jaxtyping.TypeCheckError):
         rope.rotate(jnp.zeros((1, 2, 3, 4)), jnp.zeros((1, 2, 3)))
+
+
+def test_other_annotations_are_checked_too():
+    from gemma3_jax.evals import registry
+
+    with pytest.raises(beartype.roar.BeartypeCallHintViolation):
+        registry.make(7, None, None)

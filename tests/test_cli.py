@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax.checkpoint import hf, orbax
-from gemma3_jax.cli import program, terminal
+from gemma3_jax.cli import prepare, program, terminal
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
 
@@ -419,6 +419,22 @@ def prepare_flags(tmp_path, rows, *more):
         f"            'tokenizer': {{'path': {str(tmp_path / 'toy.model')!r}}}}}\n"
     )
     return [f"--config={tmp_path / 'config.py'}", f"--output={tmp_path / 'out'}", "--processes=0", *more]
+
+
+def test_the_table_of_prepare_has_room_for_long_sequences():
+    part = {"documents": 2, "tokens": 400_000, "rows": {32_768: 12, 131_072: 3}}
+    report = {
+        "records": 2,
+        "broken": {"count": 0},
+        "dropped": {},
+        "changed": 0,
+        "fill": {32_768: 0.99, 131_072: 0.98},
+        "parts": {"text": part},
+        "kept": part,
+    }
+    head, *rows = prepare._summary("out", {"digest": "0" * 64}, report).splitlines()[1:4]
+    assert head.split() == "part documents tokens of training sequences of 32768 sequences of 131072".split()
+    assert {len(row) for row in rows} == {len(head)} and rows[0].split() == ["text", "2", "400,000", "12", "3"]
 
 
 def test_prepare_tells_what_it_kept_and_what_not(capsys, tmp_path):

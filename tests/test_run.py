@@ -363,7 +363,7 @@ def test_a_directory_that_is_no_path_is_refused(data, capsys):
         ("--config.data=nowhere", "config.stages.first: nowhere is not a prepared data set"),
         ("--config.data=", "config.stages.first: data is empty, as config.data is; name the directory"),
         ("--config.stages.second.seq_len=63", "config.stages.second: .* has no sequences of 63 tokens"),
-        ("--config.stages.second.batch_size=7", "second: 7 rows in a step do not split over replica x data = 2"),
+        ("--config.stages.second.batch_size=7", "second: 7 sequences in a step do not split over replica x data = 2"),
         ("--config.mesh.seq=3", "mesh has replica x seq x model = 3, which does not divide the 8 devices"),
         ("--config.mesh.data=9", "mesh is replica 1 x data 9 .* but there are 8"),
         ("--config.model.vocab_size=700", "has 800 pieces, config.model.vocab_size is 700"),

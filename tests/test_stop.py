@@ -97,4 +97,4 @@ def test_ctrl_c_before_the_first_step_ends_at_once(data, tmp_path):
     while "hanging" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert "everything is saved; run the same command to resume" in runs.finish(process, status=75, seconds=20)
+    assert "no step is lost; run the same command to resume" in runs.finish(process, status=75, seconds=20)

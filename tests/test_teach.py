@@ -257,7 +257,7 @@ def test_teach_names_what_is_wrong(data, teacher, tmp_path):
     )
     assert "has no flag --outptu; did you mean --output?" in said("--outptu=x", output)
     four = "--config.stages.first.grad_accum_steps=4"
-    assert "2 rows in a step do not split over" in said(output, f"--checkpoint={teacher}", four)
+    assert "2 sequences in a step do not split over" in said(output, f"--checkpoint={teacher}", four)
     assert not (tmp_path / "targets").exists()
 
 

@@ -9,6 +9,6 @@ SPARE_EFFORT = (
 )
 
 
-def of_devices(num_devices: int) -> str:
+def for_devices(num_devices: int) -> str:
     """The value of XLA_FLAGS for a process with so many CPU devices."""
     return " ".join([f"--xla_force_host_platform_device_count={num_devices}", *SPARE_EFFORT])

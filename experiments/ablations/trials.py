@@ -1,7 +1,7 @@
 """Runs an ablation: every setting with every seed, one after the other. Each result is saved as soon as it is there.
 
-The first line of OUTPUT/trials.jsonl has the options that results depend on; each further line has the result of one
-setting and seed. A run that was stopped resumes from this file.
+The first line of OUTPUT/NAME/trials.jsonl has the options that results depend on; each further line has the result of
+one setting and seed. A run that was stopped resumes from this file.
 """
 
 import argparse

@@ -77,7 +77,7 @@ class Export:
         if self.kind == "gguf":
             if path.suffix != ".gguf":
                 raise ValueError(f"--target is {path}; the name of a GGUF file ends in .gguf")
-            target.check_new(modelfile.path_beside(path), 0)
+            target.check_new(modelfile.path_of(path), 0)
         target.check_new(path, self.num_bytes(shapes))
 
     def write(
@@ -94,8 +94,8 @@ class Export:
         """
         if self.kind == "gguf":
             # The large file appears first: if the process stops between the two, only the Modelfile is missing.
-            with atomic.new(path, modelfile.path_beside(path)) as (partial, beside):
-                beside.write_text(modelfile.content(path, self.tokenizer))
+            with atomic.new(path, modelfile.path_of(path)) as (partial, modelfile_partial):
+                modelfile_partial.write_text(modelfile.content(path, self.tokenizer))
                 write = gguf_file.create(partial, self.model, self.plan, self.tokenizer, target=path)
                 tensor_source.copy(source, [write], progress)
         elif self.kind == "hf":

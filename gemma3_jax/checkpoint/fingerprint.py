@@ -6,7 +6,7 @@ import pathlib
 BLOCK_BYTES, MAX_BLOCKS = 1 << 20, 64  # of one file: all of it up to 64 MiB, else 64 evenly spaced blocks
 
 
-def of(path: pathlib.Path) -> str:
+def digest_of(path: pathlib.Path) -> str:
     """Returns a digest of the files' names, sizes and contents; a copy elsewhere has the same one.
 
     The name of a single file does not count. Of large files a part is read: training changes nearly every weight.

@@ -45,6 +45,8 @@ def _allocate_stacks(source: tensor_source.TensorSource, shapes: dict, shardings
     """Returns zeros for the parameters whose layers come one by one, and None for all others, by one program."""
     tree = jax.tree.map(lambda _: None, shapes)
     paths = dict.fromkeys(slot.path for slot in source.tensors if slot.index)
+    if not paths:
+        return tree
     stacks = [names.get(shapes, path) for path in paths]
     allocate = jax.jit(
         lambda: [jnp.zeros(stack.shape, stack.dtype) for stack in stacks],

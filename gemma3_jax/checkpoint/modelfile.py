@@ -10,7 +10,7 @@ from gemma3_jax.tokenizer import templates, vocabulary
 TEMPERATURE, TOP_K, TOP_P = 1.0, 64, 0.95
 
 
-def path_beside(gguf: pathlib.Path) -> pathlib.Path:
+def path_of(gguf: pathlib.Path) -> pathlib.Path:
     return gguf.with_suffix(".Modelfile")
 
 

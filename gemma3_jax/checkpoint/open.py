@@ -47,7 +47,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Returns a short name for the contents, the same for a copy elsewhere."""
-        return fingerprint.of(self.path)
+        return fingerprint.digest_of(self.path)
 
     def num_bytes(self, dtype: DTypeLike | None = None) -> int:
         """Returns the bytes of the parameters in `dtype`, or as stored."""

@@ -162,10 +162,10 @@ class ArrayReader:
             self._path = path
         return self._array
 
-    def _abstract(self, node: object, wanted: tuple[str, ...], path: tuple[str, ...] = ()) -> object:
+    def _abstract(self, node: object, target_path: tuple[str, ...], path: tuple[str, ...] = ()) -> object:
         if isinstance(node, dict):
-            return {key: self._abstract(child, wanted, (*path, key)) for key, child in node.items()}
-        return np.empty(node.shape, node.dtype) if path == wanted else ocp.PLACEHOLDER
+            return {key: self._abstract(child, target_path, (*path, key)) for key, child in node.items()}
+        return np.empty(node.shape, node.dtype) if path == target_path else ocp.PLACEHOLDER
 
 
 def first_cause(error: BaseException) -> BaseException:

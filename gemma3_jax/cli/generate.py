@@ -63,7 +63,7 @@ def parser() -> terminal.Parser:
 
 def _add_sampling_flags(flags: terminal.Parser) -> None:
     for name, kind, text in (
-        ("temperature", float, "divides the logits; 0 always takes the most probable token (default: 1.0)"),
+        ("temperature", float, "divide the logits by X; 0 always takes the most probable token (default: 1.0)"),
         ("top_k", int, "sample from the N most probable tokens; 0 keeps all (default: 64)"),
         (
             "top_p",

@@ -98,13 +98,13 @@ def _summary(output: str, manifest: dict, report: dict) -> str:
         lines.append(f"  {report['changed']:>10,}  changed: something was masked or cut out")
     lengths = list(report["fill"])
     lines.append("".join(["part".ljust(18), *map("{:>14}".format, ["documents", "tokens", "of training"])]))
-    lines[-1] += "".join(f"{f'sequences of {length}':>18}" for length in lengths)
+    lines[-1] += "".join(f"{f'sequences of {length}':>21}" for length in lengths)
     for name, part in {**report["parts"], "in all": report["kept"]}.items():
         fraction = part.get("share", {}).get(lengths[0]) if lengths else None
         drawn = "" if fraction is None else f"{fraction:.2%}" if fraction else "not drawn"
         rows = part.get("rows") or {n: sum(p["rows"][n] for p in report["parts"].values()) for n in lengths}
         lines.append(f"{name:<18}{part['documents']:>14,}{part['tokens']:>14,}{drawn:>14}")
-        lines[-1] += "".join(f"{rows[length]:>18,}" for length in lengths)
+        lines[-1] += "".join(f"{rows[length]:>21,}" for length in lengths)
     for length in lengths:
         lines.append(f"sequences of {length} are {report['fill'][length]:.2%} full")
     lines.append(f"wrote {output}, digest {manifest['digest'][:12]}; more in {output}/report.json")

@@ -28,10 +28,11 @@ def parser() -> terminal.Parser:
         "The run directory has\n\n"
         "config.json        all fields, as resolved         checkpoints/   one for each saved step\n"
         "metrics.jsonl      a row for each logged step      damaged/       those that could not be read\n"
-        "evaluations.jsonl  the evaluations                 tensorboard/   both of these, for TensorBoard\n"
+        "evaluations.jsonl  the evaluations                 tensorboard/   metrics and evaluations, for TensorBoard\n"
         "skipped.jsonl      the skipped steps               cache/         compiled programs\n"
         "goodput.jsonl      time by kind                    profile/       traces of --profile\n"
-        "starts.jsonl       each start: config, versions    tokenizer.model",
+        "starts.jsonl       each start: command, versions   stacks-N.txt   the stacks of a process that hung\n"
+        "tokenizer.model    the tokenizer of the data",
         epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/my_run \\\n"
         "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_lr=2e-3\n\n"
         f"fields of the config and their defaults (NAME is the key of an entry):\n{fields}",

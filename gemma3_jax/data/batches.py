@@ -23,11 +23,11 @@ def shapes(mesh: sharding.AnyMesh, batch_size: int, seq_len: int, *, num_samples
     rows = stream.Rows(ids, ids, array(np.bool_), ids, ids, ids)
     if num_samples is None:
         return rows
-    numbers = array(np.float32)
+    floats = array(np.float32)
     return stream.DistillBatch(
         rows,
         soft_targets.SparseTargets(
-            array(np.int32, num_samples), array(np.float32, num_samples), numbers, numbers, numbers, ids
+            array(np.int32, num_samples), array(np.float32, num_samples), floats, floats, floats, ids
         ),
     )
 

@@ -46,7 +46,9 @@ def weights(
     for name, bucket in buckets.items():
         parts = {part: characters[part] for part in languages[name]}
         if empty := [part for part in parts if not num_rows[part]]:
-            raise ValueError(f"{empty[0]} has no rows; leave it out of the mixture (config.mixture.{name}.languages)")
+            raise ValueError(
+                f"{empty[0]} has no sequences; leave it out of the mixture (config.mixture.{name}.languages)"
+            )
         budget = float(bucket.budget_characters or bucket.max_epochs * sum(parts.values()))
         drawn = unimax(parts, budget, bucket.max_epochs)
         rows = {part: num_rows[part] * drawn[part] / characters[part] for part in parts}

@@ -79,8 +79,8 @@ class Order:
         ]
         if changes and not allow_data_change:
             raise ValueError(
-                f"the data is not what the checkpoint was trained on: {'; '.join(changes)}; restore it, or go on with "
-                "--allow_data_change from the same step of the new order"
+                f"the data is not what the checkpoint was trained on: {'; '.join(changes)}; restore it, or continue "
+                "with --allow_data_change from the same step of the new order"
             )
         return [f"the data changed: {change}" for change in changes]
 

@@ -66,8 +66,8 @@ def start(num_processes: int, initialize: Callable, *arguments) -> Iterator[Pool
         yield Pool(executor, num_processes)
     except concurrent.futures.process.BrokenProcessPool as error:
         raise ValueError(
-            "a worker process was killed, most often for want of memory; the same command resumes the work, with fewer "
-            "--processes if need be"
+            "a worker process was killed, most often because memory ran out; run the same command to resume, with "
+            "fewer --processes if needed"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

@@ -144,7 +144,7 @@ def _as_os_error(url: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).split(";")[0]
         raise OSError(
-            f"{url} cannot be written: {reason}; once that is fixed, the same command resumes the work"
+            f"{url} cannot be written: {reason}; once that is fixed, run the same command to resume"
         ) from error
 
 

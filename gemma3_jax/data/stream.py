@@ -155,7 +155,8 @@ class Stream:
         end = stored_targets.num_rows // rows.batch_size if stored_targets else sys.maxsize
         if first_step >= end:
             raise ValueError(
-                f"first_step is {first_step}, but {stored_targets.path} has targets of {end} steps; teach more rows"
+                f"first_step is {first_step}, but {stored_targets.path} has targets of {end} steps; teach more "
+                "sequences"
             )
         source = _HostBatches(data, rows, indices, first_step, end - first_step, stored_targets)
         source.check()

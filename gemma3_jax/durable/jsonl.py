@@ -26,12 +26,12 @@ class Journal:
         """Returns all entries, without the half line that a killed process may have left."""
         return [entry for _, entry in self._lines()]
 
-    def keep(self, wanted: Callable[[dict], bool]) -> None:
-        """Drops the entries that are not wanted, and half a line at the end. The file is replaced whole.
+    def keep(self, predicate: Callable[[dict], bool]) -> None:
+        """Drops the entries for which `predicate` is false, and half a line at the end. The file is replaced whole.
 
         Raises: OSError.
         """
-        content = b"".join(line for line, entry in self._lines() if wanted(entry))
+        content = b"".join(line for line, entry in self._lines() if predicate(entry))
         if self._path.exists() and content != self._path.read_bytes():
             atomic.replace(self._path, content)
 

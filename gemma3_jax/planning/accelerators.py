@@ -98,4 +98,6 @@ def nearest(accelerator_type: str) -> list[str]:
     types = [name for name in TOPOLOGIES if name.startswith(f"{prefix}-")]
     below = [name for name in types if int(name.split("-")[1]) <= size]
     above = [name for name in types if name not in below]
-    return below[-1:] + above[:1] or [name for name, of in TOPOLOGIES.items() if _num_chips(of.split(":")[1]) == 16]
+    return below[-1:] + above[:1] or [
+        name for name, topology in TOPOLOGIES.items() if _num_chips(topology.split(":")[1]) == 16
+    ]

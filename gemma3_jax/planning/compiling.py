@@ -26,7 +26,7 @@ class Compiled(NamedTuple):
     peak_bytes: int | None  # of a chip at the peak of a step: arguments and temporaries
     temporary_bytes: int | None  # by XLA's memory analysis: more than exist at one time
     program_bytes: int
-    wanted_bytes: int | None  # of a chip, by the compiler's error if the program does not fit
+    needed_bytes: int | None  # of a chip, by the compiler's error if the program does not fit
     allowed_bytes: int | None
 
     @property
@@ -79,10 +79,10 @@ def run(step_program: program.Program) -> Compiled:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         arguments = step_program.state_shapes(), step_program.frozen_shapes, step_program.batch_shapes
-        wanted, allowed = _out_of_memory(str(error), program.bytes_per_device(arguments))
-        if wanted is None:
+        needed, allowed = _out_of_memory(str(error), program.bytes_per_device(arguments))
+        if needed is None:
             raise
-        return Compiled(step_program, time.monotonic() - started, None, None, None, 0, wanted, allowed)
+        return Compiled(step_program, time.monotonic() - started, None, None, None, 0, needed, allowed)
     analysis = compiled.memory_analysis()
     return Compiled(
         step_program,
@@ -112,8 +112,8 @@ def _out_of_memory(message: str, argument_bytes: int) -> tuple[int | None, int |
     used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
     if not (sizes := used or temporaries):
         return None, None
-    wanted, allowed = (round(float(sizes[i]) * _UNITS[sizes[i + 1]]) for i in (1, 3))
-    return (wanted if used else wanted + argument_bytes), allowed
+    needed, allowed = (round(float(sizes[i]) * _UNITS[sizes[i + 1]]) for i in (1, 3))
+    return (needed if used else needed + argument_bytes), allowed
 
 
 def with_fields(config: settings.Train, name: str, **fields) -> settings.Train:

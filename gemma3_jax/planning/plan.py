@@ -99,7 +99,7 @@ def _bytes_by_kind(compiled: compiling.Compiled) -> dict[str, int]:
         "batch": program.bytes_per_device(step_program.batch_shapes),
         "gradients": parameters,
     }
-    all_but_program = compiled.peak_bytes if compiled.fits else compiled.wanted_bytes - compiled.program_bytes
+    all_but_program = compiled.peak_bytes if compiled.fits else compiled.needed_bytes - compiled.program_bytes
     by_kind["activations"] = max(0, all_but_program - sum(by_kind.values()))
     return by_kind | {"program": compiled.program_bytes}
 

@@ -9,7 +9,7 @@ import numpy as np
 from gemma3_jax import renamed
 from gemma3_jax.evals import weight_bytes
 from gemma3_jax.model import config
-from gemma3_jax.report import chart, formatting, labelled_run, lines, run_data
+from gemma3_jax.report import chart, formatting, labeled_run, lines, run_data
 
 CONTEXTS = tuple(float(1 << power) for power in range(10, 18))  # 1K to 128K tokens
 TICKS = (1_024.0, 32_768.0, 65_536.0, 98_304.0, 131_072.0)
@@ -24,7 +24,7 @@ LAYOUT_LABELS = dict(
 )
 
 
-def of_runs(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
+def of_runs(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:
     """Bytes of a bfloat16 cache over context, for each model among the runs; None if no model is known."""
     labels_by_model: dict[config.Config, list[str]] = {}
     for run in runs:

@@ -7,14 +7,14 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from gemma3_jax import renamed
-from gemma3_jax.report import chart, formatting, labelled_run, lines, run_data
+from gemma3_jax.report import chart, formatting, labeled_run, lines, run_data
 
 # Names of evaluated values, with the context length or the first position of a bin: 64 or 64-127.
 LAST_TOKENS = r"context/by_length/(\d+)/nats"
 POSITION = r"context/by_position/(\d+)(?:-\d+)?"
 
 
-def last_tokens(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
+def last_tokens(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:
     """Loss of the last tokens over context length, after each stage; None if it was not evaluated."""
     return _evaluated(
         runs,
@@ -27,7 +27,7 @@ def last_tokens(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
     )
 
 
-def positions(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
+def positions(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:
     """Loss by position in the document; None if it was not evaluated."""
     return _evaluated(
         runs,
@@ -48,7 +48,7 @@ def trained_length(run: run_data.RunData, stage: str) -> int | None:
 
 
 def _evaluated(
-    runs: Sequence[labelled_run.LabelledRun], pattern: str, *, name: str, title: str, axis: str, caption: str
+    runs: Sequence[labeled_run.LabeledRun], pattern: str, *, name: str, title: str, axis: str, caption: str
 ) -> chart.Chart | None:
     curves: list[lines.Line] = []
     trained_lengths: set[int] = set()
@@ -56,7 +56,7 @@ def _evaluated(
         for number, row in enumerate(run.data.last_evaluations(pattern)):
             # A run has one color and its stages differ in dashes; in a single run each stage has its own color.
             role = chart.series_role(number if len(runs) == 1 else run.number)
-            label = labelled_run.prefixed(runs, run, f"after {row['stage']}")
+            label = labeled_run.prefixed(runs, run, f"after {row['stage']}")
             x, y = zip(*_points(row, pattern), strict=True)
             curves.append(lines.Line(label, role, chart.series_dash(number), x, y))
             if length := trained_length(run.data, row["stage"]):

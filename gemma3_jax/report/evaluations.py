@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from gemma3_jax.report import context_curves, formatting, labelled_run, quantization_cost, run_data, samples, table
+from gemma3_jax.report import context_curves, formatting, labeled_run, quantization_cost, run_data, samples, table
 
 HELD_OUT = "held-out data"
 IN_CHARTS = re.compile(rf"{context_curves.LAST_TOKENS}|{context_curves.POSITION}|context/by_length/\d+/standard_error")
@@ -22,10 +22,10 @@ class TaskTable:
     is_full: bool
 
 
-def tables(runs: Sequence[labelled_run.LabelledRun]) -> list[TaskTable]:
+def tables(runs: Sequence[labeled_run.LabeledRun]) -> list[TaskTable]:
     """A table for each task, with a column for each stage of each run."""
     columns = [
-        (labelled_run.prefixed(runs, run, stage), values)
+        (labeled_run.prefixed(runs, run, stage), values)
         for run in runs
         for stage, values in _last_values(run.data).items()
         if values

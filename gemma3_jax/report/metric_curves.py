@@ -7,7 +7,7 @@ import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 
-from gemma3_jax.report import chart, downsample, formatting, labelled_run, run_data, table
+from gemma3_jax.report import chart, downsample, formatting, labeled_run, run_data, table
 
 MIN_STAGE_POINTS = 80  # if the stage has as many rows
 BAND_OPACITY = 0.18
@@ -121,14 +121,14 @@ AGREEMENT = MetricCurve(
 )
 
 
-def over_tokens(runs: Sequence[labelled_run.LabelledRun], curve: MetricCurve) -> chart.Chart | None:
+def over_tokens(runs: Sequence[labeled_run.LabeledRun], curve: MetricCurve) -> chart.Chart | None:
     """The curve of each run that has it, over tokens seen; None if no run has it."""
     drawn = [run for run in runs if run.data.has_column(curve.column)]
     if not drawn:
         return None
     lines = [(run, line) for run in drawn for line in _lines(run.data, curve)]
     points = [(run, _held_out(run.data, curve)) for run in drawn]
-    legend = labelled_run.legend(runs)
+    legend = labeled_run.legend(runs)
     if curve.with_skipped and any(_skipped(run.data) for run in drawn):
         legend.append(chart.LegendEntry(label="step skipped", role="bad", mark="cross"))
     if any(run_points for _, run_points in points):
@@ -235,7 +235,7 @@ def _skipped(run: run_data.RunData) -> list[float]:
     return [run.tokens_at(row["global_step"]) for row in run.skipped_steps]
 
 
-def _mark_skipped(axes: matplotlib.axes.Axes, runs: Sequence[labelled_run.LabelledRun]) -> None:
+def _mark_skipped(axes: matplotlib.axes.Axes, runs: Sequence[labeled_run.LabeledRun]) -> None:
     """Draws crosses along the upper edge: the loss of a skipped step is an outlier or not finite."""
     for run in runs:
         tokens = _skipped(run.data)
@@ -257,7 +257,7 @@ def _held_out(run: run_data.RunData, curve: MetricCurve) -> list[tuple[float, fl
 
 
 def _numbers(
-    runs: Sequence[labelled_run.LabelledRun], drawn: Sequence[labelled_run.LabelledRun], curve: MetricCurve
+    runs: Sequence[labeled_run.LabeledRun], drawn: Sequence[labeled_run.LabeledRun], curve: MetricCurve
 ) -> table.Table:
     rows = []
     for run in drawn:

@@ -12,7 +12,7 @@ from gemma3_jax.report import (
     configs,
     context_curves,
     evaluations,
-    labelled_run,
+    labeled_run,
     metric_curves,
     provenance_section,
     quantization_cost,
@@ -42,7 +42,7 @@ class Section:
     content: Mapping[str, object]
 
 
-def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[labelled_run.LabelledRun]:
+def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[labeled_run.LabeledRun]:
     """Reads the runs of a page; the first is the one that the page is about.
 
     Raises: ValueError if a directory is not a run, or is listed twice.
@@ -50,12 +50,12 @@ def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[l
     paths = [workdir, *compared]
     labels = run_data.labels(paths)
     return [
-        labelled_run.LabelledRun(number=number, label=label, data=run_data.read(path))
+        labeled_run.LabeledRun(number=number, label=label, data=run_data.read(path))
         for number, (label, path) in enumerate(zip(labels, paths, strict=True))
     ]
 
 
-def sections(runs: Sequence[labelled_run.LabelledRun]) -> list[Section]:
+def sections(runs: Sequence[labeled_run.LabeledRun]) -> list[Section]:
     """All sections in order; one without anything to show has a note that says so."""
     return [
         _summary(runs),
@@ -90,7 +90,7 @@ def sections(runs: Sequence[labelled_run.LabelledRun]) -> list[Section]:
     ]
 
 
-def render(runs: Sequence[labelled_run.LabelledRun], parts: Sequence[Section]) -> bytes:
+def render(runs: Sequence[labeled_run.LabeledRun], parts: Sequence[Section]) -> bytes:
     """The page in UTF-8."""
     first, *compared = runs
     start, end = (first.data.stages[at].column("time")[at] for at in (0, -1))
@@ -127,7 +127,7 @@ def _charts(
 
 
 def _curves(
-    runs: Sequence[labelled_run.LabelledRun],
+    runs: Sequence[labeled_run.LabeledRun],
     curves: Sequence[metric_curves.MetricCurve],
     *,
     name: str,
@@ -138,18 +138,18 @@ def _curves(
     return _charts(charts, name=name, title=title, otherwise=otherwise)
 
 
-def _summary(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _summary(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     content = {
         "facts": summary.facts(runs[0].data) if len(runs) == 1 else [],
         "comparison": summary.comparison(runs) if len(runs) > 1 else None,
-        "legend": labelled_run.legend(runs),
+        "legend": labeled_run.legend(runs),
         "stages": summary.stages(runs),
-        "problems": [labelled_run.prefixed(runs, run, problem) for run in runs for problem in run.data.problems],
+        "problems": [labeled_run.prefixed(runs, run, problem) for run in runs for problem in run.data.problems],
     }
     return Section(name="summary", title="Summary", template="summary.html", content=content)
 
 
-def _speed(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _speed(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     charts = [time_breakdown.bars(runs), *(metric_curves.over_tokens(runs, curve) for curve in SPEED_CURVES)]
     notes = []
     if not any(run.data.has_column(metric_curves.MFU.column) for run in runs):
@@ -157,31 +157,29 @@ def _speed(runs: Sequence[labelled_run.LabelledRun]) -> Section:
     return _charts(charts, name="speed", title="Speed", otherwise="The metrics have no timings.", notes=notes)
 
 
-def _cache(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _cache(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     of_runs = cache_memory.of_runs(runs)
     notes = [] if of_runs else ["The cache of the run's model is not shown: its config is unknown."]
     return _charts([of_runs, cache_memory.of_figure_6()], name="memory", title="Cache memory", notes=notes)
 
 
-def _samples(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _samples(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     prompts = samples.by_prompt(runs)
     content = {"prompts": prompts[: samples.MAX_PROMPTS], "more_prompts": prompts[samples.MAX_PROMPTS :]}
     return Section(name="samples", title="Samples", template="samples.html", content=content)
 
 
-def _configs(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _configs(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     content = {
         "differences": configs.differences(runs),
         "max_differences": MAX_DIFFERENCES,
-        "configs": [
-            (labelled_run.prefixed(runs, run, "All fields, as resolved"), configs.as_json(run)) for run in runs
-        ],
+        "configs": [(labeled_run.prefixed(runs, run, "All fields, as resolved"), configs.as_json(run)) for run in runs],
         "not_recorded": provenance_section.NOT_RECORDED,
     }
     return Section(name="config", title="Config", template="configs.html", content=content)
 
 
-def _provenance(runs: Sequence[labelled_run.LabelledRun]) -> Section:
+def _provenance(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     content = {
         "runs": [
             {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.axes
 import matplotlib.figure
 
-from gemma3_jax.report import chart, formatting, labelled_run, run_data, table
+from gemma3_jax.report import chart, formatting, labeled_run, run_data, table
 
 DTYPE_LABELS = {"bfloat16": "bf16", "float32": "f32"}
 NATS = ("unquantized_nats", "rounded_nats", "trained_nats")
@@ -17,7 +17,7 @@ NATS = ("unquantized_nats", "rounded_nats", "trained_nats")
 class QuantizedEvaluation:
     """The last evaluation of a stage with quantized weights against the weights it started from."""
 
-    run: labelled_run.LabelledRun
+    run: labeled_run.LabeledRun
     row: Mapping
     format: str  # of weights; empty if unknown
     dtype: str  # of activations
@@ -32,7 +32,7 @@ class QuantizedEvaluation:
         return [self.dtype, f"PTQ{suffix}", f"QAT{suffix}"]
 
 
-def evaluations(runs: Sequence[labelled_run.LabelledRun]) -> list[QuantizedEvaluation]:
+def evaluations(runs: Sequence[labeled_run.LabeledRun]) -> list[QuantizedEvaluation]:
     """One for each run and stage that compared its weights with their start."""
     result = []
     for run in runs:
@@ -45,7 +45,7 @@ def evaluations(runs: Sequence[labelled_run.LabelledRun]) -> list[QuantizedEvalu
     return result
 
 
-def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
+def bars(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:
     """Perplexity unquantized, with PTQ and with QAT, and the increase in percent; None if no stage quantizes."""
     quantized = evaluations(runs)
     if not quantized:
@@ -53,7 +53,7 @@ def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
     labels, perplexities, increases, colors = [], [], [], []  # of each bar; None for no increase
     for evaluation in quantized:
         unquantized, *others = evaluation.perplexities
-        labels += [labelled_run.prefixed(runs, evaluation.run, label) for label in evaluation.labels()]
+        labels += [labeled_run.prefixed(runs, evaluation.run, label) for label in evaluation.labels()]
         perplexities += [unquantized, *others]
         increases += [None, *(100 * (perplexity / unquantized - 1) for perplexity in others)]
         colors += [chart.COLORS[role] for role in ("muted", chart.series_role(1), chart.series_role(0))]
@@ -93,7 +93,7 @@ def _draw_panel(
     axes.grid(visible=False)
 
 
-def _numbers(runs: Sequence[labelled_run.LabelledRun], quantized: Sequence[QuantizedEvaluation]) -> table.Table:
+def _numbers(runs: Sequence[labeled_run.LabeledRun], quantized: Sequence[QuantizedEvaluation]) -> table.Table:
     head = [*(["run"] if len(runs) > 1 else []), "stage", "weights", "unquantized", "PTQ", "QAT"]
     head += ["perplexity recovered", "KL, PTQ", "KL, QAT"]
     rows = []

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from gemma3_jax.report import labelled_run
+from gemma3_jax.report import labeled_run
 
 COLUMN = "samples"  # of the evaluations
 MAX_PROMPTS = 4  # the others are collapsed
@@ -17,7 +17,7 @@ class PromptSamples:
     continuations: list[tuple[str, str]]  # (label, text)
 
 
-def by_prompt(runs: Sequence[labelled_run.LabelledRun]) -> list[PromptSamples]:
+def by_prompt(runs: Sequence[labeled_run.LabeledRun]) -> list[PromptSamples]:
     """The last samples of every stage of every run; empty if nothing was sampled."""
     result: dict[str, PromptSamples] = {}
     for run in runs:
@@ -26,7 +26,7 @@ def by_prompt(runs: Sequence[labelled_run.LabelledRun]) -> list[PromptSamples]:
             if isinstance(row.get(COLUMN), list):
                 last_samples[row["stage"]] = row[COLUMN]
         for stage, samples in last_samples.items():
-            label = labelled_run.prefixed(runs, run, f"after {stage}")
+            label = labeled_run.prefixed(runs, run, f"after {stage}")
             for sample in samples:
                 if isinstance(sample, Mapping):
                     prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))

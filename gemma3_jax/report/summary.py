@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma3_jax.model import parameters
-from gemma3_jax.report import cache_memory, context_curves, formatting, labelled_run, run_data, table
+from gemma3_jax.report import cache_memory, context_curves, formatting, labeled_run, run_data, table
 from gemma3_jax.train import goodput
 
 FINAL_ROWS = 20  # a final number is the mean of so many rows, as one step is noisy
@@ -40,7 +40,7 @@ def facts(run: run_data.RunData) -> list[Fact]:
     return [fact for fact in candidates if fact]
 
 
-def comparison(runs: Sequence[labelled_run.LabelledRun]) -> table.Table:
+def comparison(runs: Sequence[labeled_run.LabeledRun]) -> table.Table:
     """The facts of several runs, with a column for each run."""
     columns = [{fact.name: fact for fact in facts(run.data)} for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
@@ -48,7 +48,7 @@ def comparison(runs: Sequence[labelled_run.LabelledRun]) -> table.Table:
     return table.Table(head=["", *(run.label for run in runs)], rows=rows)
 
 
-def stages(runs: Sequence[labelled_run.LabelledRun]) -> table.Table:
+def stages(runs: Sequence[labeled_run.LabeledRun]) -> table.Table:
     """A row for each stage of each run."""
     head = [*(["run"] if len(runs) > 1 else []), "stage", "steps", "sequence length", "tokens", "first loss"]
     head += ["final loss", "bits per byte", "peak LR", "skipped"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.figure
 
-from gemma3_jax.report import chart, formatting, labelled_run, table
+from gemma3_jax.report import chart, formatting, labeled_run, table
 from gemma3_jax.train import goodput
 
 # Label and color by kind, from what trains the model to what was lost.
@@ -21,7 +21,7 @@ KINDS = {
 assert set(KINDS) == {*goodput.KINDS, goodput.LOST}
 
 
-def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
+def bars(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:
     """Fractions of each run's wall time; None if no run has a goodput ledger."""
     timed = [run for run in runs if sum(run.data.seconds_by_kind.values()) > 0]
     if not timed:
@@ -67,7 +67,7 @@ def bars(runs: Sequence[labelled_run.LabelledRun]) -> chart.Chart | None:
 
 
 def _numbers(
-    runs: Sequence[labelled_run.LabelledRun], timed: Sequence[labelled_run.LabelledRun], kinds: Sequence[str]
+    runs: Sequence[labeled_run.LabeledRun], timed: Sequence[labeled_run.LabeledRun], kinds: Sequence[str]
 ) -> table.Table:
     head = ["", *(cell for run in timed for cell in (run.label if len(runs) > 1 else "time", "fraction"))]
     rows = [[KINDS[kind][0], *(cell for run in timed for cell in _time_and_fraction(run, kind))] for kind in kinds]
@@ -76,6 +76,6 @@ def _numbers(
     return table.Table(head=head, rows=rows)
 
 
-def _time_and_fraction(run: labelled_run.LabelledRun, kind: str) -> tuple[str, str]:
+def _time_and_fraction(run: labeled_run.LabeledRun, kind: str) -> tuple[str, str]:
     seconds = run.data.seconds_by_kind[kind]
     return formatting.duration(seconds), formatting.percent(seconds / sum(run.data.seconds_by_kind.values()))

@@ -56,7 +56,7 @@ class Interrupts:
             os._exit(128 + number)
         self.requested = True
         if not self.unsaved and jax.process_count() == 1:
-            self._report(f"gemma3_jax: stopped by {number.name}; everything is saved; run the same command to resume")
+            self._report(f"gemma3_jax: stopped by {number.name}; no step is lost; run the same command to resume")
             os._exit(STOPPED)
         self._report(f"gemma3_jax: {number.name}: saving, then stopping; again stops at once")
 

@@ -125,7 +125,7 @@ class Saver:
         if self._num_failures >= self._when.max_failures:
             raise OSError(
                 f"{self._num_failures} checkpoints in a row failed (config.checkpoints.max_failures), the last one as "
-                f"{error}; {stands}: mend the disk, then run the same command to resume"
+                f"{error}; {stands}: fix the disk, then run the same command to resume"
             ) from error
         self._say(
             f"warning: no checkpoint ({self._num_failures} of {self._when.max_failures} failures in a row): {error}; "

@@ -74,5 +74,5 @@ def test_unknown_buckets_and_languages_are_refused(buckets, problem):
 
 
 def test_a_part_without_rows_is_refused():
-    with pytest.raises(ValueError, match="text/is has no rows; leave it out"):
+    with pytest.raises(ValueError, match="text/is has no sequences; leave it out"):
         mixture.weights(PARTS, ROWS | {"text/is": 0}, {"text": settings.Bucket()})

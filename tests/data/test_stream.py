@@ -185,7 +185,7 @@ def test_targets_that_are_not_of_the_stream_s_rows_are_refused(data, mesh, store
     with stream.Stream(data, find(data, seed=4), mesh, stored_targets=stored[0]) as batches:
         with pytest.raises(ValueError, match="the targets of row [0-9]+ in .*out are of another row"):
             next(batches)
-    with pytest.raises(ValueError, match="first_step is 8, but .*out has targets of 8 steps; teach more rows"):
+    with pytest.raises(ValueError, match="first_step is 8, but .*out has targets of 8 steps; teach more sequences"):
         stream.Stream(data, find(data), mesh, stored_targets=stored[0], first_step=8)
 
 
@@ -338,11 +338,11 @@ def test_rows_of_a_length_that_was_not_prepared_are_refused(data):
 
 def test_rows_that_do_not_split_over_the_mesh_are_refused(data, mesh):
     with pytest.raises(
-        ValueError, match="6 rows in a step do not split over replica x data = 4 of the mesh; make it 4, 2 x 4"
+        ValueError, match="6 sequences in a step do not split over replica x data = 4 of the mesh; make it 4, 2 x 4"
     ):
         stream.Stream(data, find(data, batch_size=6), mesh)
     odd = dataclasses.replace(find(data), seq_len=63)
-    with pytest.raises(ValueError, match="63 tokens in a row do not split over seq = 2 of the mesh"):
+    with pytest.raises(ValueError, match="63 tokens in a sequence do not split over seq = 2 of the mesh"):
         stream.Stream(data, odd, mesh)
 
 

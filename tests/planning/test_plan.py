@@ -148,7 +148,7 @@ def test_so_does_that_of_a_mesh_with_fewer_chips_than_slices(topology):
 
 
 def test_the_error_of_a_batch_that_does_not_split_names_one_that_does(topology):
-    message = r"only: 6 rows in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
+    message = r"only: 6 sequences in a step do not split over replica x data = 4 .*; make it 4, 2 x 4"
     with pytest.raises(ValueError, match=message):
         plan.make(settings.resolve(recipe(batch_size=6), "only"), topology)
 

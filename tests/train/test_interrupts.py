@@ -130,7 +130,7 @@ def test_the_first_signal_with_nothing_unsaved_ends_at_once(number, hung, start)
     )
     process.send_signal(number)
     name = signal.Signals(number).name
-    text = f"gemma3_jax: stopped by {name}; everything is saved; run the same command to resume\n"
+    text = f"gemma3_jax: stopped by {name}; no step is lost; run the same command to resume\n"
     assert end(process) == (interrupts.STOPPED, "", text)
 
 

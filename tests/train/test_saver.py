@@ -226,7 +226,7 @@ def test_too_many_failures_in_a_row_end_the_run_and_name_the_last_good_checkpoin
     at.saver.finish()
     text = (
         rf"^3 checkpoints in a row failed \(config\.checkpoints\.max_failures\), the last one as 300 cannot be "
-        rf"written: no room to {where}; that of step 150 stands: mend the disk, then run the same command to resume$"
+        rf"written: no room to {where}; that of step 150 stands: fix the disk, then run the same command to resume$"
     )
     with pytest.raises(OSError, match=text):
         at.begin(300)
@@ -237,7 +237,7 @@ def test_too_many_failures_in_a_row_end_the_run_and_name_the_last_good_checkpoin
 def test_the_only_failure_allowed_ends_the_run(desk):
     at = desk(max_failures=1)
     at.series.outcomes = ["begin"]
-    with pytest.raises(OSError, match="^1 checkpoints in a row failed .*; there is none yet: mend the disk"):
+    with pytest.raises(OSError, match="^1 checkpoints in a row failed .*; there is none yet: fix the disk"):
         at.begin(150)
     assert at.said == []
 

@@ -112,7 +112,7 @@ class StoredTargets:
         self._check("temperature", samples.temperature, f"{remedy} set its temperature to what is stored")
         if num_rows > self.num_rows:
             raise ValueError(
-                f"{self.path} has targets of the first {self.num_rows} rows, the stage trains on {num_rows}; "
+                f"{self.path} has targets of the first {self.num_rows} sequences, the stage trains on {num_rows}; "
                 "teach that many, or take fewer steps"
             )
         try:

@@ -77,7 +77,7 @@ class TargetsWriter:
         if missing := np.flatnonzero(self._locations(files)[:, 1] == 0).tolist():
             raise ValueError(
                 f"{self._path} lacks {targets_reader.describe(missing)}; let all processes write to one shared "
-                "directory: the same command resumes the work"
+                "directory, and run the same command to resume"
             )
         manifest = {
             **(notes or {}),

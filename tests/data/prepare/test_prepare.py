@@ -525,7 +525,7 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path):
         quality=settings.QualityConfig(score="tests.data.prepare.test_prepare:kill_me"),
     )
     with pytest.raises(
-        ValueError, match="a worker process was killed, most often for want of memory; the same command"
+        ValueError, match="a worker process was killed, most often because memory ran out; run the same command"
     ):
         texts.run(config, tmp_path / "out", 1)
 

@@ -344,7 +344,10 @@ def for_stage(
         ),
         ({"samples": {"temperature": 2.0}}, "made with temperature 1.0, the stage has 2.0; .* set its temperature"),
         ({"samples": {"num_samples": 9}}, "out: num_samples is 9, and 8 are stored: no more can be had"),
-        ({"num_rows": 24}, "has targets of the first 22 rows, the stage trains on 24; teach that many, or take fewer"),
+        (
+            {"num_rows": 24},
+            "has targets of the first 22 sequences, the stage trains on 24; teach that many, or take fewer",
+        ),
     ],
 )
 def test_a_stage_of_other_rows_or_samples_is_refused(written, changes, why):

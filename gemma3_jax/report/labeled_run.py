@@ -7,7 +7,7 @@ from gemma3_jax.report import chart, run_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledRun:
+class LabeledRun:
     """One of the runs of a page; number 0 is the run that the page is about."""
 
     number: int
@@ -23,13 +23,13 @@ class LabelledRun:
         return chart.COLORS[chart.series_role(self.number)]
 
 
-def legend(runs: Sequence[LabelledRun]) -> list[chart.LegendEntry]:
+def legend(runs: Sequence[LabeledRun]) -> list[chart.LegendEntry]:
     """The legend that tells runs apart; empty for a single run."""
     if len(runs) == 1:
         return []
     return [chart.legend_line(run.label, run.number) for run in runs]
 
 
-def prefixed(runs: Sequence[LabelledRun], run: LabelledRun, text: str) -> str:
+def prefixed(runs: Sequence[LabeledRun], run: LabeledRun, text: str) -> str:
     """The text, after the label of its run if there are several runs."""
     return text if len(runs) == 1 else f"{run.label}: {text}"
