@@ -232,7 +232,7 @@ def test_targets_of_other_rows_are_refused(train, stored, tmp_path):
     targets = f"--config.stages.first.targets={stored()}"
     for flags, text in (
         (["--config.seed=5"], "seed"),
-        (["--config.stages.first.num_steps=7"], "first 48 rows, the stage trains on 56"),
+        (["--config.stages.first.num_steps=7"], "first 48 sequences, the stage trains on 56"),
         (["--config.stages.first.samples.temperature=2.0"], "temperature"),
         (["--config.stages.first.samples.num_samples=16"], "8 are stored"),
         ([f"{ESTIMATOR}top_k"], "estimator"),
