@@ -29,13 +29,13 @@ NUM_ENCODERS = 4  # threads: encoding a row of 32K tokens and 256 samples takes 
 
 
 def execute(
-    config: settings.StageConfig, output: pathlib.Path, *, out: console.Console, watchdog: watchdog.Watchdog
+    config: settings.StageConfig, output: pathlib.Path, *, out: console.Console, hang_watchdog: watchdog.Watchdog
 ) -> dict:
     """Stores the targets of all rows of a stage in `output`, or of those that are missing there. Returns what it took.
 
     Raises: ValueError if it cannot, or if something else is in `output`; OSError where the disk refuses.
     """
-    watchdog.start("start_up")
+    hang_watchdog.start("start_up")
     process = jax.process_index()
     if process != 0:
         out = console.SILENT
@@ -67,7 +67,7 @@ def execute(
             stack.enter_context(contextlib.closing(next_batch))
             teacher = _Teacher(config, checkpoint, mesh, out.say)
             with jax.set_mesh(mesh), out.bar("teach", num_tokens, unit=" tokens") as progress:
-                timings = _teach(teacher, next_batch, units, writer, progress, watchdog)
+                timings = _teach(teacher, next_batch, units, writer, progress, hang_watchdog)
         with hosts.raise_on_all():
             manifest = writer.complete({"teacher_path": str(checkpoint.path)}) if process == 0 else {}
     return {
@@ -141,14 +141,14 @@ def _in_parts(targets_of: Callable, num_parts: int) -> Callable:
 
 
 def _teach(
-    teacher: _Teacher, next_batch: Callable, units: list[range], writer, progress, watchdog: watchdog.Watchdog
+    teacher: _Teacher, next_batch: Callable, units: list[range], writer, progress, hang_watchdog: watchdog.Watchdog
 ) -> dict:
     """Writes unit after unit. Returns what it took, compilation apart."""
     batch_size, seq_len = teacher.config.batch_size, teacher.config.seq_len
     steps = [number for unit in units for number in range(unit.start // batch_size, unit.stop // batch_size)]
     first = next_batch(steps[0]).rows
-    watchdog.stop("start_up")
-    with watchdog.phase("compile"):
+    hang_watchdog.stop("start_up")
+    with hang_watchdog.phase("compile"):
         timings = teacher.compile(first)
     started = time.monotonic()
     targets = _targets_of_steps(teacher, next_batch, first, steps)
@@ -156,14 +156,14 @@ def _teach(
         for unit in units:
             records = {}
             for _ in range(len(unit) // batch_size):
-                watchdog.start("step")
+                hang_watchdog.start("step")
                 for row_id, row_targets in next(targets).items():
                     records[row_id] = pool.submit(codec.encode, *row_targets, teacher.config.samples)
                 progress.update(batch_size * seq_len)
             with hosts.raise_on_all():
                 row_ids = sorted(records)
                 writer.write(row_ids, [records[row_id].result() for row_id in row_ids])
-    watchdog.stop("step")
+    hang_watchdog.stop("step")
     seconds, num_tokens = time.monotonic() - started, len(steps) * batch_size * seq_len
     return {"seconds": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1), **timings}
 

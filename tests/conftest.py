@@ -18,7 +18,8 @@ import pytest  # noqa: E402
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "gemma3_jax"
 assert PACKAGE.name not in sys.modules, "what is imported already is not checked"
-# Shapes are checked where there are any: a call costs some 30 microseconds, and a parser of bytes makes a million.
+# Shapes are checked where there are any: a call through jaxtyping costs 8 microseconds, through beartype alone 0.5, and
+# parsers of bytes make a million calls.
 HAVE_SHAPES = [
     ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
     for file in PACKAGE.rglob("*.py")

@@ -63,14 +63,7 @@ def plot(axes, summary: dict) -> None:
     intervals = [results.paired_difference(summary, (name, "nats"), ("1:1", "nats")) for name in names]
     axes.axhspan(-MARGIN, MARGIN, color="tab:green", alpha=0.15, label=f"within {MARGIN} nats")
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.errorbar(
-        names,
-        [interval.mean for interval in intervals],
-        [interval.half_width for interval in intervals],
-        fmt="o",
-        capsize=4,
-        label="mean and 95 %",
-    )
+    results.plot_intervals(axes, names, intervals, label="mean and 95 %", marker="o")
     axes.set_xlabel("local layers : global layers")
     axes.set_ylabel("loss minus that of 1:1, same seed (nats a token)")
     axes.legend()

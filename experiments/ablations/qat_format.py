@@ -84,16 +84,10 @@ def main() -> None:
     quants = {format: quant_settings.Quant(format=format) for format in FORMATS}
     rounded = {format: jax.jit(view.make(quant, parameters.dims(model))) for format, quant in quants.items()}
 
-    def train(student, batches, progress):
-        for batch in batches:
-            student.train_step(batch)
-            progress.step()
-        return student.state.params
-
     def measure(seed, missing, progress):
         held_out, batches = students.student_batches(data, seed, flags.before_steps + flags.steps)
         batches = list(batches)
-        start = train(before.next_token(seed), batches[: flags.before_steps], progress)
+        start = before.next_token(seed).train(batches[: flags.before_steps], progress)
         with_logits = [(batch, logits(start, batch)) for batch in held_out]
         for setting in missing:
             params = start
@@ -101,7 +95,7 @@ def main() -> None:
                 format = SETTINGS[setting]
                 if setting.endswith("after"):
                     student = after.quantized(quants[format], start)
-                    params = train(student, batches[flags.before_steps :], progress)
+                    params = student.train(batches[flags.before_steps :], progress)
                 params = rounded[format](params)
             scores = students.score(logits, params, with_logits)
             yield setting, {"kl": scores["kl"], "nats": scores["nats"]}

@@ -190,6 +190,12 @@ def _commit() -> str:
         return "unknown"
 
 
+def plot_intervals(axes, positions: Sequence, intervals: Sequence[Interval], *, label: str, marker: str = "o-") -> None:
+    """Draws a point for each mean, and its interval as a bar."""
+    half_widths = [interval.half_width for interval in intervals]
+    axes.errorbar(positions, [interval.mean for interval in intervals], half_widths, fmt=marker, capsize=4, label=label)
+
+
 def write(summary: dict, directory: pathlib.Path, plot: Callable) -> None:
     """Writes result.json, and plot.png as `plot(axes, summary)` draws it. Needs matplotlib."""
     import matplotlib

@@ -125,15 +125,8 @@ def make_score(model: config.Config):
 
 def plot(axes, summary: dict) -> None:
     for name, measures in summary["means"].items():
-        intervals = [measures[measure_name(context)] for context in CONTEXTS]
-        axes.errorbar(
-            CONTEXTS,
-            [interval["mean"] for interval in intervals],
-            [interval["half_width"] for interval in intervals],
-            marker="o",
-            capsize=4,
-            label=name,
-        )
+        intervals = [results.Interval(**measures[measure_name(context)]) for context in CONTEXTS]
+        results.plot_intervals(axes, CONTEXTS, intervals, label=name)
     for length, label in ((SHORT, "trained on"), (LONG, "extended to")):
         axes.axvline(length, color="grey", linestyle=":", linewidth=1)
         axes.annotate(label, (length, 1), xycoords=("data", "axes fraction"), ha="left", va="top", fontsize=8)
@@ -162,21 +155,15 @@ def make_measure(data, flags) -> trials.Measure:
     score = {scale: make_score(model) for scale, model in models.items()}
     texts = held_out_texts(data.tokenizer())[: flags.texts]
 
-    def train(student, batches, progress):
-        for batch in batches:
-            student.train_step(batch)
-            progress.step()
-        return student.state.params
-
     def measure(seed, missing, progress):
         batches_of = functools.partial(students.student_batches, data, seed)
         _, batches = batches_of(flags.short_steps, seq_len=SHORT, batch_size=SHORT_BATCH_SIZE)
-        start = train(short_students.next_token(seed), batches, progress)
+        start = short_students.next_token(seed).train(batches, progress)
         for setting in missing:
             scale, params = SCALES[setting], start
             if setting != BEFORE:
                 _, batches = batches_of(flags.steps, seq_len=LONG, batch_size=LONG_BATCH_SIZE)
-                params = train(long_students[scale].next_token(start=start), batches, progress)
+                params = long_students[scale].next_token(start=start).train(batches, progress)
             yield (
                 setting,
                 {measure_name(context): float(score[scale](params, texts[:, -context:])) for context in CONTEXTS},

@@ -11,7 +11,7 @@ import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,13 @@ class Student:
 
     def train_step(self, rows: stream.Rows, teacher_logits: jax.Array | None = None) -> None:
         self.state, _ = self.step(self.state, self.frozen, self.make_batch(rows, teacher_logits))
+
+    def train(self, batches: Iterable[stream.Rows], progress: trials.Progress) -> dict:
+        """Takes a step on each batch, without a teacher. Returns the parameters."""
+        for batch in batches:
+            self.train_step(batch)
+            progress.step()
+        return self.state.params
 
 
 class StudentFactory:
@@ -263,11 +270,9 @@ def teacher_params(data: dataset.Dataset, model: config.Config, num_steps: int) 
     factory = StudentFactory(data, model, num_steps=num_steps, batch_size=TEACHER_BATCH_SIZE)
     teacher = factory.next_token(seed=1_000)
     progress = trials.Progress(f"teacher of embed_dim {model.embed_dim}", num_steps)
-    for batch in teacher_batches(data, num_steps):
-        teacher.train_step(batch)
-        progress.step()
+    params = teacher.train(teacher_batches(data, num_steps), progress)
     path.parent.mkdir(exist_ok=True)
-    leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(teacher.state.params))}
+    leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(params))}
     unfinished = path.with_suffix(".part.npz")
     np.savez(unfinished, **leaves)
     unfinished.rename(path)
@@ -286,10 +291,7 @@ def measure_models(data: dataset.Dataset, models: dict[str, config.Config], num_
             factory, logits = compiled(setting)
             student = factory.next_token(seed)
             held_out, batches = student_batches(data, seed, num_steps)
-            for batch in batches:
-                student.train_step(batch)
-                progress.step()
-            yield setting, {"nats": mean_nats(logits, student.state.params, held_out)}
+            yield setting, {"nats": mean_nats(logits, student.train(batches, progress), held_out)}
 
     return measure
 

@@ -63,14 +63,7 @@ def plot(axes, summary: dict) -> None:
         for horizon in HORIZONS
     ]
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.errorbar(
-        tokens,
-        [interval.mean for interval in intervals],
-        [interval.half_width for interval in intervals],
-        marker="o",
-        capsize=4,
-        label="mean and 95 %",
-    )
+    results.plot_intervals(axes, tokens, intervals, label="mean and 95 %")
     axes.set_xscale("log")
     axes.set_xticks(tokens, [f"{number:,.0f}" for number in tokens])
     axes.minorticks_off()

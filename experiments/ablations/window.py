@@ -69,14 +69,8 @@ def plot(axes, summary: dict) -> None:
         windows = [window for number, window in SETTINGS.values() if number == RATIOS[ratio]][1:]
         baseline = (f"{ratio}, {WINDOWS[0]}", "nats")
         intervals = [results.paired_difference(summary, (f"{ratio}, {window}", "nats"), baseline) for window in windows]
-        axes.errorbar(
-            [window * shift for window in windows],
-            [interval.mean for interval in intervals],
-            [interval.half_width for interval in intervals],
-            marker="o",
-            capsize=4,
-            label=f"{ratio}, mean and 95 %",
-        )
+        shifted = [window * shift for window in windows]
+        results.plot_intervals(axes, shifted, intervals, label=f"{ratio}, mean and 95 %")
     ticks = (CONTROL_WINDOW, *reversed(WINDOWS))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(window) for window in ticks])

@@ -63,7 +63,7 @@ def run(flags: argparse.Namespace) -> None:
     stacks = output.with_name(f"{output.name}-stacks-{jax.process_index()}.txt")
     with contextlib.closing(watchdog.Watchdog(run_config.deadlines, stacks)) as hang_watchdog:
         out = console.Console(say=terminal.say, bar=terminal.bar)
-        summary = teach.execute(config, output, out=out, watchdog=hang_watchdog)
+        summary = teach.execute(config, output, out=out, hang_watchdog=hang_watchdog)
     hosts.leave()
     if is_first:
         terminal.say(f"wrote {flags.output}: {_describe(summary)}")

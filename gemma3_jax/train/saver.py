@@ -32,12 +32,12 @@ class Saver:
         manager: CheckpointWriter,
         when: settings.Checkpoints,
         ledger: goodput.Ledger,
-        watchdog: watchdog.Watchdog,
+        hang_watchdog: watchdog.Watchdog,
         say: Callable[[str], None],
         *,
         last_good: int | None = None,
     ):
-        self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, watchdog, say
+        self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, hang_watchdog, say
         self._last_time = time.monotonic()
         self._saving: int | None = None  # the step of the checkpoint that is being written
         self._save_error: OSError | None = None
