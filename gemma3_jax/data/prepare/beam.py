@@ -7,6 +7,7 @@ again after a stop is up to the runner.
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -27,6 +28,8 @@ from gemma3_jax.data.prepare import (
     sources,
 )
 from gemma3_jax.tokenizer import vocabulary
+
+KeyAndValue = tuple[Any, Any]  # what Beam groups and combines; a TaggedOutput holds one
 
 
 def run(
@@ -119,7 +122,7 @@ class _Candidates(beam.DoFn):
     def setup(self) -> None:
         self._worker = documents.Worker(self._config, self._inputs, vocabulary.Tokenizer(self._model))
 
-    def process(self, unit: sources.Unit) -> Iterator:
+    def process(self, unit: sources.Unit) -> Iterator[KeyAndValue]:
         counts = documents.UnitCounts()
         try:
             for candidate in self._worker.candidates(unit, counts):
@@ -157,7 +160,7 @@ def _find_duplicates(candidates, config: settings.DuplicatesConfig):
 class _Copies(beam.DoFn):
     """Documents of one digest -> the first of them, which stays a candidate, and a verdict on the others."""
 
-    def process(self, group) -> Iterator:
+    def process(self, group) -> Iterator[KeyAndValue]:
         _, members = group
         (record_id, signature), *later = sorted(members, key=lambda member: member[0])
         yield beam.pvalue.TaggedOutput("first", (record_id, signature))
@@ -165,13 +168,13 @@ class _Copies(beam.DoFn):
             yield other, ("duplicate", record_id)
 
 
-def _bands(record_id, signature: bytes | None) -> Iterator:
+def _bands(record_id, signature: bytes | None) -> Iterator[KeyAndValue]:
     if signature is not None:
         for band in duplicates.bands(np.frombuffer(signature, np.uint64)):
             yield band, (record_id, signature)
 
 
-def _same_band(group, min_similarity: float) -> Iterator:
+def _same_band(group, min_similarity: float) -> Iterator[KeyAndValue]:
     _, members = group
     members = sorted(members)
     if len(members) > 1:
@@ -183,7 +186,7 @@ def _same_band(group, min_similarity: float) -> Iterator:
 class _Judge(beam.DoFn):
     """A document with its verdict, if any -> ("unique", its part) or ("duplicates", the reason)."""
 
-    def process(self, element) -> Iterator:
+    def process(self, element) -> Iterator[KeyAndValue]:
         record_id, joined = element
         [(content, _, _)] = joined["candidate"]
         document = shards.TokenizedDocument.from_bytes(content)
