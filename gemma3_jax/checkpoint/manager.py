@@ -19,9 +19,11 @@ from orbax.checkpoint import v1 as ocp
 
 from gemma3_jax import hosts, renamed
 from gemma3_jax.checkpoint import orbax
+from gemma3_jax.durable import atomic
 
 CHECKPOINTS = "checkpoints"  # directory of a run's checkpoints, in the run's directory
 DAMAGED = "damaged"  # directory beside it, for checkpoints that cannot be read
+UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of a checkpoint that Orbax has not written whole
 STATE, CURSOR, META = "state", "cursor", "meta"
 # Replicas share the writing of what they all hold, except small vectors: cutting those took longer than writing them.
 MIN_SLICE_BYTES = 1 << 20
@@ -67,6 +69,7 @@ class CheckpointManager:
         preserved += [policies.EveryNSteps(keep_every_steps)] if keep_every_steps else []
         self._preservation_policy = policies.AnyPreservationPolicy(preserved)
         self._checkpointer: ocp.training.Checkpointer | None = None
+        self._response: ocp.AsyncResponse[bool] | None = None  # of the checkpoint that is being saved
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, damaged ones included, newest first."""
@@ -91,12 +94,17 @@ class CheckpointManager:
         with self._saving(step):
             if self._checkpointer is None:
                 self._checkpointer = self._open()
-            self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=custom)
+            self._response = self._checkpointer.save_checkpointables_async(
+                step, items, force=True, custom_metadata=custom
+            )
 
     def finish(self) -> None:
         """Waits for the checkpoint that is being saved. Raises: OSError if it failed; earlier ones are unchanged."""
-        if self._checkpointer is not None:
-            with self._saving(None):
+        response, self._response = self._response, None
+        with self._saving(None):
+            if response is not None:
+                response.result()  # ends its thread and closes its files, which `wait` does not
+            if self._checkpointer is not None:
                 self._checkpointer.wait()
 
     @property
@@ -104,16 +112,19 @@ class CheckpointManager:
         return self._checkpointer is not None and self._checkpointer.is_saving_in_progress()
 
     def _open(self) -> ocp.training.Checkpointer:
+        if jax.process_index() == 0:  # what a killed process left, or a failed save that may still be writing
+            atomic.remove_matching(self._directory, re.compile(rf".*{re.escape(UNFINISHED)}(\..*)?").fullmatch)
         # Orbax's default policies save continuously and keep everything. Here the caller decides.
         never = ocp.training.save_decision_policies.SpecificStepsPolicy(())
         context = ocp.Context()
         context.array.saving.min_slice_bytes_for_replica_parallel = MIN_SLICE_BYTES
+        # Else a thread waits for directories that cannot be made, and the process does not end.
+        context.asynchronous.create_directories_asynchronously = False
         return ocp.training.Checkpointer(
             self._directory,
             context=context,
             save_decision_policy=never,
             preservation_policy=self._preservation_policy,
-            cleanup_tmp_directories=True,  # of a process that was killed, or of a save that failed
         )
 
     @contextlib.contextmanager
@@ -122,8 +133,7 @@ class CheckpointManager:
         try:
             yield
         except (ValueError, OSError, RuntimeError) as error:
-            # The old checkpointer counts the failed step as saved; a new one removes what is left of it.
-            self._checkpointer = None
+            self._checkpointer = None  # it counts the failed step as saved
             path = self._directory if step is None else self.path(step)
             raise OSError(f"{path} cannot be written: {orbax.first_line(orbax.first_cause(error))}") from error
 

@@ -1,13 +1,16 @@
 """Files and directories that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
+import platform
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-PARTIAL = ".partial-"  # a name with it is not whole yet: .NAME.partial-PID
+PARTIAL = ".partial-"  # a name with it is not whole yet: .NAME.partial-HOST-PID
 OLD_PARTIAL = ".writing-"  # before December 2026: .writing-XXXX
 # Globs of what a killed process leaves; it is never read, and the next process removes it.
 LEFTOVERS = (f".*{PARTIAL}*", f"{OLD_PARTIAL}*")
@@ -16,15 +19,42 @@ _partials: set[pathlib.Path] = set()  # begun and not finished; what a stopped p
 
 
 def _partial(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(f".{target.name}{PARTIAL}{os.getpid()}")
+    return target.with_name(f"{_prefix(target)}{os.getpid()}")
+
+
+def _prefix(target: pathlib.Path) -> str:
+    return f".{target.name}{PARTIAL}{platform.node()}-"
+
+
+def _sweep(target: pathlib.Path) -> None:
+    """Removes what killed processes of this host left of the same target."""
+    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
+        pid = re.match(r"\d+", path.name.removeprefix(_prefix(target)))
+        if pid and not _is_being_written(path, int(pid[0])):
+            remove(path)
+
+
+def _is_being_written(path: pathlib.Path, pid: int) -> bool:
+    if pid == os.getpid():  # a container gives its processes the same numbers at each start
+        return any(f"{path.name}.".startswith(f"{partial.name}.") for partial in _partials)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return True
 
 
 @contextlib.contextmanager
 def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
     """Yields paths to write files or directories at, which become `targets` if the block ends well.
 
-    Otherwise they are removed. Raises: ValueError if a target has come to exist meanwhile.
+    Otherwise they are removed; what a killed process left, by the next one with the same target. Raises: ValueError if
+    a target has come to exist meanwhile.
     """
+    for target in targets:
+        _sweep(target)
     partials = tuple(map(_partial, targets))
     _partials.update(partials)
     try:
@@ -40,6 +70,7 @@ def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
 
 def replace(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole, over one that is there, or leaves that one as it is. Raises: OSError."""
+    _sweep(path)
     partial = _partial(path)
     _partials.add(partial)
     try:
@@ -56,19 +87,26 @@ def replace(path: pathlib.Path, content: bytes) -> None:
 def remove_partials() -> None:
     """Removes everything that is begun and not finished. A signal handler may call it while it runs."""
     for partial in tuple(_partials):
-        # Orbax writes to a sibling with a longer name first, and after an error its threads may write on for a moment:
-        # look until nothing has come back twice.
-        num_clean_looks = 0
-        for _ in range(100):
-            siblings = partial.parent.iterdir() if partial.parent.is_dir() else ()
-            leftovers = [path for path in siblings if f"{path.name}.".startswith(f"{partial.name}.")]
-            for path in leftovers:
-                remove(path)
-            num_clean_looks = 0 if leftovers else num_clean_looks + 1
-            if num_clean_looks == 2:
-                break
-            time.sleep(0.05)
+        # Orbax writes to a sibling with a longer name first.
+        remove_matching(partial.parent, lambda name, own=partial.name: f"{name}.".startswith(f"{own}."))
         _partials.discard(partial)
+
+
+def remove_matching(directory: pathlib.Path, matches: Callable[[str], object]) -> None:
+    """Removes what has a matching name, until nothing has come back twice.
+
+    After an error, Orbax's threads may write on for a moment.
+    """
+    num_clean_looks = 0
+    for _ in range(100):
+        siblings = directory.iterdir() if directory.is_dir() else ()
+        leftovers = [path for path in siblings if matches(path.name)]
+        for path in leftovers:
+            remove(path)
+        num_clean_looks = 0 if leftovers else num_clean_looks + 1
+        if num_clean_looks == 2:
+            break
+        time.sleep(0.05)
 
 
 def remove(path: pathlib.Path) -> None:

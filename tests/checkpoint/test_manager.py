@@ -1,6 +1,9 @@
 """The checkpoints of a run: what comes back is what was saved, to the bit, and of the same run."""
 
 import dataclasses
+import gc
+import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -176,3 +179,17 @@ def test_a_run_without_checkpoints_is_refused_by_name(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match=rf"{tmp_path}/checkpoints holds no checkpoint yet"):
         checkpoint_open.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("num_saves", [8, pytest.param(300, marks=pytest.mark.slow)])
+def test_saves_leave_neither_threads_nor_descriptors_behind(num_saves, make_series, mesh):
+    """A run saves thousands of times, and a process may hold 1,024 descriptors."""
+    of = make_series()
+    saved.save(of, 0, mesh)
+    gc.collect()
+    num_threads, num_descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    for step in range(1, num_saves + 1):
+        saved.save(of, step, mesh)
+    gc.collect()
+    assert threading.active_count() <= num_threads + 2
+    assert len(os.listdir("/proc/self/fd")) <= num_descriptors + 2

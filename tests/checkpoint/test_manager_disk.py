@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,17 +29,6 @@ def assert_saved(of: manager.CheckpointManager, step: int, mesh) -> None:
     saved.assert_same((found.params, found.state), saved.make(mesh, step))
 
 
-def save_until_it_works(of: manager.CheckpointManager, step: int, mesh, num_attempts: int = 20) -> None:
-    """What is left of a failed save may still be writing in the background."""
-    for attempt in range(num_attempts):
-        try:
-            return saved.save(of, step, mesh)
-        except OSError:
-            if attempt == num_attempts - 1:
-                raise
-            time.sleep(0.1)
-
-
 # From nothing at all to nearly enough: a save fails at another moment each time.
 @pytest.mark.parametrize("kib", [0, 8, 48, 80])
 def test_a_full_disk_is_an_oserror_and_what_was_saved_before_stands(kib, small_disk, make_series, mesh, said):
@@ -53,7 +41,7 @@ def test_a_full_disk_is_an_oserror_and_what_was_saved_before_stands(kib, small_d
         assert not of.is_saving
     assert_saved(make_series(), 5, mesh)
     filler.unlink()
-    save_until_it_works(of, 8, mesh)
+    saved.save(of, 8, mesh)
     assert of.steps() == [8, 5] and said == []
     assert_saved(make_series(), 8, mesh)
     assert sorted(path.name for path in small_disk.iterdir()) == ["5", "8"]
@@ -65,7 +53,7 @@ def test_a_full_disk_from_the_start_is_an_oserror_too(small_disk, make_series, m
         saved.save(of, 5, mesh)
     assert saved.restore(make_series(), mesh) is None
     filler.unlink()
-    save_until_it_works(of, 6, mesh)
+    saved.save(of, 6, mesh)
     assert_saved(make_series(), 6, mesh)
 
 
@@ -77,7 +65,7 @@ def test_a_disk_that_turns_read_only_is_an_oserror_and_is_read_still(small_disk,
         saved.save(of, 6, mesh)
     assert_saved(make_series(), 5, mesh)
     disks.remount(small_disk, "rw")
-    save_until_it_works(of, 7, mesh)
+    saved.save(of, 7, mesh)
     assert_saved(make_series(), 7, mesh)
 
 
@@ -99,7 +87,7 @@ def test_a_directory_that_vanishes_below_a_save_in_hand_is_an_oserror(make_serie
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
         of.finish()
-    save_until_it_works(of, 7, mesh)
+    saved.save(of, 7, mesh)
     assert_saved(make_series(), 7, mesh)
 
 
@@ -107,6 +95,21 @@ def test_a_place_that_cannot_be_a_directory_is_an_oserror(make_series, mesh, tmp
     (tmp_path / "checkpoints").write_text("a file where the directory should be")
     with pytest.raises(OSError, match=rf"{tmp_path}/checkpoints/5 cannot be written: "):
         saved.save(make_series(), 5, mesh)
+
+
+@pytest.mark.slow
+def test_a_process_ends_after_a_failed_save(tmp_path):
+    """Threads that wait for what never comes would keep it."""
+    (tmp_path / "checkpoints").write_text("a file where the directory should be")
+    code = (
+        "from tests import conftest\nimport pathlib\nfrom gemma3_jax import sharding\n"
+        "from tests.checkpoint import saved\n"
+        "mesh = sharding.make_mesh(data=4, model=2)\n"
+        f"saved.save(saved.in_directory(pathlib.Path({str(tmp_path / 'checkpoints')!r}), print), 5, mesh)\n"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "checkpoints/5 cannot be written" in done.stderr
 
 
 # --- killed while it saved ---

@@ -19,6 +19,40 @@ def test_a_directory_appears_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "file").read_text() == "x"
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys\nfrom gemma3_jax.durable import atomic\n"
+        f"with atomic.new(pathlib.Path({str(tmp_path)!r}) / 'out') as (partial,):\n"
+        "    partial.mkdir()\n"
+        "    (partial / 'file').write_text('x')\n"
+        "    partial.with_name(f'{partial.name}.orbax-checkpoint-tmp').mkdir()\n"
+        "    print(partial.name, flush=True)\n    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    left = process.stdout.readline().strip()
+    others = {name: tmp_path / name for name in (left, f"{left}.orbax-checkpoint-tmp")}
+    with atomic.new(tmp_path / "out"):  # its writer lives
+        assert all(path.is_dir() for path in others.values())
+        (tmp_path / atomic._partial(tmp_path / "out").name).mkdir()
+    (tmp_path / "out").rmdir()
+    process.kill()
+    process.communicate()
+    for kept in (left.replace(f"-{process.pid}", f".elsewhere-{process.pid}"), left.replace(".out.", ".out2.")):
+        (tmp_path / kept).mkdir()  # of another host, whose processes are not seen here; of another target
+    with pytest.raises(OSError, match="no"), atomic.new(tmp_path / "out"):
+        raise OSError("no")
+    assert len(list(tmp_path.iterdir())) == 2 and not any(path.exists() for path in others.values())
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_removed_too(tmp_path):
+    """The processes of a container have the same numbers at each start."""
+    left = atomic._partial(tmp_path / "file")
+    left.mkdir()
+    (left / "part").write_text("old")
+    atomic.replace(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_files_appear_whole_and_together(tmp_path):
     with atomic.new(tmp_path / "a", tmp_path / "b") as partials:
         for partial in partials:
