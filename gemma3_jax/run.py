@@ -80,8 +80,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
             configs, workdir / manager.CHECKPOINTS, warn=out.say, allow_data_change=options.allow_data_change
         )
         out.say(*options.overrides, *map(_describe, stages))
-        if is_first:
-            stack.enter_context(_locked(workdir, out.say))
+        check_workdir = stack.enter_context(_locked(workdir, out.say)) if is_first else _check_nothing
 
         # --- restore ---
         ledger_file = workdir / goodput.FILE if is_first else pathlib.Path(os.devnull)
@@ -118,7 +117,15 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         ledger.restored(global_step)
 
         # --- set up the services of the run ---
-        save = saver.Saver(checkpoints, config.checkpoints, ledger, hang_watchdog, out.say, last_good=saved)
+        save = saver.Saver(
+            checkpoints,
+            config.checkpoints,
+            ledger,
+            hang_watchdog,
+            out.say,
+            last_good=saved,
+            check_directory=check_workdir,
+        )
         chip = chips.find(jax.devices()[0].device_kind)
         services = loop.Services(
             saver=save,
@@ -144,6 +151,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         finally:
             if services.trace:
                 services.trace.close()
+        check_workdir()
         if status != DIVERGED:  # the loop has recorded that
             ledger.record(save.last_good or 0)
         return RunResult(status, text, save.last_good, ledger.total() if is_first else {})
@@ -206,17 +214,29 @@ def _writers(
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[None]:
+def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[Callable[[], None]]:
     """Makes the directory and keeps a second run out of it. The system drops the lock when the process ends.
 
-    Raises: ValueError.
+    Yields a function that raises OSError if the directory is no longer this run's. Raises: ValueError.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir {workdir} is not a directory")
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"another process trains in {workdir}; wait for it, or choose another --workdir"
-    with lock.exclusive(workdir / ".lock", busy=busy, warn=say):
-        yield
+    with lock.exclusive(workdir / ".lock", busy=busy, warn=say) as is_in_place:
+
+        def check() -> None:
+            if not is_in_place():
+                raise OSError(
+                    f"{workdir} was removed or replaced while the run was on, with its config, tokenizer and "
+                    "checkpoints; nothing more is saved: put it back, or start the run anew"
+                )
+
+        yield check
+
+
+def _check_nothing() -> None:
+    """The check of the processes that hold no lock."""
 
 
 def _describe(stage: stage_run.StageRun) -> str:

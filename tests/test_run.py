@@ -349,6 +349,19 @@ def test_a_config_that_was_cut_short_is_written_anew(straight, train):
     assert json.loads((workdir / "config.json").read_text())["stage_order"] == ["first", "second"]
 
 
+def test_a_directory_that_is_removed_while_it_trains_is_an_error_not_a_success(train, monkeypatch):
+    call = batches.Batches.__call__
+
+    def removing(self, step, now):
+        if step == 5:
+            shutil.rmtree(train.workdir)
+        return call(self, step, now)
+
+    monkeypatch.setattr(batches.Batches, "__call__", removing)
+    status, err = train(NO_CHECKPOINTS, "--stage=first")
+    assert status == 1 and re.search("run was removed or replaced while the run was on.*put it back", runs.error(err))
+
+
 def test_a_directory_that_is_no_path_is_refused(data, capsys):
     assert program.main(runs.command(data, "gs://bucket/run")) == 1
     assert "--workdir is gs://bucket/run; it must be a directory" in capsys.readouterr().err

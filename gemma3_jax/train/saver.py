@@ -36,8 +36,10 @@ class Saver:
         say: Callable[[str], None],
         *,
         last_good: int | None = None,
+        check_directory: Callable[[], None] = lambda: None,  # raises OSError if there is no use in saving
     ):
         self._manager, self._when, self._ledger, self._watchdog, self._say = manager, when, ledger, hang_watchdog, say
+        self._check_directory = check_directory
         self._last_time = time.monotonic()
         self._saving: int | None = None  # the step of the checkpoint that is being written
         self._save_error: OSError | None = None
@@ -60,6 +62,7 @@ class Saver:
         Raises: OSError once too many saves in a row have failed.
         """
         self.finish()
+        self._check_directory()
         with self._ledger.spend("save"):
             self._watchdog.start("save")
             self._last_time = time.monotonic()

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,22 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     process.communicate()
     with lock.exclusive(tmp_path / "lock", busy="wait"):
         pass
+
+
+def test_a_lock_knows_whether_its_file_is_still_there(tmp_path):
+    """The system holds the lock of a removed file on, and lets a second process lock the next one of that name."""
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "lock"
+    with lock.exclusive(file, busy="wait") as is_in_place:
+        assert is_in_place()
+        file.parent.rename(tmp_path / "away")
+        assert not is_in_place()
+        (tmp_path / "away").rename(file.parent)
+        assert is_in_place()
+        shutil.rmtree(file.parent)
+        file.parent.mkdir()
+        with lock.exclusive(file, busy="wait") as is_second_in_place:
+            assert is_second_in_place() and not is_in_place()
 
 
 def test_a_file_system_without_locks_is_an_error_or_a_warning(tmp_path, monkeypatch, said):
