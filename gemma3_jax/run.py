@@ -192,7 +192,9 @@ def _initial_params(config: settings.StageConfig, stage: stage_run.StageRun, out
     mib = checkpoint.num_bytes() / 2**20
     out.say(f"reading {config.init_from} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
     with out.bar("read", checkpoint.num_bytes("float32")) as bar:
-        return checkpoint.load(mesh, "float32", bar.update)
+        params = checkpoint.load(mesh, "float32", bar.update)
+    inputs.check_finite(params, f"config.init_from {config.init_from}")
+    return params
 
 
 def _writers(

@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
+import re
 
 import pytest
 
 from gemma3_jax.cli import configs
+from tests import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -86,6 +88,10 @@ def test_a_field_without_a_default_must_be_set(tmp_path):
         ("{'lengths': 3}", r"config\.lengths is 3; it must be a tuple"),
         ("{'inner': {'names': 'abc'}}", r"config\.inner\.names is 'abc'; it must be a tuple"),
         ("{'lengths': (1, 'b')}", r"config\.lengths is 'b'; it must be of type int"),
+        ("{'inner': {'rate': float('nan')}}", r"config\.inner\.rate is nan; it must be finite"),
+        ("{'many': {'one': {'rate': float('inf')}}}", r"config\.many\.one\.rate is inf; it must be finite"),
+        ("{'steps': 10**400}", r"config\.steps has over 18 digits; it must be under 2\*\*63"),
+        ("{'lengths': (1, -10**30)}", r"config\.lengths has over 18 digits; it must be under 2\*\*63"),
         ("5", r"get_config\(\) returns a int; it must return a ConfigDict or a dict"),
         ("1 / 0", r"config\.py fails: ZeroDivisionError: division by zero"),
     ],
@@ -106,12 +112,54 @@ def test_errors_of_a_config_file(tmp_path, body, problem):
         ("--config.steps", r"--config\.steps has no value; write --config\.steps=VALUE"),
         ("--config.inner={'rate': 1}", r"config\.inner is a group of fields; set one of them: --config\.inner\.NAME="),
         ("--config.many=3", r"config\.many is a group of fields"),
+        ("--config.inner.rate=-inf", r"config\.inner\.rate is -inf; it must be finite"),
+        (f"--config.steps={'9' * 400}", r"config\.steps has over 18 digits"),
         ("--config.lengths=('a',)", r"config\.lengths is 'a'; it must be of type int"),
     ],
 )
 def test_errors_of_the_command_line(tmp_path, override, problem):
     with pytest.raises(ValueError, match=problem):
         load(tmp_path, "{}", override)
+
+
+def float_fields(schema, where="config"):
+    """Paths of all float fields; those of the entries of a group too, by the name "first"."""
+    for field in dataclasses.fields(schema):
+        path, entry_type = f"{where}.{field.name}", configs._entry_type(field.type)
+        if dataclasses.is_dataclass(field.type):
+            yield from float_fields(field.type, path)
+        elif entry_type:
+            yield from float_fields(entry_type, f"{path}.first")
+        elif field.type is float:
+            yield path
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_of_train_may_be_infinite_but_the_one_that_says_so(value, tmp_path):
+    from gemma3_jax import settings
+
+    file = tmp_path / "toy_run.py"
+    file.write_text(runs.CONFIG)
+    fields = [path for path in float_fields(settings.Train) if not path.startswith("config.stages.first.mixture")]
+    assert len(fields) > 20 and "config.stages.first.z_loss" in fields
+    accepted = []
+    for field in fields:
+        try:
+            configs.load(str(file), [f"--{field}={value}"], settings.Train)
+            accepted.append(field)
+        except ValueError as error:
+            if not field.endswith("num_deviations"):
+                assert re.fullmatch(rf"{re.escape(field)} is {value}; it must be finite", str(error))
+    assert accepted == ["config.stages.first.spike_guard.num_deviations"] * (value == "inf")
+
+
+@pytest.mark.parametrize("field", ["quality.power", "quality.floor", "duplicates.min_similarity"])
+def test_no_number_of_prepare_may_be_infinite(field):
+    from gemma3_jax.data.prepare import settings
+
+    file = str(ROOT / "experiments" / "demo_data.py")
+    with pytest.raises(ValueError, match=rf"config\.{field} is nan; it must be finite"):
+        configs.load(file, [f"--config.{field}=nan"], settings.PrepareConfig)
 
 
 def test_only_the_override_that_is_wrong_is_named(tmp_path):

@@ -278,7 +278,7 @@ def test_too_many_in_a_row_end_the_run_with_its_own_status_and_the_last_good_che
     poison(monkeypatch, float("nan"), *range(7, 20))
     status, err = train("--config.stages.first.spike_guard.max_skipped_in_a_row=4")
     assert status == 70
-    assert "diverged: the last 4 steps of first were skipped: their loss or gradient norm was not finite" in err
+    assert "diverged: the last 4 steps of first were skipped: their loss, gradient norm or update was not finite" in err
     assert "the last good checkpoint is that of step 9" in err
     assert len((train.workdir / "skipped.jsonl").read_text().splitlines()) == 4
 

@@ -7,6 +7,7 @@ ConfigDict of the fields that differ from the defaults.
 import dataclasses
 import difflib
 import importlib.util
+import math
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -188,9 +189,19 @@ def _typed(value: object, annotation: object, where: str) -> object:
     return value
 
 
+def _check_finite(value: object, where: str) -> None:
+    """Raises: ValueError for a number that is not finite, or that no array holds."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{where} is {number}; it must be finite")
+        if isinstance(number, int) and abs(number) >= 1 << 63:
+            raise ValueError(f"{where} has over 18 digits; it must be under 2**63")
+
+
 def _build(schema: type, config: Mapping, where: str):
     """Returns the dataclass of a nested dict. Raises: ValueError for a value that it does not accept."""
     values = {}
+    may_be_infinite = {field.name for field in dataclasses.fields(schema) if field.metadata.get("may_be_infinite")}
     for name, annotation in _fields(schema).items():
         entry_type = _entry_type(annotation)
         path = f"{where}.{name}"
@@ -200,6 +211,8 @@ def _build(schema: type, config: Mapping, where: str):
             values[name] = {key: _build(entry_type, entry, f"{path}.{key}") for key, entry in config[name].items()}
         else:
             values[name] = _typed(config[name], annotation, path)
+            if name not in may_be_infinite:
+                _check_finite(values[name], path)
     try:
         return schema(**values)
     except ValueError as error:

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import types
 
+MAX_LAYERS = 10_000  # far above any model: names of parameters are listed layer by layer
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -32,8 +34,9 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("vocab_padding", "num_local_per_global") else 1
-            if field.type is int and (type(value) is not int or value < least):
-                raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least}")
+            most = MAX_LAYERS if field.name == "num_layers" else 2**31 - 1
+            if field.type is int and (type(value) is not int or not least <= value <= most):
+                raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least} and <= {most}")
             if field.type is float and (type(value) not in (int, float) or not 0 < value < math.inf):
                 raise ValueError(f"model.{field.name} is {value!r}; it must be a finite number > 0")
         if self.num_heads % self.num_kv_heads:

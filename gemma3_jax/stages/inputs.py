@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma3_jax import settings
@@ -94,7 +95,9 @@ def open_targets(
     def load(mesh: Mesh, dtype: str) -> dict:
         mib = checkpoint.num_bytes() / 2**20
         warn(f"reading teacher {checkpoint.path} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
-        return checkpoint.load(mesh, dtype)
+        params = checkpoint.load(mesh, dtype)
+        check_finite(params, f"teacher {checkpoint.path}")
+        return params
 
     return TeacherSource(checkpoint.fingerprint(), model=checkpoint.model, load=load)
 
@@ -159,6 +162,19 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
             expected_from=f"config.init_from {config.init_from}",
         )
     return checkpoint
+
+
+def check_finite(params: dict, source: str) -> None:
+    """Raises: ValueError if a parameter that was read from `source` is NaN or infinite."""
+    for path, is_finite in jax.tree_util.tree_leaves_with_path(jax.device_get(_are_finite(params))):
+        if not is_finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{source} has numbers in {name} that are not finite; name a checkpoint without them")
+
+
+@jax.jit
+def _are_finite(params: dict) -> dict:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
 def fresh_params(config: settings.StageConfig, mesh: Mesh) -> dict:

@@ -171,8 +171,9 @@ def log_step(
         services.ledger.record(row["global_step"])
         good = services.saver.last_good
         raise Diverged(
-            f"the last {row['num_skipped_in_a_row']} steps of {stage.name} were skipped: their loss or gradient norm "
-            f"was not finite, or far above those before (now loss {row['loss']:g}, gradient norm "
-            f"{row['gradient_norm']:g}); their batches are in {metrics.SKIPPED_FILE}; the last good checkpoint is "
+            f"the last {row['num_skipped_in_a_row']} steps of {stage.name} were skipped: their loss, gradient norm "
+            "or update was not finite, or the first two were far above those before (now loss "
+            f"{row['loss']:g}, gradient norm {row['gradient_norm']:g}, update norm {row['update_norm']:g}); their "
+            f"batches are in {metrics.SKIPPED_FILE}; the last good checkpoint is "
             + ("none" if good is None else f"that of step {good}")
         )

@@ -53,7 +53,8 @@ class AdamW:
 class SpikeGuard:
     """When to skip a step whose loss or gradient norm is not finite or spikes, and when to end the run."""
 
-    num_deviations: float = 6.0  # standard deviations above the running mean; inf: skip only if not finite
+    # Standard deviations above the running mean; inf: skip only if not finite.
+    num_deviations: float = dataclasses.field(default=6.0, metadata={"may_be_infinite": True})
     memory: float = 0.98  # decay of the running mean and variance at each step
     num_steps_before: int = 100  # accepted steps before a spike can be skipped
     max_skipped_in_a_row: int = 10  # skipped steps in a row that end the run

@@ -81,8 +81,8 @@ def make(
     """Returns `step(state, batch) -> (next state, logged)`, to be jitted with `state` donated.
 
     The gradient is that of the summed loss over the number of targets in the whole batch, however the targets are
-    spread over the parts that are accumulated. A step whose loss or gradient norm is not finite, or spikes, changes
-    nothing but the counts.
+    spread over the parts that are accumulated. A step whose loss, gradient norm or update norm is not finite, or whose
+    loss or gradient norm spikes, changes nothing but the counts.
     """
 
     def step(state: State, batch) -> tuple[State, Sums]:
@@ -90,8 +90,9 @@ def make(
         mean = total / jnp.maximum(num_targets, 1)
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
-        accepted, loss_stats = check_spike(spike_guard, state.loss_stats, jnp.stack([mean, norm]))
         updates, opt_state = optimize.transform.update(gradients, state.opt_state, state.params)
+        update_norm = optax.tree.norm(updates)
+        accepted, loss_stats = check_spike(spike_guard, state.loss_stats, jnp.stack([mean, norm]), update_norm)
         params = optax.apply_updates(state.params, updates)
         ema_params = None
         if state.ema_params is not None:
@@ -105,7 +106,7 @@ def make(
             "learning_rate": jnp.asarray(optimize.learning_rate(num_updates), jnp.float32),
             "num_targets": num_targets,
             "gradient_norm": norm,
-            "update_norm": optax.tree.norm(updates),
+            "update_norm": update_norm,
             "parameter_norm": optax.tree.norm(params),
             "skipped": ~accepted,
             "num_skipped": loss_stats.num_skipped,
@@ -153,10 +154,10 @@ def split(x: jax.Array, num_parts: int) -> jax.Array:
 
 
 def check_spike(
-    guard: settings.SpikeGuard, stats: LossStats, latest: Float[Array, "2"]
+    guard: settings.SpikeGuard, stats: LossStats, latest: Float[Array, "2"], update_norm: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], LossStats]:
     """Returns whether (loss, gradient norm) of a step is accepted, and the statistics with it."""
-    finite = jnp.all(jnp.isfinite(latest))
+    finite = jnp.all(jnp.isfinite(latest)) & jnp.isfinite(update_norm)
     too_far = latest > stats.mean + guard.num_deviations * jnp.sqrt(stats.variance)
     accepted = finite & ~((stats.num_seen >= guard.num_steps_before) & jnp.any(too_far))
     # A plain mean of the first steps, until it is longer than the memory.

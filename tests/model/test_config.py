@@ -47,6 +47,9 @@ def test_only_27b_scales_queries_by_width_over_heads():
     "change, text",
     [
         ({"sliding_window": 0}, r"model\.sliding_window is 0; it must be a whole number >= 1"),
+        ({"num_layers": 10**12}, r"model\.num_layers is 10{12}; it must be a whole number >= 1 and <= 10000"),
+        ({"embed_dim": 2**31}, r"model\.embed_dim is 2147483648; it must be a whole number >= 1 and <= 2147483647"),
+        ({"sliding_window": 10**400}, r"model\.sliding_window is 10{400}; it must be a whole number >= 1"),
         ({"vocab_padding": -1}, r"model\.vocab_padding is -1; it must be a whole number >= 0"),
         ({"rope_scale": 0.0}, r"model\.rope_scale is 0\.0; it must be a finite number > 0"),
         ({"query_scale": float("nan")}, r"model\.query_scale is nan; it must be a finite number > 0"),

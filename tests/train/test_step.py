@@ -117,6 +117,15 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(adam, bad):
     assert int(after.step) == int(state.step) + 1 and int(after.loss_stats.num_skipped) == 1
 
 
+@pytest.mark.parametrize("rate", [3e38, float("nan")])
+def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(rate):
+    made = jax.jit(step.make(square_loss, sgd(rate)))
+    state = step.init({"w": jnp.ones(1)}, sgd(rate), ema=True)
+    after, [reported] = take(made, state, 100.0)
+    assert np.isfinite([reported["loss"], reported["gradient_norm"]]).all() and bool(reported["skipped"])
+    assert same((after.params, after.ema_params), (state.params, state.ema_params))
+
+
 def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
     made = jax.jit(step.make(square_loss, adam))
     start = step.init({"w": jnp.ones(1)}, adam)
