@@ -83,12 +83,33 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         terminal.say(f"gemma3_jax: error: {' '.join(str(error).split())}")
         return USER_ERROR
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, AssertionError) as error:
+        if problem := _platform_problem():
+            terminal.say(f"gemma3_jax: error: {problem}")
+            return USER_ERROR
         if not isinstance(error, MemoryError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
             raise
         reason = str(error).partition("\n")[0] or "no host memory left"
         terminal.say(f"gemma3_jax: error: out of memory: {reason}; use more devices, or smaller batches")
         return USER_ERROR
+
+
+def _platform_problem() -> str | None:
+    """Returns why JAX cannot use the platform that JAX_PLATFORMS names; None if it can, or may at another attempt."""
+    platforms, jax = os.environ.get("JAX_PLATFORMS"), sys.modules.get("jax")
+    if not platforms or not jax:
+        return None
+    try:
+        jax.devices()
+        return None
+    except (RuntimeError, AssertionError) as error:  # the second, without a text, for a GPU without its plugin
+        reason = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0]
+    if "already in use" in reason or any(status in reason for status in ("UNAVAILABLE", "ABORTED", "DEADLINE")):
+        return None
+    return (
+        f"JAX_PLATFORMS is {platforms}, and JAX finds no such devices{reason and f': {reason}'}; set it to a platform "
+        "of this machine, or unset it"
+    )
 
 
 def _stop(number: int, frame: object) -> None:

@@ -57,7 +57,7 @@ def run(flags: argparse.Namespace) -> None:
     from gemma3_jax import console, hosts, teach
     from gemma3_jax.train import watchdog
 
-    hosts.join()
+    hosts.join(terminal.say, status_if_late=watchdog.STALLED)
     is_first, output = jax.process_index() == 0, pathlib.Path(flags.output).absolute()
     # Beside the directory of the targets, which has no other files.
     stacks = output.with_name(f"{output.name}-stacks-{jax.process_index()}.txt")

@@ -106,12 +106,13 @@ def _prepare_jax(cache: str) -> None:
     import jax
 
     from gemma3_jax import hosts
+    from gemma3_jax.train import watchdog
 
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    hosts.join()
+    hosts.join(terminal.say, status_if_late=watchdog.STALLED)
 
 
 class _Display:
