@@ -92,6 +92,15 @@ def test_a_field_without_a_default_must_be_set(tmp_path):
         ("{'many': {'one': {'rate': float('inf')}}}", r"config\.many\.one\.rate is inf; it must be finite"),
         ("{'steps': 10**400}", r"config\.steps has over 18 digits; it must be under 2\*\*63"),
         ("{'lengths': (1, -10**30)}", r"config\.lengths has over 18 digits; it must be under 2\*\*63"),
+        ("{1: 2}", r"config has the key 1; it must be the name of a field, as text"),
+        ("{'inner': {None: 2}}", r"config\.inner has the key None; it must be the name of a field, as text"),
+        ("{'many': {7: {}}}", r"config\.many has the key 7; it must be a name without dots, as text"),
+        ("{'many': {'a.b': {}}}", r"config\.many has the key 'a\.b'; it must be a name without dots"),
+        ("ml_collections.ConfigDict({'label': ml_collections.config_dict.placeholder(str)})", r"config\.label is None"),
+        (
+            "ml_collections.ConfigDict({'label': ml_collections.config_dict.required_placeholder(str)})",
+            r"config\.py leaves a required placeholder without a value; set it in get_config\(\)",
+        ),
         ("5", r"get_config\(\) returns a int; it must return a ConfigDict or a dict"),
         ("1 / 0", r"config\.py fails: ZeroDivisionError: division by zero"),
     ],
@@ -160,6 +169,14 @@ def test_no_number_of_prepare_may_be_infinite(field):
     file = str(ROOT / "experiments" / "demo_data.py")
     with pytest.raises(ValueError, match=rf"config\.{field} is nan; it must be finite"):
         configs.load(file, [f"--config.{field}=nan"], settings.PrepareConfig)
+
+
+def test_a_path_below_the_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    assert load(tmp_path, "{'label': '~/data', 'inner': {'names': ('~/a', 'b~', '~/c')}}").label == "/home/user/data"
+    config = load(tmp_path, "{}", "--config.label=~/data", "--config.inner.names=('~/a*', 'b~', '~')")
+    assert (config.label, config.inner.names) == ("/home/user/data", ("/home/user/a*", "b~", "/home/user"))
+    assert load(tmp_path, "{}", "--config.label=~data").label == "~data"
 
 
 def test_only_the_override_that_is_wrong_is_named(tmp_path):

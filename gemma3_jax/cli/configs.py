@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
 import pathlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -43,10 +44,13 @@ def _run_file(config_flag: str) -> Mapping:
     try:
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
+        config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    except ml_collections.config_dict.RequiredValueError as error:
+        raise ValueError(
+            f"--config {config_flag} leaves a required placeholder without a value; set it in get_config()"
+        ) from error
     except (Exception, SystemExit) as error:  # the code of a user may raise anything
         raise ValueError(f"--config {config_flag} fails: {type(error).__name__}: {error}") from error
-    if isinstance(config, ml_collections.ConfigDict):
-        return config.to_dict()
     if not isinstance(config, Mapping):
         raise ValueError(
             f"--config {config_flag}: get_config() returns a {type(config).__name__}; it must return a "
@@ -98,6 +102,8 @@ def _update(config: ml_collections.ConfigDict, values: Mapping, schema: type, wh
     """Writes the values of a file over the defaults. Raises: ValueError for a field that is unknown or no group."""
     types = _fields(schema)
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has the key {name!r}; it must be the name of a field, as text")
         if name not in types:
             raise _unknown(where, name, list(types))
         entry_type = _entry_type(types[name])
@@ -107,6 +113,8 @@ def _update(config: ml_collections.ConfigDict, values: Mapping, schema: type, wh
             _update(config[name], value, types[name], f"{where}.{name}")
         elif entry_type:
             for key, entry in value.items():
+                if not isinstance(key, str) or not key or "." in key:
+                    raise ValueError(f"{where}.{name} has the key {key!r}; it must be a name without dots, as text")
                 _check_is_group(entry, f"{where}.{name}.{key}")
                 config[name][key] = ml_collections.ConfigDict(_defaults(entry_type))
                 _update(config[name][key], entry, entry_type, f"{where}.{name}.{key}")
@@ -174,7 +182,9 @@ def describe(schema: type, where: str = "config", instance: object = None) -> li
 
 
 def _typed(value: object, annotation: object, where: str) -> object:
-    """Returns a value as the type of its field. Lists become tuples and ints floats; nothing else is converted.
+    """Returns a value as the type of its field: tuples of lists, floats of ints, "~/x" below the home directory.
+
+    Nothing else is converted.
 
     Raises: ValueError if the value has another type.
     """
@@ -183,7 +193,10 @@ def _typed(value: object, annotation: object, where: str) -> object:
             raise ValueError(f"{where} is {value!r}; it must be a tuple")
         return tuple(_typed(item, typing.get_args(annotation)[0], where) for item in value)
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        _check_finite(value, where)
         return float(value)
+    if annotation is str and isinstance(value, str) and value.startswith("~") and (value == "~" or "/" in value):
+        return os.path.expanduser(value)  # a path
     if not isinstance(value, annotation) or (annotation is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}; it must be of type {annotation.__name__}")
     return value

@@ -4,11 +4,13 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 
+PATHS = re.compile(r"\b(DIR|FILE|PATH|PROGRAM)\b")  # in the metavar of a flag
 STARTED = time.monotonic()  # the program imports this module first
 
 
@@ -45,7 +47,19 @@ class Parser(argparse.ArgumentParser):
                 close = difflib.get_close_matches(flag, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.error(f"{self.prog} has no flag {flag}{hint}")
-        return self.parse_args(arguments, argparse.Namespace(overrides=overrides))
+        flags = self.parse_args(arguments, argparse.Namespace(overrides=overrides))
+        for action in self._actions:
+            if PATHS.search(action.metavar or "") and (value := getattr(flags, action.dest)):
+                setattr(flags, action.dest, _expand_home(value, action.metavar))
+        return flags
+
+
+def _expand_home(value: str | list[str], metavar: str) -> str | list[str]:
+    """Expands ~ in the value of a path flag: the shell does so at the start of a word, not after --flag=."""
+    if isinstance(value, list):
+        return [_expand_home(one, metavar) for one in value]
+    paths = value.split(",") if "," in metavar else [value]
+    return ",".join(map(os.path.expanduser, paths))
 
 
 def add_model_flag(parser: Parser) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 DECAYS = ("cosine", "linear", "constant")
 MOMENT_DTYPES = ("float32", "bfloat16")
@@ -37,6 +38,11 @@ class AdamW:
         for name in ("warmup_steps", "decay_steps", "weight_decay", "final_lr_fraction"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for pattern in self.no_decay:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"no_decay has {pattern!r}, which is not a regular expression: {error}") from error
         if self.decay_steps and self.decay != "constant":
             raise ValueError(f"decay_steps is {self.decay_steps}, but decay is {self.decay!r}; it must be 'constant'")
 

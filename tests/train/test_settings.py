@@ -18,6 +18,8 @@ from gemma3_jax.train import settings
         (settings.AdamW, {"clip_norm": float("nan")}, "clip_norm is nan; it must be over 0"),
         (settings.AdamW, {"beta2": 1.0}, "beta2 is 1.0; it must be at least 0 and under 1"),
         (settings.AdamW, {"warmup_steps": -1}, "warmup_steps is -1; it must be at least 0"),
+        (settings.AdamW, {"no_decay": ("a", "(")}, r"no_decay has '\(', which is not a regular expression: missing \)"),
+        (settings.AdamW, {"no_decay": ("*",)}, r"no_decay has '\*', which is not a regular expression"),
         (settings.AdamW, {"decay_steps": 3}, "decay_steps is 3, but decay is 'cosine'; it must be 'constant'"),
         (settings.SpikeGuard, {"memory": 1.0}, "memory 1.0, .*; they must be over 0, between 0 and 1, and at least 0"),
         (settings.SpikeGuard, {"max_skipped_in_a_row": 0}, "max_skipped_in_a_row is 0; it must be at least 1"),
