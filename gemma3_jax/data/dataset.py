@@ -8,17 +8,30 @@ documents/BUCKET/LANGUAGE/00000-of-00004.array_record
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import pathlib
+from collections.abc import Iterator, Mapping
 
 from gemma3_jax import renamed
-from gemma3_jax.data import settings
+from gemma3_jax.data import settings, shards
+from gemma3_jax.durable import json_file
 from gemma3_jax.tokenizer import vocabulary
 
 FORMAT = 1
 MANIFEST, REPORT, TOKENIZER = "manifest.json", "report.json", "tokenizer.model"
 WORK = ".work"  # what an unfinished data set has instead of a manifest
+FIELDS = {
+    "digest": str,
+    "tokenizer": {"digest": str},
+    "seq_lens": list[int],
+    "parts": dict[str, dict],
+    "mixture": dict[str, dict],
+}
+PART_FIELDS = {"characters": int, "rows": dict[str, int], "files": dict[str, list[dict]]}
+FILE_FIELDS = {"path": str, "records": int, "bytes": int, "sha256": str}
 
 
 def canonical(value: object) -> str:
@@ -51,6 +64,16 @@ class Dataset:
         """Digest of the contents: a copy has the same one."""
         return self.manifest["digest"]
 
+    @functools.cached_property
+    def num_ids(self) -> int:
+        """The size of the vocabulary: every token id of the records is below it."""
+        return self.tokenizer().size
+
+    def files(self) -> Iterator[dict]:
+        """Yields the entry of every shard in the manifest: path, records, bytes, sha256."""
+        for part in self.manifest["parts"].values():
+            yield from _files(part)
+
     def tokenizer(self) -> vocabulary.Tokenizer:
         """Returns the tokenizer. Raises: ValueError if it is not the one that the records were made with."""
         tokenizer = vocabulary.load(self.path / TOKENIZER)
@@ -64,33 +87,67 @@ class Dataset:
 
     def mixture(self) -> dict[str, settings.Bucket]:
         """Returns the mixture that the data set was prepared with."""
-        return {
-            name: settings.Bucket(**{**bucket, "languages": tuple(bucket["languages"])})
-            for name, bucket in self.manifest["mixture"].items()
-        }
+        return {name: settings.read_bucket(bucket, name) for name, bucket in self.manifest["mixture"].items()}
 
 
 def open_dataset(path: pathlib.Path) -> Dataset:
     """Opens the data set in a directory.
 
-    Raises: ValueError if there is none, if it is not finished, or if this version does not read its format.
+    Raises: ValueError if there is none, if it is not finished, if its manifest is damaged or does not agree with
+    itself, or if this version does not read its format.
     """
     if not (path / MANIFEST).is_file():
         if (path / WORK).is_dir():
             raise ValueError(f"{path} is not finished; run the same prepare command again to resume it")
         raise ValueError(f"{path} is not a prepared data set: it has no {MANIFEST}; make one with prepare")
     try:
-        manifest = _current(json.loads((path / MANIFEST).read_text()))
-        file_format = manifest["format"]
-        if file_format == FORMAT:
-            _ = [manifest[name] for name in ("digest", "tokenizer", "seq_lens", "parts", "mixture")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged ({error}); copy or prepare the data again") from error
-    if file_format != FORMAT:
+        manifest = _current(json_file.read_object((path / MANIFEST).read_bytes(), MANIFEST))
+        json_file.check(manifest, {"format": int}, MANIFEST)
+        if manifest["format"] == FORMAT:
+            _check(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; copy or prepare the data again") from error
+    if manifest["format"] != FORMAT:
         raise ValueError(
-            f"{path / MANIFEST} has format {file_format}; this version reads {FORMAT}: prepare the data again"
+            f"{path / MANIFEST} has format {manifest['format']}; this version reads {FORMAT}: prepare the data again"
         )
     return Dataset(path, manifest)
+
+
+def _check(manifest: Mapping) -> None:
+    """Raises: ValueError if a manifest lacks something, or does not agree with itself."""
+    json_file.check(manifest, FIELDS, MANIFEST)
+    for bucket_name, bucket in manifest["mixture"].items():
+        settings.read_bucket(bucket, f"{MANIFEST}: mixture.{bucket_name}")
+    for part_name, part in manifest["parts"].items():
+        _check_part(part, manifest["seq_lens"], f"{MANIFEST}: parts.{part_name}")
+    content_digest = digest([manifest["tokenizer"]["digest"], manifest["parts"]])
+    if content_digest != manifest["digest"]:
+        raise ValueError(f"{MANIFEST} has the digest {manifest['digest']:.12}, and its parts have {content_digest:.12}")
+
+
+def _check_part(part: Mapping, seq_lens: list[int], name: str) -> None:
+    json_file.check(part, PART_FIELDS, name)
+    paths = set()
+    for kind, files in part["files"].items():
+        for number, file in enumerate(files):
+            where = f"{name}.files.{kind}[{number}]"
+            json_file.check(file, FILE_FIELDS, where)
+            shards.check_path(file["path"], where)
+            if file["path"] in paths:
+                raise ValueError(f"{where} is {file['path']} a second time")
+            paths.add(file["path"])
+    for seq_len in seq_lens:
+        num_rows = part["rows"].get(str(seq_len))
+        total = sum(file["records"] for file in part["files"].get(rows_kind(seq_len), []))
+        if num_rows != total:
+            raise ValueError(f"{name} has {num_rows} rows of {seq_len} tokens, and its files have {total}")
+    if min([part["characters"], *part["rows"].values(), *(file["records"] for file in _files(part))]) < 0:
+        raise ValueError(f"{name} has a count below 0")
+
+
+def _files(part: Mapping) -> Iterator[dict]:
+    return itertools.chain.from_iterable(part["files"].values())
 
 
 def _current(manifest: dict) -> dict:

@@ -41,6 +41,8 @@ def weights(
         languages = {"": present}
     else:
         languages = {name: _parts_of(name, bucket, present) for name, bucket in buckets.items()}
+    for name, bucket in buckets.items():
+        settings.check_bucket(bucket, f"bucket {name} of the mixture")
     fractions: dict[str, float] = {}
     total_weight = sum(bucket.weight for bucket in buckets.values())
     for name, bucket in buckets.items():

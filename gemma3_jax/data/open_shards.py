@@ -39,6 +39,10 @@ class OpenShards:
                 self._readers.popitem(last=False)[1].close()
             return reader[record]
 
+    def path(self, shard: int) -> pathlib.Path:
+        """Returns the path of a shard, for errors."""
+        return self._path / self._files[shard][0]
+
     def check(self) -> None:
         """Opens every shard once, so that a missing or damaged one stops a run before it starts.
 

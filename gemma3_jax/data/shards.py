@@ -9,7 +9,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import fsspec
 import fsspec.implementations.local
@@ -19,6 +19,18 @@ from array_record.python import array_record_module
 
 from gemma3_jax.data import record_ids
 from gemma3_jax.durable import atomic
+
+# The keys are the file format.
+DOCUMENT_FIELDS = {
+    "place": list,
+    "bucket": str,
+    "language": str,
+    "tokens": bytes,
+    "learned": (bytes, type(None)),
+    "characters": int,
+    "bytes": int,
+}
+ROW_FIELDS = {"tokens": bytes, "lengths": bytes, "learned": (bytes, type(None)), "pieces": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +48,7 @@ class TokenizedDocument:
     def to_bytes(self) -> bytes:
         return msgpack.packb(
             {
-                "place": dataclasses.astuple(self.record_id),  # the keys are the file format
+                "place": dataclasses.astuple(self.record_id),
                 "bucket": self.bucket,
                 "language": self.language,
                 "tokens": _pack_ids(self.tokens),
@@ -48,14 +60,16 @@ class TokenizedDocument:
 
     @staticmethod
     def from_bytes(content: bytes) -> "TokenizedDocument":
-        fields = msgpack.unpackb(content)
-        tokens = np.frombuffer(fields["tokens"], "<i4")
+        """Raises: ValueError if the record is none of a document."""
+        fields = _unpack(content, DOCUMENT_FIELDS)
+        tokens = _unpack_ids(fields, "tokens")
+        [record_id] = _integers([fields["place"]], 3, "place")
         return TokenizedDocument(
-            record_id=record_ids.RecordId(*fields["place"]),
+            record_id=record_ids.RecordId(*record_id),
             bucket=fields["bucket"],
             language=fields["language"],
             tokens=tokens,
-            loss_mask=_unpack_bits(fields["learned"], len(tokens)),
+            loss_mask=_unpack_bits(fields, "learned", len(tokens)),
             num_characters=fields["characters"],
             num_bytes=fields["bytes"],
         )
@@ -82,14 +96,29 @@ class PackedRow:
 
     @staticmethod
     def from_bytes(content: bytes) -> "PackedRow":
-        fields = msgpack.unpackb(content)
-        tokens = np.frombuffer(fields["tokens"], "<i4")
+        """Raises: ValueError if the record is none of a row."""
+        fields = _unpack(content, ROW_FIELDS)
+        tokens = _unpack_ids(fields, "tokens")
         return PackedRow(
             tokens=tokens,
-            lengths=np.frombuffer(fields["lengths"], "<i4"),
-            loss_mask=_unpack_bits(fields["learned"], len(tokens)),
-            spans=[(record_ids.RecordId(*record_id), start) for *record_id, start in fields["pieces"]],
+            lengths=_unpack_ids(fields, "lengths"),
+            loss_mask=_unpack_bits(fields, "learned", len(tokens)),
+            spans=[
+                (record_ids.RecordId(*record_id), start)
+                for *record_id, start in _integers(fields["pieces"], 4, "pieces")
+            ],
         )
+
+    def check(self, seq_len: int, num_ids: int) -> None:
+        """Raises: ValueError if the row is longer than `seq_len`, or has ids outside a vocabulary of `num_ids`."""
+        if len(self.tokens) > seq_len:
+            raise ValueError(f"it has {len(self.tokens)} tokens; a row has at most {seq_len}")
+        if len(self.lengths) and self.lengths.min() < 1 or self.lengths.sum() != len(self.tokens):
+            raise ValueError(f"its spans do not add up to its {len(self.tokens)} tokens")
+        # As unsigned numbers, ids below 0 are beyond any vocabulary.
+        if len(self.tokens) and self.tokens.view("<u4").max() >= num_ids:
+            unknown = self.tokens[self.tokens.view("<u4") >= num_ids][0]
+            raise ValueError(f"it has token id {unknown}; the vocabulary has {num_ids}")
 
 
 def _pack_ids(ids: np.ndarray) -> bytes:
@@ -100,8 +129,49 @@ def _pack_bits(bits: np.ndarray | None) -> bytes | None:
     return None if bits is None else np.packbits(bits).tobytes()
 
 
-def _unpack_bits(content: bytes | None, count: int) -> np.ndarray | None:
-    return None if content is None else np.unpackbits(np.frombuffer(content, np.uint8), count=count).astype(bool)
+def _unpack(content: bytes, kinds: Mapping[str, type | tuple[type, ...]]) -> dict:
+    """Returns the fields of a record. Raises: ValueError if it is no map, or a field is absent or of another kind."""
+    try:
+        fields = msgpack.unpackb(content)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ValueError(f"it is not msgpack ({str(error) or type(error).__name__})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"it is a msgpack {type(fields).__name__}, not a map")
+    for name, kind in kinds.items():
+        if name not in fields:
+            raise ValueError(f"it has no field {name}")
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise ValueError(f"its field {name} is of type {type(fields[name]).__name__}")
+    return fields
+
+
+def _unpack_ids(fields: Mapping, name: str) -> np.ndarray:
+    if len(fields[name]) % 4:
+        raise ValueError(f"its field {name} has {len(fields[name])} bytes; it must be 4 a number")
+    return np.frombuffer(fields[name], "<i4")
+
+
+def _unpack_bits(fields: Mapping, name: str, count: int) -> np.ndarray | None:
+    content = fields[name]
+    if content is None:
+        return None
+    if len(content) != -(-count // 8):
+        raise ValueError(f"its field {name} has {len(content)} bytes for {count} tokens; it must be a bit a token")
+    return np.unpackbits(np.frombuffer(content, np.uint8), count=count).astype(bool)
+
+
+def _integers(entries: list, size: int, name: str) -> list[list[int]]:
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != size or not all(type(number) is int for number in entry):
+            raise ValueError(f"its field {name} is not made of {size} integers each")
+    return entries
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuses the path of a shard that leads out of the directory of its manifest. Raises: ValueError."""
+    parsed = pathlib.PurePosixPath(path)
+    if not path or parsed.is_absolute() or ".." in parsed.parts or "\\" in path or "\0" in path:
+        raise ValueError(f"{where} is {path!r:.60}; it must be a path below the directory of the manifest")
 
 
 def write(url: str, contents: Iterable[bytes], *, compress: bool = True) -> dict:

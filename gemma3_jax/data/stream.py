@@ -93,6 +93,7 @@ class _HostBatches:
             self._ends[part] = np.cumsum([count for _, count in of_part]).tolist()
             files += of_part
         self._shards = open_shards.OpenShards(data.path, files)
+        self._num_ids = data.num_ids
 
     def __len__(self) -> int:
         return self._num_steps
@@ -112,7 +113,14 @@ class _HostBatches:
         ends = self._ends[part]
         shard = bisect.bisect_right(ends, row)
         record = row - (ends[shard - 1] if shard else 0)
-        return shards.PackedRow.from_bytes(self._shards.read(self._first_shards[part] + shard, record))
+        content = self._shards.read(self._first_shards[part] + shard, record)
+        try:
+            packed = shards.PackedRow.from_bytes(content)
+            packed.check(self._order.seq_len, self._num_ids)
+        except ValueError as error:
+            path = self._shards.path(self._first_shards[part] + shard)
+            raise ValueError(f"{path} is damaged at record {record}: {error}; prepare the data again") from error
+        return packed
 
     def check(self) -> None:
         """Raises: ValueError if a shard is missing or damaged."""

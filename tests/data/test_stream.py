@@ -378,7 +378,9 @@ def test_what_is_no_data_set_is_refused(copy, tmp_path, mesh):
     with pytest.raises(ValueError, match="manifest.json has format 99; this version reads 1"):
         open_toy(copy, mesh)
     (copy / "manifest.json").write_text(manifest[:100])
-    with pytest.raises(ValueError, match="manifest.json is damaged"):
+    with pytest.raises(
+        ValueError, match="data is damaged: manifest.json is not JSON .*; copy or prepare the data again"
+    ):
         open_toy(copy, mesh)
 
 

@@ -140,11 +140,7 @@ def check(config: PrepareConfig) -> None:
     for name, bucket in config.mixture.items():
         if name not in known:
             raise ValueError(f"config.mixture names bucket {name}; the sources have: {', '.join(sorted(known))}")
-        if bucket.weight <= 0 or bucket.max_epochs <= 0 or bucket.budget_characters < 0:
-            raise ValueError(
-                f"config.mixture.{name} has weight {bucket.weight}, max_epochs {bucket.max_epochs}, budget_characters "
-                f"{bucket.budget_characters}; the first two must be over 0, the last at least 0"
-            )
+        data_settings.check_bucket(bucket, f"config.mixture.{name}")
 
 
 def _check_source(field: str, source: SourceConfig) -> None:
