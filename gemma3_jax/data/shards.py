@@ -118,7 +118,7 @@ class PackedRow:
         # As unsigned numbers, ids below 0 are beyond any vocabulary.
         if len(self.tokens) and self.tokens.view("<u4").max() >= num_ids:
             unknown = self.tokens[self.tokens.view("<u4") >= num_ids][0]
-            raise ValueError(f"it has token id {unknown}; the vocabulary has {num_ids}")
+            raise ValueError(f"it has token id {unknown}, and the vocabulary has {num_ids}")
 
 
 def _pack_ids(ids: np.ndarray) -> bytes:
@@ -234,6 +234,9 @@ class Reader:
             raise ValueError(
                 f"{path} is damaged: {num_readable} of {expected} records can be read; copy or prepare the data again"
             )
+
+    def __len__(self) -> int:
+        return self._reader.num_records()
 
     def __getitem__(self, index: int) -> bytes:
         try:

@@ -80,9 +80,9 @@ def ids(*numbers) -> bytes:
         (row(lengths=ids(5, -1)), "its spans do not add up to its 4 tokens"),
         (row(lengths=ids(4, 0)), "its spans do not add up to its 4 tokens"),
         (row(tokens=ids(*range(65)), lengths=ids(65)), "it has 65 tokens; a row has at most 64"),
-        (row(tokens=ids(2, 800, 3, 1)), "it has token id 800; the vocabulary has 800"),
-        (row(tokens=ids(2, 3, -1, 1)), "it has token id -1; the vocabulary has 800"),
-        (row(tokens=ids(2, 3, 2**31 - 1, 1)), "it has token id 2147483647; the vocabulary has 800"),
+        (row(tokens=ids(2, 800, 3, 1)), "it has token id 800, and the vocabulary has 800"),
+        (row(tokens=ids(2, 3, -1, 1)), "it has token id -1, and the vocabulary has 800"),
+        (row(tokens=ids(2, 3, 2**31 - 1, 1)), "it has token id 2147483647, and the vocabulary has 800"),
     ],
 )
 def test_shard_record_and_problem_are_named(copy, record, problem):
@@ -100,7 +100,7 @@ def test_a_row_that_was_made_by_hand_is_read(copy):
 @pytest.mark.slow
 def test_worker_processes_name_the_record_too(copy):
     write(copy, [row(tokens=ids(2, 800, 3, 1))] * 8)
-    with pytest.raises(ValueError, match=r"damaged at record \d: it has token id 800; the vocabulary has 800"):
+    with pytest.raises(ValueError, match=r"damaged at record \d: it has token id 800, and the vocabulary has 800"):
         read_step(copy, num_workers=1)
 
 

@@ -106,13 +106,22 @@ def _count_type(num_slots: int) -> np.dtype:
 
 
 def digest_of(record: bytes) -> bytes:
-    """Returns the digest of the row that a record belongs to."""
-    return HEADER.unpack_from(record)[0]
+    """Returns the digest of the row that a record belongs to. Raises: ValueError if the record has no header."""
+    return _header(record)[0]
+
+
+def _header(record: bytes) -> tuple:
+    if len(record) < HEADER.size:
+        raise ValueError(f"it has {len(record)} bytes, of which the header alone takes {HEADER.size}")
+    return HEADER.unpack_from(record)
 
 
 def decode(record: bytes) -> dict[str, np.ndarray]:
-    """Returns the fields of SparseTargets for the tokens in the loss mask of its row, ids and weights [T, M]."""
-    _, num_tokens, num_slots, num_weighted = HEADER.unpack_from(record)
+    """Returns the fields of SparseTargets for the tokens in the loss mask of its row, ids and weights [T, M].
+
+    Raises: ValueError if the record has fewer bytes than its header promises, or more.
+    """
+    _, num_tokens, num_slots, num_weighted = _header(record)
     content = _Content(record)
     fields = {name: content.take("<f4", num_tokens) for name in NUMBERS}
     fields["best_id"] = content.take_ids(num_tokens)
@@ -125,9 +134,22 @@ def decode(record: bytes) -> dict[str, np.ndarray]:
         num_ids = int(content.take("<u2" if num_counted < 1 << 16 else "<u4", num_tokens).sum(dtype=np.int64))
         distinct = content.take_ids(num_ids)
         counts = content.take(_count_type(num_counted), num_ids).astype(np.int64) + 1
+        if counts.sum() != num_tokens * num_counted:
+            raise ValueError(f"its counts are of {counts.sum()} samples, its header of {num_tokens * num_counted}")
         ids = np.hstack([ids, np.repeat(distinct, counts).reshape(num_tokens, num_counted)])
         weights = np.hstack([weights, np.broadcast_to(weight[:, None], (num_tokens, num_counted))])
+    content.check_all_taken()
     return {"ids": ids, "weights": weights, **fields}
+
+
+def check(targets: Mapping[str, np.ndarray], num_tokens: int, num_slots: int, num_ids: int) -> None:
+    """Raises: ValueError if decoded targets are of other tokens, slots or ids than those of the stage."""
+    if targets["ids"].shape != (num_tokens, num_slots):
+        stored_tokens, stored_slots = targets["ids"].shape
+        raise ValueError(f"it has {stored_slots} samples of {stored_tokens} tokens, not {num_slots} of {num_tokens}")
+    for name in ("ids", "best_id"):
+        if targets[name].max(initial=0) >= num_ids:
+            raise ValueError(f"it has token id {targets[name].max()}, and the vocabulary has {num_ids}")
 
 
 class _Content:
@@ -137,9 +159,15 @@ class _Content:
         self._record, self._offset = record, HEADER.size
 
     def take(self, dtype, count: int) -> np.ndarray:
+        if count * np.dtype(dtype).itemsize > len(self._record) - self._offset:
+            raise ValueError(f"it ends at byte {len(self._record)}, before all that its header promises")
         array = np.frombuffer(self._record, dtype, count, self._offset)
         self._offset += array.nbytes
         return array
+
+    def check_all_taken(self) -> None:
+        if self._offset != len(self._record):
+            raise ValueError(f"it has {len(self._record) - self._offset} bytes more than its header promises")
 
     def take_ids(self, count: int) -> np.ndarray:
         low, middle, high = self.take("u1", 3 * count).reshape(3, count).astype(np.int32)

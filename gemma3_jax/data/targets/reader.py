@@ -8,7 +8,6 @@ rows, int64; the others are the targets of these rows, as `codec` encodes them.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +17,7 @@ from gemma3_jax import renamed
 from gemma3_jax.data import open_shards, order, shards
 from gemma3_jax.data.targets import codec, subsample
 from gemma3_jax.distill import settings
+from gemma3_jax.durable import json_file
 
 FORMAT = 1
 MANIFEST = "targets.json"
@@ -29,7 +29,19 @@ ROW_ORIGIN = {
     "seed": "config.seed",
     "mixture": "its mixture, or that of its data",
 }
-NAMES = (*ROW_ORIGIN, "tokenizer", "vocab_size", "teacher", "num_rows", "estimator", "num_samples", "temperature")
+ORIGIN_FIELDS = {
+    "data": str,
+    "seq_len": int,
+    "seed": int,
+    "mixture": str,
+    "tokenizer": str,
+    "vocab_size": int,
+    "teacher": str,
+    "num_rows": int,
+    "estimator": str,
+    "num_samples": int,
+    "temperature": float,
+}
 
 
 def made_of(
@@ -138,13 +150,25 @@ class StoredTargets:
             content = self.files.read(shard, record)
         except ValueError as error:
             raise _damaged(error) from error
-        if codec.digest_of(content) != codec.row_digest(row):
+        try:
+            digest = codec.digest_of(content)
+        except ValueError as error:
+            raise self._damaged_record(shard, record, error) from error
+        if digest != codec.row_digest(row):
             raise ValueError(
                 f"the targets of row {row_id} in {self.path} are of another row; train the stage on the rows that the "
                 "targets were made for, or teach again"
             )
-        targets = subsample.take(codec.decode(content), self.origin["estimator"], self.num_samples, row_id)
+        try:
+            targets = codec.decode(content)
+            codec.check(targets, int(row["loss_mask"].sum()), self.origin["num_samples"], self.origin["vocab_size"])
+        except ValueError as error:
+            raise self._damaged_record(shard, record, error) from error
+        targets = subsample.take(targets, self.origin["estimator"], self.num_samples, row_id)
         return codec.scatter(targets, row["loss_mask"])
+
+    def _damaged_record(self, shard: int, record: int, error: ValueError) -> ValueError:
+        return _damaged(ValueError(f"{self.files.path(shard)} is damaged at record {record}: {error}"))
 
 
 def open_targets(path: pathlib.Path) -> StoredTargets:
@@ -157,21 +181,42 @@ def open_targets(path: pathlib.Path) -> StoredTargets:
             raise ValueError(f"{path} is not finished; run the same teach command again to resume it")
         raise ValueError(f"{path} has no targets: there is no {MANIFEST}; make them with teach")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        file_format = manifest["format"]
-        if file_format == FORMAT:
-            manifest["made_of"] = renamed.current(manifest["made_of"])
-            _ = [manifest["made_of"][name] for name in NAMES]
-            files = [(str(name), int(count)) for name, count in manifest["files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged ({error!r}); copy the targets or teach again") from error
-    if file_format != FORMAT:
-        raise ValueError(f"{path / MANIFEST} has format {file_format}; this version reads {FORMAT}: teach again")
+        manifest = json_file.read_object((path / MANIFEST).read_bytes(), MANIFEST)
+        json_file.check(manifest, {"format": int}, MANIFEST)
+        files = _check(manifest) if manifest["format"] == FORMAT else []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; copy the targets or teach again") from error
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{path / MANIFEST} has format {manifest['format']}; this version reads {FORMAT}: teach again")
     locations = find_rows(path, files, manifest["made_of"]["num_rows"])
     if missing := np.flatnonzero(locations[:, 1] == 0).tolist():
         raise ValueError(f"{path} is damaged: {describe(missing)} not in its files; copy the targets or teach again")
     num_samples = manifest["made_of"]["num_samples"]
     return StoredTargets(path, manifest, locations, open_shards.OpenShards(path, files), num_samples)
+
+
+def _check(manifest: dict) -> list[tuple[str, int]]:
+    """Brings a manifest under today's names; returns its files. Raises: ValueError if it is damaged."""
+    json_file.check(manifest, {"made_of": dict, "files": list[list]}, MANIFEST)
+    manifest["made_of"] = origin = renamed.current(manifest["made_of"])
+    json_file.check(origin, ORIGIN_FIELDS, f"{MANIFEST}: made_of")
+    samples_of(origin)  # checks itself
+    for name in ("num_rows", "seq_len", "vocab_size"):
+        if origin[name] < 1:
+            raise ValueError(f"{MANIFEST}: made_of.{name} is {origin[name]}; it must be at least 1")
+    for number, entry in enumerate(manifest["files"]):
+        where = f"{MANIFEST}: files[{number}]"
+        if len(entry) != 2:
+            raise ValueError(f"{where} has {len(entry)} entries; it must be a path and the number of its records")
+        name, count = entry
+        json_file.check({"path": name, "records": count}, {"path": str, "records": int}, where)
+        shards.check_path(name, where)
+        if count < 1:
+            raise ValueError(f"{where} has {count} records; it must have at least 1")
+    num_stored = sum(count - 1 for _, count in manifest["files"])  # the first record of a file has the ids of its rows
+    if origin["num_rows"] > num_stored:
+        raise ValueError(f"{MANIFEST}: made_of.num_rows is {origin['num_rows']}, and its files have {num_stored} rows")
+    return [(name, count) for name, count in manifest["files"]]
 
 
 def find_rows(path: pathlib.Path, files: Sequence[tuple[str, int]], num_rows: int) -> np.ndarray:
@@ -192,11 +237,13 @@ def rows_in(path: pathlib.Path, num_records: int | None = None) -> np.ndarray:
     """Returns the ids of the rows in a file, int64. Raises: ValueError if it is missing or damaged."""
     try:
         reader = shards.Reader(path, num_records)
-        row_ids = reader[0]
+        content, num_rows = reader[0], len(reader) - 1
         reader.close()
+        if len(content) != 8 * num_rows:
+            raise ValueError(f"{path} is damaged: it has {num_rows} rows, and ids of {len(content) / 8:g}")
     except ValueError as error:
         raise _damaged(error) from error
-    return np.frombuffer(row_ids, "<i8")
+    return np.frombuffer(content, "<i8")
 
 
 def _damaged(error: ValueError) -> ValueError:

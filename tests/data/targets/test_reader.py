@@ -277,8 +277,12 @@ def test_what_is_no_targets_is_refused(copy, tmp_path):
     manifest = (copy / "targets.json").read_text()
     for old, new, why in (
         ('"format": 1', '"format": 9', "has format 9; this version reads 1: teach again"),
-        ('"estimator"', '"other"', r"is damaged \(KeyError\('estimator'\)\); copy the targets or teach again"),
-        ('"num_rows": 22', '"num_rows": 23', "out is damaged: row 22 not in its files"),
+        ('"estimator"', '"other"', "damaged: targets.json: made_of has no field estimator; copy the targets or"),
+        (
+            '"num_rows": 22',
+            '"num_rows": 23',
+            "damaged: targets.json: made_of.num_rows is 23, and its files have 22 rows",
+        ),
         ('"num_rows": 22', '"num_rows": 20', "000000000020.array_record is damaged: it has rows 20, 21 of 20; copy"),
         ("{", "", "is damaged"),
     ):
