@@ -11,6 +11,7 @@ from collections.abc import Mapping
 Kind = type | types.UnionType | types.GenericAlias | Mapping
 
 MAX_INTEGER = 1 << 63  # what counts, sizes and ids fit into
+MAX_DEPTH = 100  # of what is read further by functions that call themselves
 _NAMES = {
     str: "text",
     int: "an integer",
@@ -42,6 +43,8 @@ def read_object(source: pathlib.Path | bytes, name: str = "") -> dict:
         raise ValueError(f"{name} is not JSON that can be read ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {describe(value)}; it must be a JSON object")
+    if _is_deep(value):
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} deep")
     return value
 
 
@@ -62,6 +65,18 @@ def describe(value: object) -> str:
     if isinstance(value, list | dict):  # its repr may be long, or nested too deeply
         return _NAMES[type(value)]
     return f"{value!r:.40}" if isinstance(value, str) else json.dumps(value)[:40]
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def _check(value: object, kind: Kind, name: str, path: str) -> None:

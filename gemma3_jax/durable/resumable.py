@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import fsspec
 import fsspec.implementations.local
 
-from gemma3_jax.durable import atomic, lock
+from gemma3_jax.durable import atomic, json_file, lock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,10 +154,10 @@ class ResumableDirectory:
     def _check_origin(self, origin: Mapping) -> None:
         """Raises: ValueError if the directory was begun with another origin, or is complete."""
         names = sorted(name for name in self._names(self.work) or () if name.startswith("begun"))
-        marks = {name: self.read_origin(json.loads(self.read(f"{self.work}/{name}"))) for name in names}
+        marks = {name: self.read_origin(self._read_object(f"{self.work}/{name}")) for name in names}
         origins = list(marks.values())
         if self.exists(self.manifest):
-            made_of = json.loads(self.read(self.manifest)).get("made_of")
+            made_of = self._read_object(self.manifest).get("made_of")
             if made_of is None and not marks:  # stopped while it was cleaned up
                 self.clean_up()
                 raise ValueError(f"{self.url} exists and is complete; choose another --output, or remove it first")
@@ -176,6 +176,14 @@ class ResumableDirectory:
             f"{self.url} was begun with another {', '.join(_change(name, changed[0], origin) for name in names[:3])}"
             f"{more}; resume with the old settings, choose another --output, or remove it"
         )
+
+    def _read_object(self, name: str) -> dict:
+        try:
+            content = json_file.read_object(self.read(name), f"{self.url}/{name}")
+            json_file.check(content, {}, f"{self.url}/{name}", optional={"made_of": dict})
+            return content
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --output, or remove {self.url}") from error
 
     def _remove_leftovers(self, subdirectory: str = "") -> None:
         """Removes what killed processes left half written, in the whole directory or in one part of it."""

@@ -31,6 +31,7 @@ GOOD = {
         (b'{\n"a": "\xff"}', r"is not UTF-8 \(invalid start byte in line 2\)"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is nested too deeply"),
         (b'{"a": ' + b"1" * 5_000 + b"}", "is not JSON that can be read"),
+        (b'{"a": ' + b"[" * 500 + b"1" + b"]" * 500 + b"}", "is nested more than 100 deep"),
         (b"[1]", "is a list; it must be a JSON object"),
         (b'"text"', "is 'text'; it must be a JSON object"),
         (b"null", "is null; it must be a JSON object"),

@@ -169,3 +169,28 @@ def test_what_is_something_else_is_left_alone(tmp_path):
     assert files(tmp_path / "other") == ["thesis.txt"]
     with pytest.raises(ValueError, match="--output nosuch://out cannot be reached: Protocol not known"):
         directory("nosuch://out").exists("a")
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (b"", "is not JSON"),
+        (b"[]", "is a list; it must be a JSON object"),
+        (b"[" * 100_000, "is not JSON that can be read"),
+        (b"\xff", "is not UTF-8"),
+        (b'{"made_of": []}', "made_of is a list; it must be an object"),
+    ],
+)
+def test_a_damaged_mark_or_manifest_is_named(tmp_path, content, problem):
+    out = directory(tmp_path / "out")
+    begin(out, "a")
+    (tmp_path / "out" / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"out/manifest.json:? {problem}.*; choose another --output, or remove .*out"):
+        with out.resume(ORIGIN):
+            pass
+    (tmp_path / "out" / "manifest.json").unlink()
+    if b"made_of" not in content:
+        (tmp_path / "out" / ".work" / "begun-00000").write_bytes(content)
+        with pytest.raises(ValueError, match=f"begun-00000 {problem}.*; choose another --output, or remove .*out"):
+            with out.resume(ORIGIN):
+                pass
