@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from gemma3_jax.data import dataset
-from gemma3_jax.durable import resumable
+from gemma3_jax.durable import json_file, resumable
 
 ERROR = f"{dataset.WORK}/error"  # what the last step of a runner reports
 
@@ -61,7 +61,10 @@ class Output:
         if not self.exists(dataset.MANIFEST):
             return None
         self.directory.clean_up()
-        return json.loads(self.read(dataset.MANIFEST)), json.loads(self.read(dataset.REPORT))
+        manifest, report = (
+            json_file.read_object(self.read(name), f"{self.url}/{name}") for name in (dataset.MANIFEST, dataset.REPORT)
+        )
+        return manifest, report
 
 
 def _to_json(content: dict) -> bytes:

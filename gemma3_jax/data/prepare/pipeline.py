@@ -29,7 +29,7 @@ from gemma3_jax.data.prepare import (
     settings,
     sources,
 )
-from gemma3_jax.durable import atomic
+from gemma3_jax.durable import atomic, json_file
 from gemma3_jax.tokenizer import vocabulary
 
 
@@ -129,6 +129,18 @@ def _make_candidates(unit: sources.Unit) -> tuple[int, list]:
     return len(index), counts.broken
 
 
+def _read_index(path: pathlib.Path) -> tuple[documents.UnitCounts, list]:
+    """Returns the counts of a unit, and its candidates. Raises: ValueError if the index is damaged."""
+    try:
+        content = msgpack.unpackb(path.read_bytes())
+        candidates = content["candidates"]
+        if not all(len(candidate) == 6 and len(candidate[2]) == 3 for candidate in candidates):
+            raise ValueError("a candidate has fields of another number")
+        return _read_counts(content["counts"]), candidates
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise ValueError(f"{path} is damaged; remove it, and run the same command to read that part again") from error
+
+
 def _read_counts(fields: dict) -> documents.UnitCounts:
     return documents.UnitCounts(
         **fields
@@ -162,9 +174,9 @@ def _remove_duplicates(
     """Returns the candidates that stay, the counts of every unit, and the duplicates."""
     counts, candidates = [], []
     for unit in job.units:
-        content = msgpack.unpackb(_index_path(directory, unit.number).read_bytes())
-        counts.append(_read_counts(content["counts"]))
-        candidates += [(unit.number, index, *candidate) for index, candidate in enumerate(content["candidates"])]
+        counts_of_unit, candidates_of_unit = _read_index(_index_path(directory, unit.number))
+        counts.append(counts_of_unit)
+        candidates += [(unit.number, index, *candidate) for index, candidate in enumerate(candidates_of_unit)]
     documents.check_all_broken(job.config, job.units, counts)
     earlier_of = _find_duplicates(job.config.duplicates, candidates)
     removed = manifest.RemovedDuplicates()
@@ -205,6 +217,9 @@ def _find_duplicates(config: settings.DuplicatesConfig, candidates: list) -> dic
 # --- the second pass ---
 
 
+_SUMMARY_FIELDS = {"part": str, "shard": int, **dict.fromkeys(manifest.QUANTITIES, int), "files": dict[str, dict]}
+
+
 @dataclasses.dataclass(frozen=True)
 class _ShardTask:
     """A shard to assemble."""
@@ -235,14 +250,23 @@ def _write_shard(task: _ShardTask) -> dict:
     """Assembles a shard and returns its summary, which is also written: its files exist once the summary does."""
     path = _directory / dataset.WORK / f"{task.part.replace('/', '.')}-{task.number:05d}.json"
     if path.exists():
-        return json.loads(path.read_text())
+        try:
+            summary = json_file.read_object(path)
+            json_file.check(summary, _SUMMARY_FIELDS, str(path))
+            return summary
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it, and run the same command to write that shard again") from error
     by_unit: dict[int, list[int]] = collections.defaultdict(list)
     for unit, index in task.documents:
         by_unit[unit].append(index)
     contents = []
     for unit, indices in by_unit.items():
-        reader = shards.Reader(_candidates_path(_directory, unit))
-        contents += [shards.TokenizedDocument.from_bytes(reader[index]) for index in indices]
+        path_of_unit = _candidates_path(_directory, unit)
+        reader = shards.Reader(path_of_unit)
+        try:
+            contents += [shards.TokenizedDocument.from_bytes(reader[index]) for index in indices]
+        except ValueError as error:
+            raise ValueError(f"{path_of_unit} is damaged ({error}); remove --output and begin again") from error
         reader.close()
     shard = (task.number, task.num_shards)
     summary = assembly.write_shard(str(_directory), _worker.config, task.part, shard, contents)
