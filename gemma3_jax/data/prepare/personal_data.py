@@ -1,7 +1,8 @@
 """Detection and masking of personal data in a text.
 
 Patterns find candidates; libraries that implement the standards decide: phonenumbers (numbering plans), python-stdnum
-(IBAN, card and social security checks), ipaddress, detect-secrets (formats of access keys).
+(IBAN, card and social security checks), ipaddress, detect-secrets (formats of access keys). A timestamp passes for a
+telephone number by itself, so a candidate that they take is then looked at in its surroundings.
 """
 
 import bisect
@@ -12,6 +13,8 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 
+from gemma3_jax.data.prepare import surroundings
+
 KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
 
 # A scan of gigabytes spends its time where there is nothing to find. So a pattern is tried only where the shape of the
@@ -19,7 +22,18 @@ KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
 _DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
 _LOCAL = re.compile(r"[\w.%+-]+\Z")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
-_CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?!\d)|\d{4}([ -]?)\d{6}\2\d{5}(?!\d)|\d{13,19}(?!\d)")
+_CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?!\w)|\d{4}([ -]?)\d{6}\2\d{5}(?!\w)|\d{13,19}(?!\w)")
+# Lengths and first digits of the issuers (ISO/IEC 7812): a fifth of the numbers of 16 digits that pass Luhn's check.
+_ISSUER = re.compile(
+    r"4\d{12}(?:\d{3}(?:\d{3})?)?"  # Visa
+    r"|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"  # Mastercard
+    r"|3[47]\d{13}"  # American Express
+    r"|3(?:0[0-5]|[689]\d)\d{11}"  # Diners Club
+    r"|35(?:2[89]|[3-8]\d)\d{12}"  # JCB
+    r"|6(?:011|5\d\d|4[4-9]\d)\d{12}"  # Discover
+    r"|62\d{14,17}"  # UnionPay
+    r"|(?:5018|5020|5038|5893|6304|6759|676[1-3])\d{9,15}"  # Maestro
+)
 _SSN = re.compile(r"-\d{2}-\d{4}(?![\w-])")
 _PHONE = re.compile(r"\d(?:[ ().\-/]{0,2}\d){6,16}(?!\w)")
 _THREE_DOTS = re.compile(r"\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\.?\w)")
@@ -99,7 +113,9 @@ def _emails(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     for domain in _DOMAIN.finditer(text):
         first = max(0, domain.start() - 64)  # the longest that a local part may be
         if local := _LOCAL.search(text[first : domain.start()]):
-            yield first + local.start(), domain.end()
+            start, end = first + local.start(), domain.end()
+            if not surroundings.is_no_mail(text, start, end):
+                yield start, end
 
 
 def _ibans(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
@@ -121,7 +137,8 @@ def _cards(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
     for start in _find_shape(text, b"dddd"):
         if _is_start(text, start) and (match := _CARD.match(text, start)):
             digits = re.sub(r"\D", "", match[0])
-            if digits[0] in "3456" and len(set(digits)) > 1 and luhn.is_valid(digits):
+            is_card = _ISSUER.fullmatch(digits) and len(set(digits)) > 1 and luhn.is_valid(digits)
+            if is_card and not surroundings.joins(text, *match.span()):
                 yield match.span()
 
 
@@ -130,7 +147,8 @@ def _social_security_numbers(text: str, phone_region: str) -> Iterator[tuple[int
 
     for match in _SSN.finditer(text):
         start = match.start() - 3
-        if start >= 0 and _is_start(text, start) and ssn.is_valid(text[start : match.end()]):
+        is_number = start >= 0 and _is_start(text, start) and ssn.is_valid(text[start : match.end()])
+        if is_number and not surroundings.joins(text, start, match.end()):
             yield start, match.end()
 
 
@@ -139,6 +157,9 @@ def _phones(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
 
     run = _PHONE.search(text)
     while run:
+        if surroundings.is_in_time(text, run.start()):
+            run = _PHONE.search(text, run.start() + 1)
+            continue
         # A "+" before the country code and a "(" before the area code belong to the number.
         start = run.start() - (text[run.start() - 1 : run.start()] in ("+", "("))
         start -= text[start - 1 : start] == "+"
@@ -146,7 +167,9 @@ def _phones(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
         # A bare run of digits is more often a count than a telephone number.
         if begins and any(mark in text[start : run.end()] for mark in "+() -./"):
             for match in phonenumbers.PhoneNumberMatcher(text[start : run.end()], phone_region):
-                yield start + match.start, start + match.end
+                span = start + match.start, start + match.end
+                if not surroundings.is_no_phone(text, *span, phone_region):
+                    yield span
         run = _PHONE.search(text, run.end() if begins else run.start() + 1)  # a number inside a word may hide another
 
 
@@ -156,7 +179,8 @@ def _addresses(text: str, phone_region: str) -> Iterator[tuple[int, int]]:
             address = ipaddress.ip_address(text[start:end])
         except ValueError:  # four numbers, but not an address
             continue
-        if address.is_global:  # private and documentation ranges identify nobody
+        # Private and documentation ranges identify nobody.
+        if address.is_global and not surroundings.is_no_address(text, start, end, address):
             yield start, end
 
 

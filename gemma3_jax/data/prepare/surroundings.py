@@ -1,0 +1,118 @@
+"""What stands around a candidate for personal data, and shows that it is a time, a version, a name or a count instead.
+
+Every function takes a text and the span of a candidate in it. They look at most 40 characters around.
+"""
+
+import ipaddress
+import re
+
+_BEFORE = 40  # characters
+# An identifier goes on over a hyphen: "a716-4155-552671", "SKU-12-3456789-0". A word without digits is a label: "Tel-".
+_JOINED_BEFORE = re.compile(r"\w*\d\w*[-_]\Z")
+_JOINED_AFTER = re.compile(r"[-_]\w*\d|\.\d")
+_FRACTION = re.compile(r"\d[.,]\Z")
+_TIME_BEFORE, _TIME_AFTER = re.compile(r"\d:\Z"), re.compile(r":[0-5]\d(?!\d)")
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
+_DATE = re.compile(
+    rf"(?<!\d)(?:{_YEAR}([-/. ]){_MONTH}\1{_DAY}|{_DAY}([-/.]){_MONTH}\2{_YEAR}|{_MONTH}([-/.]){_DAY}\3{_YEAR})(?!\d)"
+)
+_DECIMAL = re.compile(r"\A\d+\.\d+\Z")
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}([ .])\d{3}(?:\1\d{3}){2,}\Z")
+_BOOK = re.compile(r"(?:97[89]([- ]))?\d{1,5}([- ])\d+\2\d+\2\d\Z")
+_QUAD = re.compile(r"\A(?!0\d)\d{1,3}(?:\.(?!0\d)\d{1,3}){3}\Z")
+# Numbers with a name of their own. "Fax" and "phone" are none of them.
+_LABEL = re.compile(
+    r"\b(?:ISBN|ISSN|EAN|UPC|GTIN|DOI|PMID|CVE|RFC|ORCID|VIN|SKU|serial|version|build|commit)"
+    r"(?:[- ]?1[03])?(?: ?(?:no|number|#))?[.:#= \"']*\Z",
+    re.IGNORECASE,
+)
+# Chrome/120.0.0.0 is a product; in https://host/8.8.8.8 a host with dots stands before.
+_PRODUCT = re.compile(r"(?:\A|[\s\"'(;,])[A-Za-z][\w+-]*/\Z")
+_VERSION = re.compile(
+    r"(?:(?:versions?|\b(?:v|ver|release|released|build|revision|rev|firmware|driver|patch|upgraded|upgrade|update"
+    r"|sections?|chapter|clause|oid))\b[\"']?[.:=(\s]*[\"'v]?|[\w\])](?:==|>=|<=|~=|!=)|[A-Za-z][-_])\Z",
+    re.IGNORECASE,
+)
+_PREFIX_LENGTH = re.compile(r"/(?:[1-9]|[12]\d|3[01])(?!\d)")  # of more addresses than one
+SMALL, SMALL_LAST = 20, 100  # most versions are below 20.20.20.100, and one in 5,000 addresses is
+
+_LOGINS = ("git", "hg", "svn", "cvs", "anoncvs")  # of servers of code, for everybody
+_KEYWORDS = ("this", "super", "return", "break", "continue", "self")  # with a label: return@name.method, in Kotlin
+_FILES = re.compile(
+    r"(?:png|jpe?g|gif|svg|webp|bmp|ico|tiff?|tgz|gz|bz2|xz|jsx?|tsx?|mjs|cjs|css|scss|html?|json|xml|ya?ml|toml|txt|csv|log"
+    r"|exe|dll|jar|java|cpp|hpp|patch|diff|whl|deb|rpm)\Z",
+    re.IGNORECASE,
+)
+
+
+def joins(text: str, start: int, end: int) -> bool:
+    """Whether the candidate is a part of a longer number or identifier."""
+    before = text[max(0, start - _BEFORE) : start]
+    return bool(_JOINED_BEFORE.search(before) or _JOINED_AFTER.match(text[end : end + _BEFORE]))
+
+
+def is_in_time(text: str, start: int) -> bool:
+    """Whether the digits from here on are the minutes or seconds of a time."""
+    return bool(_TIME_BEFORE.search(text[max(0, start - 2) : start]))
+
+
+def is_no_phone(text: str, start: int, end: int, region: str) -> bool:
+    """Whether a valid telephone number is more likely a date, a count, a book or a part of something else."""
+    import phonenumbers
+    from stdnum import isbn
+
+    candidate = text[start:end]
+    before = text[max(0, start - _BEFORE) : start]
+    if joins(text, start, end) or _FRACTION.search(before) or _TIME_AFTER.match(text[end : end + 4]):
+        return True
+    if _LABEL.search(before):
+        return True
+    if any(pattern.search(candidate) for pattern in (_DATE, _DECIMAL, _QUAD)):
+        return True
+    if candidate.startswith("+"):
+        return False
+    if sum(map(str.isdigit, candidate)) < 7:  # the end of something else
+        return True
+    if _THOUSANDS.match(candidate) or (_BOOK.match(candidate) and isbn.is_valid(candidate)):
+        return True
+    # Outside of +1 people group the digits of a number as they like, libphonenumber says.
+    strict = phonenumbers.country_code_for_region(region) == 1
+    return (
+        strict
+        and not phonenumbers.PhoneNumberMatcher(candidate, region, phonenumbers.Leniency.STRICT_GROUPING).has_next()
+    )
+
+
+def is_no_address(text: str, start: int, end: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether an IP address is more likely a version, a network or a section, or is not one of a host at all."""
+    if address.version == 6:
+        return address not in _HOSTS_6
+    numbers = address.packed
+    if (
+        address.is_multicast
+        or numbers[2:] == b"\0\0"
+        or (max(numbers[:3]) < SMALL and numbers[3] < SMALL_LAST and len(set(numbers)) > 1)
+    ):
+        return True
+    before = text[max(0, start - _BEFORE) : start]
+    is_network = numbers[3] == 0 and _PREFIX_LENGTH.match(text[end : end + 4])
+    return bool(is_network or _PRODUCT.search(before) or _VERSION.search(before))
+
+
+_HOSTS_6 = ipaddress.ip_network("2000::/3")  # all that are assigned to hosts
+
+
+def is_no_mail(text: str, start: int, end: int) -> bool:
+    """Whether what is written like an e-mail address is a login of a server, a file or code."""
+    import phonenumbers
+
+    local, _, domain = text[start:end].partition("@")
+    first, _, rest = domain.partition(".")
+    top = domain.rpartition(".")[2]
+    if local.lower() in _LOGINS or local in _KEYWORDS or _FILES.match(top):
+        return True
+    if re.fullmatch(r"\d+x?", first) and not re.search(r"\.", rest):  # icon@2x.png, package@3.tar
+        return True
+    if len(top) == 2 and top.upper() not in phonenumbers.SUPPORTED_REGIONS and top.lower() not in ("eu", "uk", "su"):
+        return True
+    return len(top) > 3 and text[end : end + 1] == "("  # a@b.transpose(): a product of matrices
