@@ -19,7 +19,7 @@ class SourceConfig:
     ] = ()  # globs, local or of any file system fsspec knows (gs://...); .gz and the like are decompressed
     # Of a jsonl, parquet or tfds row; several (parallel text) are joined by a newline.
     fields: tuple[str, ...] = ("text",)
-    turns_field: str = ""  # instead: the field with chat turns, a list of {role, content}
+    turns_field: str = ""  # instead: the field with chat turns, a list of {role, content}; other keys are refused
     dataset: str = ""  # tfds: name[/config][:version], prepared in the array_record format
     split: str = "train"  # tfds
     data_dir: str = ""  # tfds: where it was prepared; empty: the default of tfds

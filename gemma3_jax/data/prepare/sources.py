@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from gemma3_jax.data import record_ids
-from gemma3_jax.data.prepare import builtin, records, settings, source_kinds
+from gemma3_jax.data.prepare import builtin, chats, records, settings, source_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +77,9 @@ def _record(
     if not isinstance(language, str) or not language.replace("-", "").replace("_", "").isalnum():
         return BrokenRecord(record_id, f"field {language_field} is {repr(language)[:40]}, not the name of a language")
     if source.turns_field:
-        turns = row.get(source.turns_field)
-        if not _are_turns(turns):
-            return BrokenRecord(record_id, f"field {source.turns_field} is not a list of {{role, content}}")
+        if problem := chats.problem(row, source.turns_field):
+            return BrokenRecord(record_id, problem)
+        turns = row[source.turns_field]
         texts, roles = zip(*((turn["content"], turn["role"]) for turn in turns), strict=True)
         return records.Record(record_id, source.bucket, language, texts, roles, row)
     values = [row.get(field) for field in source.fields]
@@ -87,32 +87,9 @@ def _record(
         if not isinstance(value, str):
             problem = f"field {field} is {'absent' if value is None else repr(value)[:40]}, not text"
             return BrokenRecord(record_id, problem)
-        if not _is_unicode(value):
+        if not chats.is_unicode(value):
             return BrokenRecord(record_id, f"field {field} holds half a surrogate pair, which is no text")
     return records.Record(record_id, source.bucket, language, ("\n".join(values),), (), row)
-
-
-def _are_turns(turns: object) -> bool:
-    return (
-        isinstance(turns, list | tuple)
-        and len(turns) > 0
-        and all(
-            isinstance(turn, Mapping)
-            and isinstance(turn.get("role"), str)
-            and isinstance(turn.get("content"), str)
-            and _is_unicode(turn["content"])
-            for turn in turns
-        )
-    )
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can encode the text: JSON may hold half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def describe(

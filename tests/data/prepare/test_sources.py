@@ -106,7 +106,7 @@ def test_turns_are_a_chat(tmp_path):
     source = settings.SourceConfig(paths=(path,), turns_field="messages")
     [[record, broken]] = read(source)[1]
     assert (record.texts, record.roles) == (("hi", "yes"), ("user", "model"))
-    assert broken.problem == "field messages is not a list of {role, content}"
+    assert broken.problem == "field messages is a str, not a list of {role, content}"
 
 
 def test_a_share_is_taken_by_place_and_not_by_chance(tmp_path):
