@@ -126,7 +126,15 @@ def check_broken(
 def check_all_broken(
     config: settings.PrepareConfig, units: Sequence[sources.Unit], counts: Sequence[UnitCounts]
 ) -> None:
-    """Raises: ValueError if the units of a source have, together, more broken records than it may have."""
+    """Raises: ValueError if the units of a source have, together, more broken records than it may have, or no other."""
     for name in config.sources:
         of_source = [counted for unit, counted in zip(units, counts, strict=True) if unit.source == name]
-        check_broken(config, units, name, [broken for counted in of_source for broken in counted.broken])
+        broken = [record for counted in of_source for record in counted.broken]
+        check_broken(config, units, name, broken)
+        if broken and len(broken) == sum(counted.num_records for counted in of_source):
+            record_id, problem = broken[0]
+            where = sources.describe(config.sources, units, record_id)
+            raise ValueError(
+                f"source {name} has nothing that can be read; the first of {len(broken)} records, at {where}: "
+                f"{problem} (config.sources.{name})"
+            )

@@ -4,17 +4,11 @@ A unit is cut by the source alone (16 MiB of lines, a file, a row group), never 
 same records come in the same order on one core or a thousand.
 """
 
-import contextlib
 import json
-import lzma
 import sys
-import zlib
 from collections.abc import Iterator, Mapping
 
-import fsspec
-import fsspec.utils
-
-from gemma3_jax.data.prepare import builtin, settings
+from gemma3_jax.data.prepare import builtin, files, settings
 
 BYTES_PER_UNIT = 1 << 24  # some seconds of work, which is what a stop may cost
 ROWS_PER_UNIT = 8_192
@@ -32,47 +26,19 @@ def read_rows(unit, source: settings.SourceConfig) -> Iterator[tuple[int, Mappin
 
     Raises: ValueError if the file itself is damaged.
     """
-    with _naming(unit.path):
+    with files.naming(unit.path):
         yield from _READERS[source.kind](unit, source)
 
 
-def open_decompressed(path: str):
-    """Opens a file of any file system, decompressed by the ending of its name."""
-    return fsspec.open(path, "rb", compression="infer").open()
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Adds the path to the errors of the library that reads it."""
-    try:
-        yield
-    except (EOFError, ImportError, OSError, ValueError, lzma.LZMAError, zlib.error) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise  # a library of an extra: the error names the extra
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def _files(source: settings.SourceConfig) -> Iterator[tuple[str, int, str]]:
-    """Yields (path, bytes, version) of every file. Raises: ValueError if one is missing or unreadable."""
+    """Yields (path, bytes, version) of every file, once. Raises: ValueError if one is missing or unreadable."""
+    paths = set()
     for pattern in source.paths:
-        with _naming(pattern):
-            files, path = fsspec.core.url_to_fs(pattern)
-            is_glob = any(mark in path for mark in "*?[") and not files.exists(path)
-            for file in sorted(files.glob(path)) if is_glob else [path]:
-                if not files.exists(file):
-                    raise ValueError("it does not exist")
-                if not files.isdir(file):
-                    name = file if "://" not in pattern else files.unstrip_protocol(file)
-                    yield name, files.size(file) or 0, _version(files, file)
-                elif not is_glob:
-                    raise ValueError(f"it is a directory; name its files, as {pattern.rstrip('/')}/*.jsonl")
-
-
-def _version(files: fsspec.AbstractFileSystem, path: str) -> str:
-    try:
-        return files.modified(path).isoformat()
-    except NotImplementedError:  # not every file system knows it; there, the size alone identifies a version
-        return ""
+        with files.naming(pattern):
+            for path, size, version in files.find(pattern):
+                if path not in paths:
+                    paths.add(path)
+                    yield path, size, version
 
 
 def _cut_by_file(source: settings.SourceConfig):
@@ -82,7 +48,7 @@ def _cut_by_file(source: settings.SourceConfig):
 
 def _cut_by_bytes(source: settings.SourceConfig):
     for file, (path, size, version) in enumerate(_files(source)):
-        if fsspec.utils.infer_compression(path):  # it cannot be read from the middle
+        if files.is_packed(path):  # it cannot be read from the middle
             yield file, path, 0, -1, size, version
         else:
             for start in range(0, size, BYTES_PER_UNIT):
@@ -91,11 +57,12 @@ def _cut_by_bytes(source: settings.SourceConfig):
 
 
 def _read_lines(unit, source: settings.SourceConfig):
-    with open_decompressed(unit.path) as file:
+    with files.open_unpacked(unit.path) as file:
+        position = 0
         if unit.start:
             file.seek(unit.start - 1)
             file.readline()  # the line that began before this range belongs to the range before
-        position = file.tell()
+            position = file.tell()
         while unit.stop < 0 or position < unit.stop:
             line = file.readline()
             if not line:
@@ -118,10 +85,10 @@ def _parse(line: bytes) -> Mapping | str:
 
 
 def _read_text(unit, source: settings.SourceConfig):
-    with open_decompressed(unit.path) as file:
+    with files.open_unpacked(unit.path) as file:
         content = file.read()
     try:
-        yield 0, {source.fields[0]: content.decode()}
+        yield 0, {source.fields[0]: content.decode("utf-8-sig")}  # editors may write a byte order mark
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         yield 0, f"line {line} is not UTF-8 ({error.reason})"
@@ -131,7 +98,7 @@ def _cut_by_row_groups(source: settings.SourceConfig):
     from pyarrow import parquet
 
     for file, (path, _, version) in enumerate(_files(source)):
-        with _naming(path), fsspec.open(path, "rb") as content:
+        with files.naming(path), files.open_unpacked(path) as content:
             metadata = parquet.ParquetFile(content).metadata
             for group in range(metadata.num_row_groups):
                 yield file, path, group, group + 1, metadata.row_group(group).total_byte_size, version
@@ -140,7 +107,7 @@ def _cut_by_row_groups(source: settings.SourceConfig):
 def _read_parquet(unit, source: settings.SourceConfig):
     from pyarrow import parquet
 
-    with fsspec.open(unit.path, "rb") as content:
+    with files.open_unpacked(unit.path) as content:
         table = parquet.ParquetFile(content)
         position = sum(table.metadata.row_group(group).num_rows for group in range(unit.start))
         for batch in table.iter_batches(row_groups=range(unit.start, unit.stop)):
@@ -201,9 +168,9 @@ def _decoded(value: object) -> object:
 
 
 def _cut_python(source: settings.SourceConfig):
-    files = builtin.files()
-    for start in range(0, len(files), 32):
-        part = files[start : start + 32]
+    modules = builtin.files()
+    for start in range(0, len(modules), 32):
+        part = modules[start : start + 32]
         yield 0, "python", start, start + len(part), sum(file.stat().st_size for file in part), sys.version
 
 

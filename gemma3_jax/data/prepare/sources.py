@@ -3,11 +3,12 @@
 Paths may be local or of any file system that fsspec knows.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from gemma3_jax.data import record_ids
-from gemma3_jax.data.prepare import builtin, chats, records, settings, source_kinds
+from gemma3_jax.data.prepare import builtin, chats, files, records, settings, source_kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,8 @@ def units(sources: Mapping[str, settings.SourceConfig]) -> list[Unit]:
     """
     units: list[Unit] = []
     for source_number, (name, source) in enumerate(sources.items()):
-        try:
+        with _naming_field(f"config.sources.{name}"):
             cuts = source_kinds.cut(source)
-        except ValueError as error:
-            raise ValueError(f"{error} (config.sources.{name})") from error
         if not cuts:
             raise ValueError(
                 f"source {name} is empty: there is nothing in {', '.join(source.paths)} (config.sources.{name})"
@@ -105,7 +104,7 @@ def describe(
         return path
     if source.kind != "jsonl":
         return f"{path}, row {record_id.position}"
-    with source_kinds.open_decompressed(path) as file:  # lines are counted only here, because it takes time
+    with files.open_unpacked(path) as file:  # lines are counted only here, because it takes time
         num_before, left = 0, record_id.position
         while left and (block := file.read(min(left, 1 << 20))):
             num_before, left = num_before + block.count(b"\n"), left - len(block)
@@ -113,22 +112,35 @@ def describe(
 
 
 def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yields (name, text) of every item of an evaluation set: a line of a .jsonl file, or a whole text file.
+    """Yields (name, text) of every item of an evaluation set: a row of JSONL or Parquet, or a whole text file.
 
-    Raises: ValueError if the path matches nothing, or a line is not a JSON object.
+    Raises: ValueError if the path matches nothing, or something cannot be read.
     """
-    source = settings.SourceConfig(kind="jsonl" if ".jsonl" in path else "text", paths=(path,))
-    try:
-        cuts = source_kinds.cut(source)
-    except ValueError as error:
-        raise ValueError(f"{error} (config.decontamination.paths)") from error
-    if not cuts:
-        raise ValueError(f"there is nothing in {path} (config.decontamination.paths)")
-    for number, cut in enumerate(cuts):
+    with _naming_field("config.decontamination.paths"):
+        with files.naming(path):
+            names = [name for name, _, _ in files.find(path)]
+        if not names:
+            raise ValueError(f"there is nothing in {path}")
+        for name in names:
+            yield from _items(name, fields)
+
+
+def _items(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    source = settings.SourceConfig(kind=files.kind_of(path), paths=(path,))
+    for number, cut in enumerate(source_kinds.cut(source)):
         unit = Unit(number, "evaluation", 0, *cut)
         for position, row in source_kinds.read_rows(unit, source):
             where = describe({"": source}, [unit], record_ids.RecordId(0, unit.file, position))
             if isinstance(row, str):
-                raise ValueError(f"{where}: {row} (config.decontamination.paths)")
+                raise ValueError(f"{where}: {row}")
             values = [row.get(field) for field in fields] if fields else row.values()
             yield where, " ".join(value for value in values if isinstance(value, str))
+
+
+@contextlib.contextmanager
+def _naming_field(name: str) -> Iterator[None]:
+    """Adds the field of the config to errors."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} ({name})") from error

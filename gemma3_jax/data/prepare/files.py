@@ -1,0 +1,162 @@
+"""The files of a source: local or of any file system that fsspec knows, compressed, or members of a zip archive.
+
+A member has the path "zip://MEMBER::ARCHIVE", as fsspec writes it.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import lzma
+import pathlib
+import posixpath
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO
+
+import fsspec
+import fsspec.compression
+import fsspec.utils
+
+from gemma3_jax.data.prepare import zstd
+
+# Endings of files that hold others, or are compressed by what cannot be read here.
+_TAR = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
+_UNREAD = {
+    **dict.fromkeys(_TAR, "a tar archive"),
+    ".7z": "a 7z archive",
+    ".rar": "a rar archive",
+    ".br": "compressed with brotli",
+    ".lz4": "compressed with lz4",
+    ".snappy": "compressed with snappy",
+    ".sz": "compressed with snappy",
+    ".z": "compressed with compress",
+}
+
+
+def find(pattern: str) -> Iterator[tuple[str, int, str]]:
+    """Yields (path, bytes, version) of every file that a path or a glob matches; of a zip archive, of every member.
+
+    Raises: ValueError if there is no such file, if it is a directory, or if it cannot be unpacked.
+    """
+    if _is_member(pattern):
+        with open_unpacked(pattern) as file:
+            yield pattern, file.seek(0, io.SEEK_END), ""
+        return
+    system, path = fsspec.core.url_to_fs(pattern)
+    is_glob = any(mark in path for mark in "*?[") and not system.exists(path)
+    for file in sorted(system.glob(path)) if is_glob else [path]:
+        if not system.exists(file):
+            raise ValueError("it does not exist")
+        if not system.isdir(file):
+            name = posixpath.normpath(file) if "://" not in pattern else system.unstrip_protocol(file)
+            with naming(name):
+                yield from _members(system, file, name)
+        elif not is_glob:
+            raise ValueError(f"it is a directory; name its files, as {pattern.rstrip('/')}/*.jsonl")
+
+
+def _members(system: fsspec.AbstractFileSystem, file: str, name: str) -> Iterator[tuple[str, int, str]]:
+    _check_can_be_unpacked(name)
+    if not name.lower().endswith(".zip"):
+        yield name, system.size(file) or 0, _version(system, file)
+        return
+    with system.open(file, "rb") as content, zipfile.ZipFile(content) as archive:
+        members = [info for info in archive.infolist() if not info.is_dir() and not _is_junk(info.filename)]
+    if not members:
+        raise ValueError("it is an archive without a file")
+    for info in sorted(members, key=lambda info: info.filename):
+        _check_can_be_unpacked(info.filename)
+        if info.filename.lower().endswith(".zip"):
+            raise ValueError(f"it has another archive in it, {info.filename}; unpack it, and name its files")
+        yield f"zip://{info.filename}::{name}", info.file_size, _version(system, file)
+
+
+def _is_junk(member: str) -> bool:
+    """Whether a system has put a member into an archive for itself."""
+    return member.startswith("__MACOSX/") or member.rpartition("/")[2] in (".DS_Store", "Thumbs.db")
+
+
+def _check_can_be_unpacked(name: str) -> None:
+    suffixes = [suffix.lower() for suffix in pathlib.PurePosixPath(name).suffixes]
+    what = _UNREAD.get(suffixes[-1] if suffixes else "") or ("a tar archive" if ".tar" in suffixes[-2:-1] else "")
+    if what:
+        raise ValueError(f"it is {what}, which is not read; unpack it, and name its files")
+    if suffixes[-1:] == [".zst"] and not importlib.util.find_spec("zstandard"):
+        raise ValueError("it is compressed with zstd; pip install 'gemma3_jax[prepare]'")
+
+
+def _version(system: fsspec.AbstractFileSystem, path: str) -> str:
+    try:
+        return system.modified(path).isoformat()
+    except NotImplementedError:  # not every file system knows it; there, the size alone identifies a version
+        return ""
+
+
+def _is_member(path: str) -> bool:
+    return path.startswith("zip://") and "::" in path
+
+
+def is_packed(path: str) -> bool:
+    """Whether a file cannot be read from the middle."""
+    return _is_member(path) or _compression(path) is not None
+
+
+def kind_of(path: str) -> str:
+    """Returns the kind of source that a file is by the ending of its name. Raises: ValueError if it is JSON in one."""
+    name = (path.partition("::")[0] if _is_member(path) else path).lower()
+    if _compression(path):
+        name = name.rpartition(".")[0]
+    if name.endswith(".json"):
+        raise ValueError(
+            f"{path} is one JSON value by its name, which is not read; write a row on each line, as .jsonl"
+        )
+    return {"jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}.get(name.rpartition(".")[2], "text")
+
+
+@contextlib.contextmanager
+def open_unpacked(path: str) -> Iterator[IO[bytes]]:
+    """Opens a file that `find` has yielded, decompressed by the ending of its name."""
+    member, _, archive_path = path.removeprefix("zip://").partition("::") if _is_member(path) else ("", "", path)
+    with contextlib.ExitStack() as stack:
+        packed = stack.enter_context(fsspec.open(archive_path, "rb"))
+        if member:
+            packed = stack.enter_context(stack.enter_context(zipfile.ZipFile(packed)).open(member))
+        name = _compression(path)
+        unpack = zstd.open_zstd if name == "zstd" else functools.partial(fsspec.compression.compr[name], mode="rb")
+        yield stack.enter_context(unpack(packed))
+
+
+def _compression(path: str) -> str | None:
+    return fsspec.utils.infer_compression(path.partition("::")[0] if _is_member(path) else path)
+
+
+@functools.cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What the libraries that read files raise if one is damaged."""
+    errors = [EOFError, ImportError, LookupError, OSError, RuntimeError, ValueError]
+    errors += [lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error]
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        errors.append(zstandard.ZstdError)
+    return tuple(errors)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Adds the path to the errors of the library that reads it. Raises: ValueError."""
+    try:
+        yield
+    except _errors() as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise  # a library of an extra: the error names the extra
+        if isinstance(error, _Named):
+            raise
+        raise _Named(f"{path} cannot be read: {error}") from error
+
+
+class _Named(ValueError):
+    """An error that has the path already."""
