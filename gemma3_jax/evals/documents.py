@@ -1,12 +1,33 @@
 """The documents that a model is evaluated on, and their sources."""
 
+import bz2
 import dataclasses
+import gzip
 import hashlib
 import json
+import lzma
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 
 _KINDS = "a .jsonl file of rows with a text, a text file, or a directory of these"
+_ROWS = (".jsonl", ".ndjson")
+_UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
+# Of files that are no text and no rows, whatever they hold.
+_REFUSED = (
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".7z",
+    ".zst",
+    ".lz4",
+    ".br",
+    ".parquet",
+    ".arrow",
+    ".array_record",
+    ".pdf",
+    ".docx",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +41,8 @@ class EvalDocument:
 def read(path: pathlib.Path) -> list[EvalDocument]:
     """The documents of a file, or of all files under a directory, in the order of their names.
 
-    A .jsonl file has a document on each line, {"text": ...}; any other file is one document. The source is the row's
+    A .jsonl or .ndjson file has a document on each line, {"text": ...}; a .json file is one such row, or a list of
+    them; any other text file is one document. Files may be compressed (.gz, .bz2, .xz). The source is the row's
     "source", or the file's path under the directory without its suffix. Hidden files and documents of white space are
     left out.
     Raises: ValueError if there is no document, or something cannot be read.
@@ -35,7 +57,7 @@ def read(path: pathlib.Path) -> list[EvalDocument]:
     documents = []
     for file in files:
         name = file.relative_to(path if path.is_dir() else path.parent)
-        rows = _rows(file, name.with_suffix("").as_posix())
+        rows = _rows(file, name)
         documents += [document for document in rows if document.text.strip()]
     if not documents:
         raise ValueError(f"documents {path} has no text in it; name {_KINDS}")
@@ -50,32 +72,56 @@ def digest(documents: Sequence[EvalDocument]) -> str:
     return sha256.hexdigest()
 
 
-def _rows(file: pathlib.Path, source: str) -> Iterator[EvalDocument]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"documents {file} cannot be read: {error.strerror or error}") from error
+def _rows(file: pathlib.Path, name: pathlib.Path) -> Iterator[EvalDocument]:
+    """The documents of a file; by its name without suffixes they are called."""
+    content = _content(file)
+    if name.suffix.lower() in _UNPACK:
+        name = name.with_suffix("")
+    source, suffix = name.with_suffix("").as_posix(), name.suffix.lower()
     try:
         text = content.decode("utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"documents {file}, line {line}: not UTF-8 ({error.reason})") from error
-    if file.suffix != ".jsonl":
+    if suffix in _ROWS:
+        for number, line in enumerate(text.split("\n"), start=1):  # splitlines() splits at U+2028, which JSON may have
+            if line.strip():
+                position = f"documents {file}, line {number}"
+                yield _row(_parse(line, position), source, position)
+    elif suffix == ".json":
+        value = _parse(text, f"documents {file}")
+        rows = value if isinstance(value, list) else [value]
+        yield from (_row(row, source, f"documents {file}, row {number}") for number, row in enumerate(rows, start=1))
+    else:
         yield EvalDocument(source, text)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() splits at U+2028, which JSON may have
-        if line.strip():
-            yield _row(line, source, f"documents {file}, line {number}")
 
 
-def _row(line: str, source: str, position: str) -> EvalDocument:
-    """The document of a line. `position` names the file and line in errors."""
+def _content(file: pathlib.Path) -> bytes:
+    packing = file.suffix.lower()
+    for suffix in (packing, pathlib.Path(file.stem).suffix.lower() if packing in _UNPACK else ""):
+        if suffix in _REFUSED:
+            raise ValueError(f"documents {file} is a {suffix} file, which is not read; unpack it, or name {_KINDS}")
     try:
-        row = json.loads(line)
+        content = file.read_bytes()
+        return _UNPACK.get(packing, bytes)(content)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(f"documents {file} cannot be read: {reason or error}") from error
+
+
+def _parse(text: str, position: str) -> object:
+    """The JSON value of a text. `position` names the file and line in errors."""
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{position}: not JSON ({error.msg}, column {error.colno})") from error
+        hint = "; a file with a row on each line is called .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"{position}: not JSON ({error.msg}, column {error.colno}){hint}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; nested too deeply
         raise ValueError(f"{position}: not JSON that can be read ({error})") from error
+
+
+def _row(row: object, source: str, position: str) -> EvalDocument:
+    """The document of a row. `position` names the file and line in errors."""
     if not isinstance(row, dict) or not isinstance(row.get("text"), str):
         raise ValueError(f'{position}: no text; a row is {{"text": "...", "source": "..."}}, and source is optional')
     source = row.get("source", source)

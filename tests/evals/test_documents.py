@@ -1,6 +1,9 @@
 """Evaluation documents: what is read from which files, and the errors for files without documents."""
 
+import bz2
+import gzip
 import json
+import lzma
 
 import pytest
 
@@ -23,10 +26,66 @@ def test_rows_of_a_jsonl_file_are_documents_of_their_own_source_or_of_the_file(t
     assert documents.read(path) == expected  # without escapes, with a mark at the start, without an end
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.md", "a"])
+ROWS = b'{"text": "one"}\n{"text": "two", "source": "news"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", ROWS),
+        ("a.JSONL", ROWS),
+        ("a.ndjson", ROWS),
+        ("a.jsonl.gz", gzip.compress(ROWS)),
+        ("a.NDJSON.GZ", gzip.compress(ROWS[:16]) + gzip.compress(ROWS[16:])),
+        ("a.jsonl.bz2", bz2.compress(ROWS)),
+        ("a.jsonl.xz", lzma.compress(ROWS)),
+        ("a.json", b'[{"text": "one"},\n {"text": "two", "source": "news"}]'),
+        ("a.json.gz", gzip.compress(b'\xef\xbb\xbf[{"text": "one"}, {"text": "two", "source": "news"}]')),
+    ],
+)
+def test_rows_are_read_as_rows_whatever_the_file_is_called(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert documents.read(tmp_path / name) == [EvalDocument("a", "one"), EvalDocument("news", "two")]
+    assert documents.read(tmp_path) == documents.read(tmp_path / name)
+
+
+def test_a_json_object_is_one_row_and_a_compressed_text_one_document(tmp_path):
+    (tmp_path / "a.json").write_text('{"text": "one"}')
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two {}"))
+    assert documents.read(tmp_path) == [EvalDocument("a", "one"), EvalDocument("b", "two {}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.json", ROWS, r"not JSON \(Extra data, column 1\); a file with a row on each line is called .jsonl"),
+        ("a.json", b"{", r"not JSON \(Expecting property name"),
+        ("a.json", b"[" * 100_000, r"not JSON that can be read \("),
+        ("a.json", b'{"model_type": "gemma3"}', "row 1: no text; a row is"),
+        ("a.json", b'[{"text": "x"}, 3]', "row 2: no text; a row is"),
+        ("a.jsonl.gz", b"not packed", "cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(ROWS * 99)[:-9], "cannot be read: Compressed file ended before"),
+        ("a.jsonl.gz", gzip.compress(b"\xff"), "line 1: not UTF-8"),
+        ("a.jsonl.bz2", bz2.compress(ROWS)[:-5], "cannot be read: "),
+        ("a.jsonl.xz", b"x", "cannot be read: "),
+        ("a.jsonl.zst", b"x", "is a .zst file, which is not read; unpack it, or name a .jsonl"),
+        ("a.tar.gz", b"x", "is a .tar file, which is not read"),
+        ("a.ZIP", b"PK", "is a .zip file, which is not read"),
+        ("a.parquet", b"PAR1", "is a .parquet file, which is not read"),
+    ],
+)
+def test_what_is_neither_rows_nor_text_is_named(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"documents {tmp_path}/{name}.*{problem}"):
+        documents.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a", "a.json.txt"])
 def test_any_other_file_is_one_document(tmp_path, name):
     (tmp_path / name).write_bytes(b"  first\r\n\n second \n")
-    assert documents.read(tmp_path / name) == [EvalDocument("a", "  first\r\n\n second \n")]
+    assert documents.read(tmp_path / name) == [
+        EvalDocument(name.removesuffix(".txt").removesuffix(".md"), "  first\r\n\n second \n")
+    ]
 
 
 def test_a_directory_is_read_in_the_order_of_its_names_without_hidden_files(tmp_path):
