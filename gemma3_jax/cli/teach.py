@@ -7,7 +7,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from gemma3_jax.cli import terminal
+from gemma3_jax.cli import terminal, verification
 
 
 def parser() -> terminal.Parser:
@@ -34,6 +34,7 @@ def parser() -> terminal.Parser:
     flags.add_argument(
         "--stage", default="", metavar="NAME", help="the stage (default: the only one with loss distill)"
     )
+    verification.add_flag(flags)
     flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
@@ -58,6 +59,7 @@ def run(flags: argparse.Namespace) -> None:
     from gemma3_jax.train import watchdog
 
     hosts.join(terminal.say, status_if_late=watchdog.STALLED)
+    verification.run(flags, [config])
     is_first, output = jax.process_index() == 0, pathlib.Path(flags.output).absolute()
     # Beside the directory of the targets, which has no other files.
     stacks = output.with_name(f"{output.name}-stacks-{jax.process_index()}.txt")

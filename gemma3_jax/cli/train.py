@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from gemma3_jax.cli import terminal
+from gemma3_jax.cli import terminal, verification
 
 
 def parser() -> terminal.Parser:
@@ -48,6 +48,7 @@ def parser() -> terminal.Parser:
     flags.add_argument(
         "--allow_data_change", action="store_true", help="resume even if the data has changed since the run began"
     )
+    verification.add_flag(flags)
     flags.add_argument(
         "--cache", metavar="DIR", help="directory of compiled programs; empty for none (default: WORKDIR/cache)"
     )
@@ -78,6 +79,8 @@ def run(flags: argparse.Namespace) -> int:
     from gemma3_jax import console, hosts, run
     from gemma3_jax.train import goodput, trace
 
+    names = [flags.stage] if flags.stage else config.stage_order
+    verification.run(flags, (settings.resolve(config, name) for name in names))
     recipe = configs.load(flags.config, [], settings.Train) if flags.overrides else config
     options = run.RunOptions(
         workdir=workdir,
