@@ -446,7 +446,7 @@ def test_prepare_tells_what_it_kept_and_what_not(capsys, tmp_path):
         f"1  could not be read, such as: {tmp_path}/in.jsonl, line 8: not JSON",
         f"1  duplicate, such as: {tmp_path}/in.jsonl, line 5 (like {tmp_path}/in.jsonl, line 1)",
         "1  too short, such as",
-        "2  changed: something was masked or cut out",
+        "1  changed: something was masked or cut out",
         "part ",
         "in all ",
         "sequences of 64 are ",
