@@ -1,6 +1,6 @@
 """Files compressed with zstd, of any number of frames; one that is cut off is an error.
 
-The library's reader ends without a word after the first frame, and where a file is cut off.
+The library's reader ends without a word where a file is cut off, and has no `readline`.
 """
 
 import io
