@@ -8,6 +8,8 @@ import dataclasses
 from gemma3_jax.data import settings as data_settings
 from gemma3_jax.data.prepare import duplicates, personal_data
 
+MAX_NAME_BYTES = 100  # of a bucket or a language: file systems allow 255 for "BUCKET.LANGUAGE-00000.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -164,8 +166,16 @@ def check_name(field: str, name: str) -> None:
 
     Raises: ValueError.
     """
-    if not name or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"{field} is {name!r}; use letters, digits, '-' and '_'")
+    if not is_name(name):
+        raise ValueError(
+            f"{field} is {name!r:.80}; use letters, digits, '-' and '_', {MAX_NAME_BYTES} bytes as UTF-8 at most"
+        )
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can name a directory."""
+    is_word = name.replace("-", "").replace("_", "").isalnum()
+    return is_word and len(name.encode(errors="replace")) <= MAX_NAME_BYTES
 
 
 def _choice(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -73,7 +73,7 @@ def _record(
     """Returns the record of a source row."""
     language_field = source.language_field or ("language" if source.kind == "python" else "")
     language = row.get(language_field) if language_field else source.language
-    if not isinstance(language, str) or not language.replace("-", "").replace("_", "").isalnum():
+    if not isinstance(language, str) or not settings.is_name(language):
         return BrokenRecord(record_id, f"field {language_field} is {repr(language)[:40]}, not the name of a language")
     if source.turns_field:
         if problem := chats.problem(row, source.turns_field):

@@ -129,6 +129,18 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
         f"{path}, line 6: field text is 5, not text",
         f"{path}, line 7: field text holds half a surrogate pair, which is no text",
     ]
+    endless = settings.SourceConfig(
+        paths=(
+            texts.write_lines(
+                tmp_path / "b.jsonl", [{"text": "x", "lang": "\u00e9" * 51}, {"text": "x", "lang": "en/../x"}]
+            ),
+        ),
+        language_field="lang",
+    )
+    assert [line.rpartition(": ")[2][:16] for line in problems(endless)] == [
+        "field lang is '\u00e9",
+        "field lang is 'e",
+    ]
     by_language = problems(settings.SourceConfig(paths=(path,), language_field="lang"))
     assert f"{path}, line 8: field lang is 7, not the name of a language" in by_language
 
