@@ -168,6 +168,13 @@ class Train:
             raise ValueError(f"num_data_workers is {self.num_data_workers}; it must be at least 0")
 
 
+def _rescaled(model: model_config.Config, rope_scale: float) -> model_config.Config:
+    """Returns the model at another RoPE scale, to which its context length does not apply."""
+    if rope_scale == model.rope_scale:
+        return model
+    return dataclasses.replace(model, rope_scale=rope_scale, context_length=0)
+
+
 def resolve(config: Train, name: str) -> StageConfig:
     """Returns the stage `name` with everything that it inherits from the run filled in."""
     entry = config.stages[name]
@@ -189,7 +196,7 @@ def resolve(config: Train, name: str) -> StageConfig:
         **{field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)} | inherited,
         name=name,
         first_step=sum(config.stages[other].num_steps for other in before) if name in config.stage_order else 0,
-        model=dataclasses.replace(config.model, rope_scale=inherited["rope_scale"]),
+        model=_rescaled(config.model, inherited["rope_scale"]),
         execution=config.execution,
         seed=config.seed,
         init_from=config.init_from,

@@ -33,6 +33,7 @@ _DEFAULTS = {
     "query_pre_attn_scalar": 256,
     "rms_norm_eps": 1e-6,
     "sliding_window_pattern": 6,
+    "max_position_embeddings": 131_072,
 }
 # Settings that this model does not have: a file with another value describes another model.
 _FIXED = {
@@ -92,6 +93,7 @@ def _to_config(text: dict) -> config.Config:
         rope_scale=scale,
         norm_epsilon=_positive(text, "rms_norm_eps"),
         num_local_per_global=_num_local_per_global(text),
+        context_length=_whole(text, "max_position_embeddings"),
     )
 
 
@@ -178,7 +180,9 @@ def layer_types(num_layers: int, num_local_per_global: int) -> list[str]:
 
 
 def context_length(model: config.Config) -> int:
-    """Returns the tokens of context that a published model of this RoPE scale was trained for."""
+    """Returns the tokens of context that the model was trained for, or a published one of its RoPE scale was."""
+    if model.context_length:
+        return model.context_length
     return round(16_384 * model.rope_scale) if model.rope_scale != 1 else 32_768
 
 

@@ -29,11 +29,14 @@ class Config:
     rope_base_local: float = 1e4
     rope_base_global: float = 1e6
     norm_epsilon: float = 1e-6
+    # Tokens that the checkpoint was trained for, 0: as a published model of this RoPE scale. No computation reads it,
+    # so models that differ in it alone are equal.
+    context_length: int = dataclasses.field(default=0, compare=False)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("vocab_padding", "num_local_per_global") else 1
+            least = 0 if field.name in ("vocab_padding", "num_local_per_global", "context_length") else 1
             most = MAX_LAYERS if field.name == "num_layers" else 2**31 - 1
             if field.type is int and (type(value) is not int or not least <= value <= most):
                 raise ValueError(f"model.{field.name} is {value!r}; it must be a whole number >= {least} and <= {most}")

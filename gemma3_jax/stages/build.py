@@ -70,7 +70,7 @@ def _build(
     )
     program = stage_step.make(config, mesh, num_bytes, teacher_model=source.model, next_batch=next_batch)
     columns = dataclasses.asdict(config.model)
-    compat_keys = {f"model.{field}": str(value) for field, value in columns.items()}
+    compat_keys = {f"model.{field}": str(value) for field, value in columns.items() if field != "context_length"}
     compat_keys |= {"quant": config.quant.name, "tokenizer": data.tokenizer.digest, "teacher": source.digest}
     quant = {"quant": dataclasses.asdict(config.quant)} if config.quant.format else {}
     return stage_run.StageRun(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gemma3_jax import settings
+from gemma3_jax.checkpoint import hf_config
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.data import dataset, order
 from gemma3_jax.data.targets import reader as targets_reader
@@ -148,6 +149,12 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
     """
     checkpoint = checkpoint_open.open_checkpoint(pathlib.Path(config.init_from))
     theirs, ours = dataclasses.asdict(checkpoint.model), dataclasses.asdict(config.model)
+    if config.model.context_length or checkpoint.model.rope_scale != config.model.rope_scale:
+        theirs["context_length"] = ours["context_length"]
+    else:  # it would be lost in silence
+        theirs["context_length"], ours["context_length"] = map(
+            hf_config.context_length, (checkpoint.model, config.model)
+        )
     for field in ours.keys() - {"rope_scale"}:  # an extension to longer sequences changes it
         if theirs[field] != ours[field]:
             raise ValueError(

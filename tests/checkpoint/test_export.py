@@ -239,6 +239,20 @@ def test_a_tokenizer_without_turns_has_a_bare_template():
     assert 'TEMPLATE """{{ .Prompt }}"""\nPARAMETER temperature' in content
 
 
+def test_the_context_length_of_the_source_is_carried_into_every_kind(tmp_path):
+    model = dataclasses.replace(MODEL, context_length=8192)
+    for number, kind in enumerate(("hf", "orbax", "hf", "gguf")):
+        file = tmp_path / f"{number}.{kind}"
+        plan = Q4_0 if kind == "gguf" else None
+        export.Export(kind, model, plan, tokenizer=texts.tokenizer()).write(file, toys.source(model))
+        if kind == "gguf":
+            metadata, _ = gguf_header.read(file)
+            assert metadata["gemma3.context_length"] == 8192
+        else:
+            model = checkpoint_open.open_checkpoint(file).model
+            assert model.context_length == 8192
+
+
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
 @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
 def test_what_stops_half_way_leaves_nothing(kind, error, source, tmp_path):

@@ -32,6 +32,21 @@ def test_published_sizes_go_out_and_come_back(size, tmp_path):
     assert content["max_position_embeddings"] == (32_768 if size in ("270m", "1b") else 131_072)
 
 
+@pytest.mark.parametrize("length", [1, 8192, 131_072, 1_000_000])
+def test_the_context_length_of_a_file_is_that_of_the_model_and_is_written_again(length, tmp_path):
+    model = read(tmp_path, written(max_position_embeddings=length))
+    assert hf_config.context_length(model) == model.context_length == length
+    assert written(model)["max_position_embeddings"] == length
+    assert model == toys.TOY and hash(model) == hash(toys.TOY)  # no computation reads it
+
+
+def test_without_a_context_length_it_is_transformers_own(tmp_path):
+    content = written()
+    del content["max_position_embeddings"]
+    assert hf_config.context_length(read(tmp_path, content)) == 131_072
+    assert hf_config.context_length(dataclasses.replace(toys.TOY, rope_scale=1.0)) == 32_768
+
+
 def test_the_files_transformers_4_wrote_are_read_too(tmp_path):
     """The text part of the published 4B config.json: few keys, old RoPE keys, everything else at its default."""
     text = {
@@ -85,6 +100,9 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
         (written(rope_parameters="x"), r"rope_parameters is 'x'; it must be an object"),
         (written(rope_parameters={"full_attention": []}), r"full_attention is \[\]; it must be an object"),
         (written(sliding_window=10**30), r"sliding_window is 10{30}; it must be a whole number >= 1 and below 2\^31"),
+        (written(max_position_embeddings=0), r"max_position_embeddings is 0; it must be a whole number >= 1"),
+        (written(max_position_embeddings="8k"), r"max_position_embeddings is '8k'; it must be a whole number >= 1"),
+        (written(max_position_embeddings=8192.0), r"max_position_embeddings is 8192\.0; it must be a whole number"),
         (written(rope_theta=10**400, rope_parameters=None), r"rope_theta is 10{39}; it must be a number > 0"),
         (written(rope_scaling={"rope_type": "linear"}, rope_parameters=None), r"factor is None; it must be a number"),
         (written(rope_scaling={"partial_rotary_factor": 0.5}), r"partial_rotary_factor is 0\.5; Gemma 3 has 1\.0"),

@@ -1,9 +1,40 @@
-"""What a stage reads is refused by name if it cannot be trained with."""
+"""What a stage begins with fits its config, and can be trained."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import pytest
 
+from gemma3_jax import settings
 from gemma3_jax.stages import inputs
+from gemma3_jax.train import settings as train_settings
+from tests import toys
+from tests.checkpoint.test_hf import make_directory
+
+
+def open_init_from(directory, model, rope_scale=0.0):
+    optimizer = train_settings.AdamW(warmup_steps=0)
+    stage = settings.StageEntry(num_steps=1, seq_len=8, batch_size=1, rope_scale=rope_scale, optimizer=optimizer)
+    run = settings.Train(model=model, init_from=str(directory), stage_order=("a",), stages={"a": stage})
+    return inputs.open_init_from(settings.resolve(run, "a"), "")
+
+
+def test_a_context_length_of_its_own_is_not_lost_by_training(tmp_path):
+    directory = make_directory(tmp_path / "hf", max_position_embeddings=8192)
+    with pytest.raises(ValueError, match=r"has context_length 8192, config\.model\.context_length is 131072; make"):
+        open_init_from(directory, toys.TOY)
+    for length in (8192, 16_384):  # set, to the same or to another
+        open_init_from(directory, dataclasses.replace(toys.TOY, context_length=length))
+    open_init_from(directory, toys.TOY, rope_scale=16.0)  # an extension, of a length of its own
+    open_init_from(make_directory(tmp_path / "published", max_position_embeddings=131_072), toys.TOY)
+
+
+def test_a_stage_of_another_rope_scale_has_the_context_length_of_that(tmp_path):
+    model = dataclasses.replace(toys.TOY, context_length=8192)
+    entry = settings.StageEntry(num_steps=9, seq_len=8, batch_size=1, optimizer=train_settings.AdamW(warmup_steps=0))
+    stages = {"a": entry, "b": dataclasses.replace(entry, rope_scale=16.0)}
+    run = settings.Train(model=model, stage_order=("a", "b"), stages=stages)
+    assert [settings.resolve(run, name).model.context_length for name in "ab"] == [8192, 0]
 
 
 def test_parameters_that_are_not_finite_are_refused_by_name():
