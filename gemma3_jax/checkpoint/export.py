@@ -1,8 +1,9 @@
 """What a checkpoint is written as: checked before anything large is read, and complete or not there at all."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from gemma3_jax.checkpoint import (
     gguf_file,
     hf,
     hf_config,
+    hf_extra_files,
     load_sharded,
     manager,
     modelfile,
@@ -21,15 +23,17 @@ from gemma3_jax.checkpoint import (
     orbax,
     packed,
     target,
+    tensor_file,
     tensor_source,
 )
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.durable import atomic
 from gemma3_jax.model import config
+from gemma3_jax.tokenizer import directory as tokenizer_directory
 from gemma3_jax.tokenizer import vocabulary
 
 KINDS = ("orbax", "hf", "gguf")
-TOKENIZER = "tokenizer.model"
+TOKENIZER = tokenizer_directory.MODEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Export:
 
     `plan` has the formats of a GGUF file, or those that a quantized Hugging Face directory is rounded to. Whatever has
     no plan is stored in `dtype`, or as the source stores it (None). The tokenizer is written where the kind holds one.
+    `carried` has the files of a Hugging Face directory that are written as the source has them, by name.
     """
 
     kind: str
@@ -46,6 +51,12 @@ class Export:
     dtype: DTypeLike | None = None
     tokenizer: vocabulary.Tokenizer | None = None
     notes: tuple[str, ...] = ()
+    carried: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _extra_files(self) -> tuple[dict[str, bytes], tuple[str, ...]]:
+        """Files beside the model of a Hugging Face directory, and notes on them: seconds for a tokenizer of Gemma."""
+        return hf_extra_files.complete(self.carried, self.tokenizer, hf_config.context_length(self.model))
 
     def check(self) -> tuple[str, ...]:
         """Returns notes for the user on what will be written.
@@ -56,6 +67,7 @@ class Export:
             hf_config.write(self.model, "float32")
             if self.plan:
                 self.plan.check(self.model, names.hf_name)
+            return self.notes + self._extra_files[1]
         if self.kind == "gguf":
             if self.tokenizer is None:
                 raise ValueError(
@@ -111,12 +123,13 @@ class Export:
     def _write_hf(
         self, directory: pathlib.Path, source: tensor_source.TensorSource, progress: Callable[[int], None]
     ) -> None:
-        writes = [hf.create(directory, self.model, source.shapes(), plan=self.plan, dtype=self.dtype)]
-        if self.plan:
-            writes.append(packed.create(directory, self.model, self.plan))
+        files, _ = self._extra_files
+        for name, content in files.items():
+            tensor_file.write_small(directory / name, content)
+        ids = hf_extra_files.special_ids(files)
+        write = hf.create(directory, self.model, source.shapes(), plan=self.plan, dtype=self.dtype, special_ids=ids)
+        writes = [write, packed.create(directory, self.model, self.plan)] if self.plan else [write]
         tensor_source.copy(source, writes, progress)
-        if self.tokenizer:
-            (directory / TOKENIZER).write_bytes(self.tokenizer.model)
 
 
 def resolve(
@@ -132,7 +145,8 @@ def resolve(
 
     By default the parameters are as stored. With `quant`, the embedding table has the format that the checkpoint was
     trained for or is rounded to, else float16.
-    Raises: ValueError if the tokenizer is no such file, or not the one that the checkpoint was trained with.
+    Raises: ValueError if the tokenizer is no such file, or not the one that the checkpoint was trained with; if a file
+    beside the weights of the source is damaged.
     """
     plan = None
     if quant != "none":
@@ -142,11 +156,17 @@ def resolve(
         leaves = [leaf.dtype for path, leaf in names.flatten(source.shapes) if path[-2] in ("attention", "mlp")]
         table = source.shapes["embedder"]["table"].dtype.name
         plan = encoding.StoragePlan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
-    words, notes = None, ()
+    words, notes, carried = None, (), {}
     if kind != "orbax":  # which is to continue training from, with the unrounded weights
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _rounding_notes(source, plan, dtype) + notes
-    return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, words, notes)
+    if kind == "hf" and source.kind == "hf":
+        carried = hf_extra_files.read(source.path)
+        if tokenizer or (words is None and TOKENIZER in carried):
+            carried = {name: carried[name] for name in carried.keys() - set(hf_extra_files.TOKENIZER_FILES)}
+        elif words is None and carried:
+            notes += (f"{', '.join(sorted(carried))} of {source.path} are copied unread",)
+    return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, words, notes, carried)
 
 
 def _rounding_notes(
@@ -183,7 +203,7 @@ def find_tokenizer(
     cannot be read.
     """
     if named:
-        tokenizer = vocabulary.load(pathlib.Path(named))
+        tokenizer = tokenizer_directory.load(pathlib.Path(named))
         if source.tokenizer and tokenizer.digest != source.tokenizer:
             raise ValueError(
                 f"--tokenizer {named} is tokenizer {tokenizer.digest[:12]}; {source.path} was trained with "
@@ -193,19 +213,24 @@ def find_tokenizer(
     notes = ()
     for file in _tokenizer_files(source):
         try:
-            tokenizer = vocabulary.load(file)
+            tokenizer = tokenizer_directory.load(file)
         except (ValueError, OSError) as error:  # such as the pointer to a Git LFS file that was not fetched
             if is_needed:
                 raise ValueError(f"{error}; name another with --tokenizer=FILE") from error
             notes += (f"warning: {error}; it is left out",)
             continue
-        if source.tokenizer in ("", tokenizer.digest) and tokenizer.size <= source.model.vocab_size:
-            return tokenizer, (*notes, f"tokenizer {file}")
+        if tokenizer.size > source.model.vocab_size:
+            notes += (
+                f"warning: {file} has {tokenizer.size} pieces, the model's table {source.model.vocab_size} rows; it is "
+                "left out",
+            )
+        elif source.tokenizer in ("", tokenizer.digest):
+            return tokenizer, (*notes, f"tokenizer {tokenizer_directory.file_of(file) or file}")
     return None, notes
 
 
 def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
-    """Returns the files that may be a checkpoint's tokenizer.
+    """Returns the directories that may hold a checkpoint's tokenizer.
 
     One beside the directory may belong to something else, so only a checkpoint that stores a digest can tell.
     """
@@ -214,4 +239,4 @@ def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
     else:
         inside = source.path.parent.parent if source.path.parent.name == manager.CHECKPOINTS else source.path
         directories = [inside, inside.parent] if source.tokenizer else [inside]
-    return [directory / TOKENIZER for directory in directories if (directory / TOKENIZER).is_file()]
+    return [directory for directory in directories if tokenizer_directory.file_of(directory)]

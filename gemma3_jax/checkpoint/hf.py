@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -90,18 +90,21 @@ def create(
     *,
     plan: encoding.StoragePlan | None = None,
     dtype: DTypeLike | None = None,
+    special_ids: Mapping[str, int | list[int]] | None = None,
 ) -> tensor_source.Write:
-    """Creates the files of a Gemma3ForCausalLM in an existing, empty directory; returns what writes a tensor into them.
+    """Creates the files of a Gemma3ForCausalLM in an existing directory; returns what writes a tensor into them.
 
     Tensors are stored in `dtype`, or each in that of `shapes`. With `plan` they are rounded first, to the values of its
-    formats, and are float32 if there is no `dtype`. Equal parameters give equal bytes.
+    formats, and are float32 if there is no `dtype`. `special_ids` has the ids of config.json that are not those of
+    Gemma's own tokenizer. Equal parameters give equal bytes.
     Raises: OSError if the disk refuses. The returned function raises that, too, and ValueError naming a parameter that
     a format cannot hold.
     """
     dtype = dtype or (np.float32 if plan else None)
     # Transformers loads all tensors in the one dtype of config.json.
     widest = jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(shapes)))
-    (directory / CONFIG).write_text(hf_config.write(model, np.dtype(dtype or widest).name))
+    text = hf_config.write(model, np.dtype(dtype or widest).name, special_ids)
+    tensor_file.write_small(directory / CONFIG, text.encode())
     files, index = {}, {}
     shards = _plan_shards(model, shapes, dtype)
     for number, slots in enumerate(shards, start=1):
@@ -112,9 +115,9 @@ def create(
         )
         files |= dict.fromkeys(slots, tensors)
         index |= dict.fromkeys(forms, file)
-    if len(shards) > 1 or plan:  # readers that would take every file of safetensors look here first
-        content = {"metadata": {"total_size": num_bytes(model, shapes, dtype)}, "weight_map": index}
-        (directory / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    # Of one file, too: some programs look here first, and some would take every file of safetensors for weights.
+    content = {"metadata": {"total_size": num_bytes(model, shapes, dtype)}, "weight_map": index}
+    tensor_file.write_small(directory / INDEX, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def write_tensor(slot: names.Slot, rows: np.ndarray) -> int:
         name = names.hf_name(slot)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 
 from gemma3_jax.model import config
 
@@ -186,8 +187,10 @@ def context_length(model: config.Config) -> int:
     return round(16_384 * model.rope_scale) if model.rope_scale != 1 else 32_768
 
 
-def write(model: config.Config, dtype: str) -> str:
+def write(model: config.Config, dtype: str, special_ids: Mapping[str, int | list[int]] | None = None) -> str:
     """Returns the config.json of Gemma3ForCausalLM, with the keys of Transformers 4 and 5.
+
+    `special_ids` has bos_token_id, eos_token_id and pad_token_id, if they are not those of Gemma's own tokenizer.
 
     Raises: ValueError if Transformers cannot express or load the model.
     """
@@ -231,5 +234,6 @@ def write(model: config.Config, dtype: str) -> str:
         "pad_token_id": 0,
         "dtype": dtype,
         "torch_dtype": dtype,
+        **(special_ids or {}),
     }
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

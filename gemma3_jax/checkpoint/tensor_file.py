@@ -32,6 +32,14 @@ class TensorFile:
         return x.nbytes
 
 
+def write_small(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file that has no tensors. Raises: OSError naming it."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def after_header(path: pathlib.Path, num_bytes: Mapping[str, int], *, alignment: int = 1) -> TensorFile:
     """Returns a file for tensors of so many bytes, in this order behind the header that `path` holds.
 

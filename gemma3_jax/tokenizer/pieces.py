@@ -1,15 +1,14 @@
 """A SentencePiece model as a list of pieces with scores and kinds, for engines without SentencePiece.
 
-The file is a protocol buffer, read here because the classes that SentencePiece ships need a protobuf that Beam refuses.
 Source: sentencepiece_model.proto; ggml-org/llama.cpp src/llama-vocab.cpp and gguf-py/gguf/constants.py (TokenType).
 """
 
 import dataclasses
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 
-from gemma3_jax.tokenizer import vocabulary
+from gemma3_jax.tokenizer import protobuf, vocabulary
 
 
 class PieceKind(enum.IntEnum):
@@ -37,8 +36,8 @@ def listed(tokenizer: vocabulary.Tokenizer) -> list[VocabularyPiece]:
     runs of spaces are spelled with spaces; and the id of `<end_of_image>` has this name, which Gemma 3's file lacks.
     """
     pieces = []
-    for token, message in enumerate(content for number, content in _fields(tokenizer.model) if number == 1):
-        fields = dict(_fields(message))
+    for token, message in enumerate(content for number, content in protobuf.fields(tokenizer.model) if number == 1):
+        fields = dict(protobuf.fields(message))
         text, kind = fields[1].decode(), PieceKind(fields.get(3, PieceKind.NORMAL))
         if token == tokenizer.end_of_image:
             text = vocabulary.END_OF_IMAGE
@@ -77,32 +76,45 @@ def check_merges_alone(tokenizer: vocabulary.Tokenizer) -> None:
 def _settings(tokenizer: vocabulary.Tokenizer) -> tuple[dict, dict]:
     """Returns trainer_spec and normalizer_spec by field number; several messages of one kind are merged."""
     specs: tuple[dict, dict] = {}, {}
-    for number, content in _fields(tokenizer.model):
+    for number, content in protobuf.fields(tokenizer.model):
         if number in (2, 3):
-            specs[number - 2].update(_fields(content))
+            specs[number - 2].update(protobuf.fields(content))
     return specs
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields the fields of a protocol buffer with their numbers: varints as int, all others as bytes."""
-    offset = 0
+def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str) -> bytes:
+    """Returns a SentencePiece model that merges pairs by their scores, with byte fallback and no change to spaces.
 
-    def varint() -> int:
-        nonlocal offset
-        value = shift = 0
-        while True:
-            byte = message[offset]
-            offset += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
+    `bos`, `eos` and `pad` are texts of pieces of kind CONTROL, or of none.
+    Source: sentencepiece_model.proto (TrainerSpec, NormalizerSpec).
+    """
+    unknown = next(piece.text for piece in listed if piece.kind == PieceKind.UNKNOWN)
+    ids = {piece.text: token for token, piece in enumerate(listed)}
+    trainer = {3: 2, 4: len(listed), 35: 1, 40: ids[unknown], 45: unknown.encode()}
+    for number, text in ((41, bos), (42, eos), (43, pad)):
+        if text in ids:
+            trainer |= {number: ids[text], number + 5: text.encode()}
+    normalizer = {1: b"identity", 3: 0, 4: 0, 5: 1}
+    specs = (b"".join(protobuf.field(*item) for item in spec.items()) for spec in (trainer, normalizer))
+    return b"".join(map(_message, listed)) + b"".join(
+        protobuf.field(2 + number, spec) for number, spec in enumerate(specs)
+    )
 
-    while offset < len(message):
-        number, wire_type = divmod(varint(), 8)
-        if wire_type == 0:
-            yield number, varint()
-            continue
-        size = {1: 8, 5: 4}.get(wire_type) or varint()
-        yield number, message[offset : offset + size]
-        offset += size
+
+def replaced(model: bytes, changes: Mapping[int, VocabularyPiece]) -> bytes:
+    """Returns a SentencePiece model with other pieces at some ids; new ids follow the last one without a gap."""
+    content, num_pieces = b"", 0
+    for number, value in protobuf.fields(model):
+        if number == 1:
+            content += _message(changes[num_pieces]) if num_pieces in changes else protobuf.field(1, value)
+            num_pieces += 1
+        else:
+            content += protobuf.field(number, value)
+    new = range(num_pieces, 1 + max([num_pieces - 1, *changes]))
+    size = protobuf.field(2, protobuf.field(4, num_pieces + len(new)))
+    return content + b"".join(_message(changes[token]) for token in new) + size
+
+
+def _message(piece: VocabularyPiece) -> bytes:
+    score = b"\x15" + struct.pack("<f", piece.score)
+    return protobuf.field(1, protobuf.field(1, piece.text.encode()) + score + protobuf.field(3, int(piece.kind)))

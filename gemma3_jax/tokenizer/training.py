@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-from gemma3_jax.tokenizer import vocabulary
+from gemma3_jax.tokenizer import protobuf, vocabulary
 
 # The 70 tags are Gemma's, from <table> to </footer>; the order between those is not published.
 _TAG_GROUPS = (
@@ -112,22 +112,11 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _append(model: bytes, pieces: list[str]) -> bytes:
-    """Returns a model file with user-defined pieces appended.
+    """Returns a model file with user-defined pieces appended. Concatenated protocol buffers are merged.
 
-    Concatenated protocol buffers are merged: repeated fields are concatenated, and of others the last one counts.
     Source: sentencepiece_model.proto (pieces = 1: piece = 1, type = 3; trainer_spec = 2: vocab_size = 4).
     """
-    user_defined = b"\x18\x04"
     for piece in pieces:
-        model += _field(1, _field(1, piece.encode()) + user_defined)
+        model += protobuf.field(1, protobuf.field(1, piece.encode()) + protobuf.field(3, 4))
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    return model + _field(2, b"\x20" + _varint(size))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    low, rest = value & 0x7F, value >> 7
-    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+    return model + protobuf.field(2, protobuf.field(4, size))

@@ -25,6 +25,11 @@ _CONTROL = re.compile(
 _OTHER_CONTROL = re.compile(r"<\|.+\|>|\[/?[A-Z_]{2,}\]|<</?[A-Z]+>>")
 
 
+def is_control_name(piece: str) -> bool:
+    """Whether a piece of this name is a control token, by the names of Gemma and of other families."""
+    return bool(_CONTROL.fullmatch(piece) or _OTHER_CONTROL.fullmatch(piece))
+
+
 class Tokenizer:
     """Any SentencePiece model. The ids of Gemma's control tokens are looked up by name, and are None if it has none.
 
@@ -42,6 +47,7 @@ class Tokenizer:
             token if token >= 0 else None
             for token in (self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id())
         )
+        self.unk = self._processor.unk_id()  # every model has it
         self.start_of_turn, self.end_of_turn = self._find(START_OF_TURN), self._find(END_OF_TURN)
         self.start_of_image, self.end_of_image = self._find(START_OF_IMAGE), self._find(END_OF_IMAGE)
         if self.end_of_image is None and self.start_of_image is not None and self.start_of_image + 1 < self.size:

@@ -140,12 +140,14 @@ def test_a_tokenizer_is_found_in_the_source_if_it_fits(source):
     assert export.resolve(source, "hf").check() == notes and export.resolve(source, "orbax").check() == ()
     assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
     small = dataclasses.replace(MODEL, vocab_size=600)
-    assert export.find_tokenizer(None, dataclasses.replace(source, model=small)) == (None, ())
+    (note,) = export.find_tokenizer(None, dataclasses.replace(source, model=small))[1]
+    assert note == f"warning: {source.path} has 800 pieces, the model's table 600 rows; it is left out"
 
 
 def test_a_strangers_tokenizer_beside_a_directory_is_not_taken(source):
     beside = source.path.parent / export.TOKENIZER
     (source.path / export.TOKENIZER).rename(beside)
+    (source.path / "tokenizer.json").unlink()
     assert export.find_tokenizer(None, source) == (None, ())
     tokenizer, notes = export.find_tokenizer(None, dataclasses.replace(source, tokenizer=DIGEST))
     assert tokenizer.digest == DIGEST and notes == (f"tokenizer {beside}",)
@@ -165,6 +167,7 @@ def test_the_tokenizer_of_a_gguf_file_lies_beside_it(tmp_path):
 
 def test_a_tokenizer_that_is_named_is_taken_or_refused(source, tmp_path):
     (source.path / export.TOKENIZER).rename(tmp_path / "my.model")
+    (source.path / "tokenizer.json").unlink()
     named = str(tmp_path / "my.model")
     tokenizer, notes = export.find_tokenizer(named, source)
     assert tokenizer.digest == DIGEST and notes == (f"tokenizer {named}",)
