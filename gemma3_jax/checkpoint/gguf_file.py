@@ -17,6 +17,8 @@ from gemma3_jax.checkpoint import (
     encoding,
     gguf_config,
     gguf_header,
+    gguf_parts,
+    gguf_tensor,
     gguf_vocabulary,
     names,
     tensor_file,
@@ -36,7 +38,7 @@ TYPES = {
     "int4": gguf.GGMLQuantizationType.F32,
     "sfp8": gguf.GGMLQuantizationType.F32,
 }
-_READABLE = {kind.name: format for format, kind in reversed(TYPES.items())}
+HEAD = "output.weight"  # the table again, in files that repeat it
 _FILE_TYPES = {
     gguf.GGMLQuantizationType.F32: gguf.LlamaFileType.ALL_F32,
     gguf.GGMLQuantizationType.F16: gguf.LlamaFileType.MOSTLY_F16,
@@ -47,32 +49,51 @@ _FILE_TYPES = {
 
 
 def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
-    """Returns the model in a file, after checking every name, shape and type; no tensor is read yet.
+    """Returns the text model in a file, or in several, after checking every name, shape and type.
 
+    No tensor is read yet, except a repeated head, which is compared with the table.
     Raises: ValueError naming the file and what is wrong with it.
     """
-    metadata, infos = gguf_header.read(path)
-    table = infos.get(f"{names.GGUF[names.ROOT[0].path]}.weight")
-    model = gguf_config.read(path, metadata, table.shape[0] if table else 1)
+    metadata, infos = gguf_parts.read(path)
+    model, notes = gguf_config.read(path, metadata, infos)
     if model.num_layers > len(infos):  # checked before all tensors of so many layers are listed
         raise ValueError(f"{path}: its metadata has {model.num_layers} layers, but there are {len(infos)} tensors")
     slots = {names.gguf_name(slot): slot for slot in names.slots(model)}
-    tensor_source.check_names(str(path), set(slots), set(infos))
-    tensors = {}
+    skipped, head = set(filter(gguf_config.is_vision, infos)), {HEAD} & set(infos)
+    tensor_source.check_names(str(path), set(slots), set(infos) - skipped - head)
+    if skipped:
+        notes += (f"{path}: text part only; {len(skipped)} vision tensors left out",)
+    tensors, table = {}, infos[gguf_config.TABLE]
     for name, slot in slots.items():
-        info, shape = infos[name], names.shape_of(slot.spec.hf_layout, names.dim_sizes(model))
-        if info.shape != shape:
-            raise ValueError(f"{path}: tensor {name} has shape {info.shape}; its metadata asks for {shape}")
-        if info.type not in _READABLE:
-            raise ValueError(f"{path}: tensor {name} is {info.type}; it must be one of {', '.join(_READABLE)}")
-        dtype = encoding.dtype_of(_READABLE[info.type])
-        tensors[slot] = tensor_source.StoredTensor(dtype, functools.partial(_read, path, info, slot, model))
-    return tensor_source.TensorSource(model, tensors)
+        _check(path, name, infos[name], names.shape_of(slot.spec.hf_layout, names.dim_sizes(model)))
+        read = functools.partial(_read, infos[name], slot, model)
+        tensors[slot] = tensor_source.StoredTensor(gguf_tensor.dtype_of(infos[name]), read)
+    if head:
+        _check(path, HEAD, infos[HEAD], table.shape)
+        _check_tied(path, infos[HEAD], table)
+    if decoded := sorted({infos[name].type for name in slots} & set(gguf_tensor.OTHERS)):
+        notes += (f"{path}: weights rounded to {', '.join(decoded)} are read as float32, which holds them exactly",)
+    return tensor_source.TensorSource(model, tensors, notes)
 
 
-def _read(path: pathlib.Path, info: gguf_header.TensorInfo, slot: names.Slot, model: config.Config) -> np.ndarray:
-    stored = np.memmap(path, np.uint8, "r", info.start, (info.num_bytes,))
-    x = encoding.unpacked(_READABLE[info.type], stored, info.shape)
+def _check(path: pathlib.Path, name: str, info: gguf_header.TensorInfo, shape: tuple[int, ...]) -> None:
+    if info.shape != shape:
+        raise ValueError(f"{path}: tensor {name} has shape {info.shape}; its metadata asks for {shape}")
+    gguf_tensor.check(name, info)
+
+
+def _check_tied(path: pathlib.Path, head: gguf_header.TensorInfo, table: gguf_header.TensorInfo) -> None:
+    """Raises: ValueError if a repeated head does not have the values of the table. Reads a few rows at a time."""
+    for start in range(0, table.shape[0], 4096):
+        rows = (gguf_tensor.read(info, start, start + 4096).astype(np.float32) for info in (head, table))
+        if not np.array_equal(*rows, equal_nan=True):
+            raise ValueError(
+                f"{path}: tensor {HEAD} differs from {gguf_config.TABLE}; the head of a Gemma 3 model is its table"
+            )
+
+
+def _read(info: gguf_header.TensorInfo, slot: names.Slot, model: config.Config) -> np.ndarray:
+    x = gguf_tensor.read(info)
     if encoding.is_norm(slot.spec):
         x = x.astype(np.float32) - np.float32(1)
     return names.relayout(x, slot.spec.hf_layout, slot.spec.layout, names.dim_sizes(model))

@@ -41,10 +41,14 @@ def test_keys_and_places_are_read(tmp_path):
     ]
     content = head(keys, [tensor("t", (2, 3), F32, 0), tensor("u", (1, 64), Q4_0, 32)])
     metadata, places = read(tmp_path, content + bytes(32 + 36))
-    assert metadata == {"a": 7, "b": "caf\u00e9", "c": gguf_header.ArrayLength(2), "d": gguf_header.ArrayLength(3)}
+    strings, numbers = metadata.pop("c"), metadata.pop("d")
+    assert metadata == {"a": 7, "b": "caf\u00e9"}
+    assert (strings.length, gguf_header.array_values(strings)) == (2, [b"x", b"yz"])
+    assert (numbers.length, gguf_header.array_values(numbers).tolist()) == (3, [1, 2, 3])
+    file = tmp_path / "a.gguf"
     assert places == {
-        "t": gguf_header.TensorInfo("F32", (2, 3), len(content), 24),
-        "u": gguf_header.TensorInfo("Q4_0", (1, 64), len(content) + 32, 36),
+        "t": gguf_header.TensorInfo("F32", (2, 3), file, len(content), 24),
+        "u": gguf_header.TensorInfo("Q4_0", (1, 64), file, len(content) + 32, 36),
     }
 
 
@@ -61,13 +65,16 @@ def test_an_alignment_of_its_own_is_kept(tmp_path):
         (b"", "cannot mmap an empty file"),
         (b"GGML" + bytes(40), "it is not GGUF"),
         (head(version=1), "it is of version 1; this program reads 2 and 3"),
+        (head(version=3 << 24), "it is big-endian; convert it with the gguf package: gguf-convert-endian FILE little"),
         (head()[:23], "it ends in the middle of its header"),
         (head([key("a", UINT8, b"\1")] * 2), "key a occurs twice"),
         (head([key("a", 13, b"\1")]), "a value has the unknown type 13"),
         (head([key("a", ARRAY, struct.pack("<IQ", ARRAY, 1))]), "an array is of type 9, which this program does not"),
         (head([key("a", ARRAY, struct.pack("<IQ", UINT8, 2**62))]), "it ends in the middle of its header"),
         (head([key("a", ARRAY, struct.pack("<IQ", STRING, 2**62))]), "it ends in the middle of its header"),
-        (head([key("a", STRING, struct.pack("<Q", 1) + b"\xff")]), "can't decode byte 0xff"),
+        (head([key("a", STRING, struct.pack("<Q", 1) + b"\xff")]), "the string at byte 45 is not UTF-8: .* byte 0xff"),
+        (head([key("a\nb", UINT8, b"\1")]), r"the name at byte 24 is 'a\\nb'; it must be printable"),
+        (head([], [tensor("\x1b[2J", (2,), F32, 0)]), r"the name at byte 24 is '\\x1b\[2J'; it must be printable"),
         (
             head([key("general.alignment", UINT32, struct.pack("<I", 48))]),
             "general.alignment is 48; it must be a power",
@@ -76,7 +83,7 @@ def test_an_alignment_of_its_own_is_kept(tmp_path):
         (head([], [tensor("t", (1,) * 5, F32, 0)]), "tensor t has 5 dims; there may be 4"),
         (head([], [tensor("t", (), F32, 0)]), r"tensor t of type F32 has shape \(\); its rows must be of whole blocks"),
         (head([], [tensor("t", (2, 33), Q4_0, 0)]), r"tensor t of type Q4_0 has shape \(2, 33\); its rows must be of"),
-        (head([], [tensor("t", (2,), 99, 0)]), "99 is not a valid GGMLQuantizationType"),
+        (head([], [tensor("t", (2,), 99, 0)]), "tensor t is of type 99, which this program does not know"),
         (head([], [tensor("t", (2,), F32, 32)]) + bytes(40), "tensor t has offset 32; it must be 0"),
         (head([], [tensor("t", (2,), F32, 0)]) + bytes(7), "it ends in the middle of tensor t"),
         (head([], [tensor("t", (2**40, 2**40), F32, 0)]), "it ends in the middle of tensor t"),
