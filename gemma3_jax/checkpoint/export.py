@@ -13,6 +13,7 @@ from gemma3_jax import console, sharding
 from gemma3_jax.checkpoint import (
     encoding,
     gguf_file,
+    gguf_vocabulary,
     hf,
     hf_config,
     hf_extra_files,
@@ -89,6 +90,8 @@ class Export:
         if self.kind == "gguf":
             if path.suffix != ".gguf":
                 raise ValueError(f"--target is {path}; the name of a GGUF file ends in .gguf")
+            if not path.name.isprintable():  # nor can a Modelfile name it
+                raise ValueError(f"--target is {str(path)!r}; the name of a GGUF file ends in .gguf and is printable")
             target.check_new(modelfile.path_of(path), 0)
         target.check_new(path, self.num_bytes(shapes))
 
@@ -197,8 +200,8 @@ def find_tokenizer(
 ) -> tuple[vocabulary.Tokenizer | None, tuple[str, ...]]:
     """Returns the tokenizer of a checkpoint, and notes for the user on where it comes from.
 
-    It is the file `named`, or else one that fits: in the checkpoint's directory; beside a GGUF file; or beside the
-    directory, if the checkpoint stores the digest of its tokenizer.
+    It is the file `named`, or else one that fits: in the checkpoint's directory; in a GGUF file or beside it; or beside
+    the directory, if the checkpoint stores the digest of its tokenizer.
     Raises: ValueError if `named` is not the tokenizer that the checkpoint was trained with, or if one that is needed
     cannot be read.
     """
@@ -210,13 +213,15 @@ def find_tokenizer(
                 f"{source.tokenizer[:12]}"
             )
         return tokenizer, (f"tokenizer {named}",)
-    notes = ()
+    notes, errors = (), []
     for file in _tokenizer_files(source):
         try:
-            tokenizer = tokenizer_directory.load(file)
+            if file.is_file():
+                tokenizer = gguf_vocabulary.read(file, source.model.vocab_size)
+            else:
+                tokenizer = tokenizer_directory.load(file)
         except (ValueError, OSError) as error:  # such as the pointer to a Git LFS file that was not fetched
-            if is_needed:
-                raise ValueError(f"{error}; name another with --tokenizer=FILE") from error
+            errors.append(error)
             notes += (f"warning: {error}; it is left out",)
             continue
         if tokenizer.size > source.model.vocab_size:
@@ -226,17 +231,20 @@ def find_tokenizer(
             )
         elif source.tokenizer in ("", tokenizer.digest):
             return tokenizer, (*notes, f"tokenizer {tokenizer_directory.file_of(file) or file}")
+    if is_needed and errors:
+        raise ValueError(f"{errors[0]}; name another with --tokenizer=FILE") from errors[0]
     return None, notes
 
 
 def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
-    """Returns the directories that may hold a checkpoint's tokenizer.
+    """Returns the directories that may hold a checkpoint's tokenizer, after a GGUF file that does.
 
     One beside the directory may belong to something else, so only a checkpoint that stores a digest can tell.
     """
-    if source.path.is_file():
-        directories = [source.path.parent]
+    path = source.path
+    if path.is_file():
+        directories = [path.parent]
     else:
-        inside = source.path.parent.parent if source.path.parent.name == manager.CHECKPOINTS else source.path
+        inside = path.parent.parent if path.parent.name == manager.CHECKPOINTS else path
         directories = [inside, inside.parent] if source.tokenizer else [inside]
-    return [directory for directory in directories if tokenizer_directory.file_of(directory)]
+    return [path] * path.is_file() + [place for place in directories if tokenizer_directory.file_of(place)]

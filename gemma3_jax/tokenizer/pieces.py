@@ -82,7 +82,7 @@ def _settings(tokenizer: vocabulary.Tokenizer) -> tuple[dict, dict]:
     return specs
 
 
-def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str) -> bytes:
+def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str, adds_space_prefix: bool = False) -> bytes:
     """Returns a SentencePiece model that merges pairs by their scores, with byte fallback and no change to spaces.
 
     `bos`, `eos` and `pad` are texts of pieces of kind CONTROL, or of none.
@@ -94,7 +94,7 @@ def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str) ->
     for number, text in ((41, bos), (42, eos), (43, pad)):
         if text in ids:
             trainer |= {number: ids[text], number + 5: text.encode()}
-    normalizer = {1: b"identity", 3: 0, 4: 0, 5: 1}
+    normalizer = {1: b"identity", 3: int(adds_space_prefix), 4: 0, 5: 1}
     specs = (b"".join(protobuf.field(*item) for item in spec.items()) for spec in (trainer, normalizer))
     return b"".join(map(_message, listed)) + b"".join(
         protobuf.field(2 + number, spec) for number, spec in enumerate(specs)

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from gemma3_jax.checkpoint import encoding, export, gguf_file, gguf_header, hf, modelfile, orbax, packed, tensor_file
 from gemma3_jax.checkpoint import open as checkpoint_open
-from gemma3_jax.tokenizer import templates
+from gemma3_jax.tokenizer import pieces, templates
 from tests import texts, toys
 from tests.checkpoint import saved
 from tests.checkpoint.test_gguf_file import MODEL, Q4_0
@@ -154,15 +154,43 @@ def test_a_strangers_tokenizer_beside_a_directory_is_not_taken(source):
     assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
 
 
-def test_the_tokenizer_of_a_gguf_file_lies_beside_it(tmp_path):
-    (tmp_path / "in").mkdir()
-    gguf_file.write(tmp_path / "in" / "a.gguf", MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
-    found = checkpoint_open.open_checkpoint(tmp_path / "in" / "a.gguf")
+def test_the_tokenizer_of_a_gguf_file_is_in_it(tmp_path):
+    file = tmp_path / "in" / "a.gguf"
+    file.parent.mkdir()
+    gguf_file.write(file, MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
+    source = checkpoint_open.open_checkpoint(file)
+    (file.parent / export.TOKENIZER).write_bytes(b"of another model")
+    tokenizer, notes = export.find_tokenizer(None, source)
+    assert pieces.listed(tokenizer) == pieces.listed(texts.tokenizer()) and notes == (f"tokenizer {file}",)
+    export.resolve(source, "hf").write(tmp_path / "hf", source.source)
+    text = "<start_of_turn>user\nWho are you?<end_of_turn>\n"
+    for kind in ("hf", "in/a.gguf"):
+        tokenizer, _ = export.find_tokenizer(None, checkpoint_open.open_checkpoint(tmp_path / kind))
+        assert tokenizer.encode(text, parse_control=True) == texts.tokenizer().encode(text, parse_control=True)
+
+
+def test_the_tokenizer_beside_a_gguf_file_is_read_if_the_one_in_it_cannot_be(tmp_path):
+    file = tmp_path / "in" / "a.gguf"
+    file.parent.mkdir()
+    gguf_file.write(file, MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
+    file.write_bytes(file.read_bytes().replace(b"tokenizer.ggml.model", b"tokenizer.ggml.mode_"))
+    source = checkpoint_open.open_checkpoint(file)
     (tmp_path / export.TOKENIZER).write_bytes(texts.tokenizer_model())
-    assert export.find_tokenizer(None, found) == (None, ())
-    (tmp_path / export.TOKENIZER).rename(tmp_path / "in" / export.TOKENIZER)
-    tokenizer, notes = export.find_tokenizer(None, found)
-    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {tmp_path}/in/tokenizer.model",)
+    problem = f"{file} holds no tokenizer that this program reads: tokenizer.ggml.model is None; it must be llama, "
+    tokenizer, (note,) = export.find_tokenizer(None, source)
+    assert tokenizer is None and note.startswith(f"warning: {problem}") and note.endswith("; it is left out")
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model is None; .*; name another with --tokenizer=FILE"):
+        export.resolve(source, "gguf")
+    (tmp_path / export.TOKENIZER).rename(file.parent / export.TOKENIZER)
+    tokenizer, notes = export.find_tokenizer(None, source, is_needed=True)
+    assert tokenizer.digest == DIGEST and notes[1:] == (f"tokenizer {file.parent}/tokenizer.model",)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "\udcff"])
+def test_a_name_that_a_modelfile_cannot_hold_is_refused(name, source, tmp_path):
+    options = export.Export("gguf", MODEL, Q4_0, tokenizer=texts.tokenizer())
+    with pytest.raises(ValueError, match=r"--target is '.*\.gguf'; the name .* ends in \.gguf and is printable"):
+        options.check_new(tmp_path / f"{name}.gguf", source.shapes)
 
 
 def test_a_tokenizer_that_is_named_is_taken_or_refused(source, tmp_path):
