@@ -148,6 +148,7 @@ def _to_config(keys: "_Keys") -> tuple[config.Config, tuple[str, ...]]:
         num_local_per_global=_num_local_per_global(keys, num_layers),
         rope_base_local=keys.real(BASE_LOCAL, ROPE_BASE_LOCAL),
         rope_scale=rope_scale,
+        context_length=0 if keys.get("context_length", None) is None else keys.whole("context_length"),
         query_scale=1.0,
     )
     return dataclasses.replace(model, query_scale=query_scale(model)), notes + rope_notes

@@ -71,6 +71,15 @@ def test_a_pattern_that_is_no_pattern_is_refused(pattern, problem, opened):
         opened({PATTERN: pattern})
 
 
+def test_the_context_length_is_that_of_the_file(opened):
+    assert opened().model.context_length == 131_072
+    assert opened({"gemma3.context_length": 8192}).model.context_length == 8192
+    assert opened({"gemma3.context_length": None}).model.context_length == 0  # as a published model's
+    for wrong in (0, -1, 4096.0, "8192"):
+        with pytest.raises(ValueError, match=r"gemma3\.context_length is .*; it must be a whole number >= 1"):
+            opened({"gemma3.context_length": wrong})
+
+
 def test_counts_may_be_listed_for_each_layer_if_they_are_equal(opened):
     keys = {"gemma3.attention.head_count": [4] * 8, "gemma3.feed_forward_length": [64] * 8}
     assert opened(keys).model == MODEL
