@@ -37,13 +37,18 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     model, _ = hf_config.read(hf.existing(path / hf.CONFIG))
     file = path / FILE
     with hf.opened(file) as handle:
-        plan = _plan(file, handle.metadata() or {})
+        plan, stored_names = _plan(file, handle.metadata() or {}), set(handle.keys())
+        if model.num_layers > len(stored_names):  # checked before all tensors of so many layers are listed
+            raise ValueError(
+                f"{path / hf.CONFIG}: num_hidden_layers is {model.num_layers}, but {FILE} has {len(stored_names)} "
+                "tensors"
+            )
         try:
             plan.check(model, names.hf_name)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         forms = dict(_forms(model, plan))
-        tensor_source.check_names(str(file), set(forms), set(handle.keys()))
+        tensor_source.check_names(str(file), set(forms), stored_names)
         for name, form in forms.items():
             header = handle.get_slice(name)
             if (stored := (header.get_dtype(), tuple(header.get_shape()))) != form:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import random
+import resource
 
 import jax
 import numpy as np
@@ -165,6 +167,58 @@ def test_a_model_that_its_format_does_not_hold_names_the_file(tmp_path):
         ValueError, match=r"hf/packed\.safetensors: .*down_proj\.weight \(32, 40\) sums over 40 weights"
     ):
         checkpoint_open.open_checkpoint(path)
+
+
+def test_layers_without_number_are_refused_before_they_are_listed(tmp_path):
+    path = write(tmp_path / "hf", "int4")
+    changed = json.loads((path / hf.CONFIG).read_text())
+    changed |= {"num_hidden_layers": 2**31 - 1, "layer_types": None, "sliding_window_pattern": 6}
+    (path / hf.CONFIG).write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"num_hidden_layers is 2147483647, but packed\.safetensors has 142 tensors"):
+        checkpoint_open.open_checkpoint(path)
+
+
+def test_a_damaged_header_is_read_or_refused_in_one_line(tmp_path):
+    """Of both files of tensors: a directory is read from the one or from the other."""
+    path, draw = write(tmp_path / "hf", "int4"), random.Random(18)
+    contents = {name: (path / name).read_bytes() for name in (packed.FILE, hf.WEIGHTS)}
+    num_refused = 0
+    for number in range(40):
+        name = list(contents)[number % 2]
+        content = bytearray(contents[name])
+        length = int.from_bytes(content[:8], "little")
+        place = draw.randrange(8, 8 + length)
+        if number % 8 < 2:  # the length of the header, or a number in it
+            content[:8] = draw.choice([0, 1, length + 1, 99 << 20, 2**40, 2**63, 2**64 - 1]).to_bytes(8, "little")
+        elif number % 8 < 4:
+            digits = [i for i in range(8, 8 + length) if content[i] in b"0123456789"]
+            content[draw.choice(digits)] = draw.choice(b"0123456789")
+        elif number % 8 < 6:
+            content[place : place + 8] = draw.choice([b"\xff" * 8, b"[" * 8, b"\n\x1b[2J\x00\x00\x00", bytes(8)])
+        else:
+            del content[place : place + draw.randrange(1, 9)]
+        (path / packed.FILE).unlink(missing_ok=True)
+        (path / name).write_bytes(content)
+        try:
+            source = checkpoint_open.open_checkpoint(path).source
+            for tensor in source.tensors.values():
+                tensor.read()
+        except ValueError as error:
+            assert str(path / name) in str(error) and "\n" not in str(error), error
+            num_refused += 1
+        (path / hf.WEIGHTS).write_bytes(contents[hf.WEIGHTS])
+    assert 30 < num_refused <= 40
+
+
+def test_a_length_of_gibibytes_takes_no_memory(tmp_path):
+    path = write(tmp_path / "hf", "int4")
+    with (path / packed.FILE).open("wb") as file:  # a file that takes no space
+        file.write((2 << 30).to_bytes(8, "little") + b'{"a":')
+        file.truncate(3 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"packed\.safetensors is cut short, or not a safetensors file: .*too large"):
+        checkpoint_open.open_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KiB
 
 
 def test_a_full_disk_names_the_file(tmp_path):
