@@ -13,8 +13,8 @@ def parser() -> terminal.Parser:
         prog="python -m gemma3_jax convert",
         description="Converts a checkpoint to another format.\n\n"
         "The kind of the source is recognized. It may be a run directory, an Orbax checkpoint of this program, a\n"
-        "Hugging Face directory, a GGUF file, or an Orbax tree of the gemma library. The target appears complete or\n"
-        "not at all.\n\n"
+        "Hugging Face directory, a GGUF file (the first one of a split model), or an Orbax tree of the gemma\n"
+        "library. The target appears complete or not at all.\n\n"
         "kinds of target:\n"
         "  orbax  a checkpoint of this program, to train from, sample from or evaluate\n"
         "  hf     a directory for Transformers. With --quant its weights are rounded to that format, and\n"
@@ -53,7 +53,7 @@ def parser() -> terminal.Parser:
         "--tokenizer",
         metavar="FILE",
         help="SentencePiece model, for gguf and hf (default: tokenizer.model in the source directory, or beside it if "
-        "the source was trained with that one)",
+        "the source was trained with that one; of a GGUF file the one in it)",
     )
     terminal.add_model_flag(flags)
     return flags

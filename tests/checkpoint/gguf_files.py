@@ -28,20 +28,17 @@ def read(path) -> dict[str, np.ndarray]:
     }
 
 
-def rewrite(path, content, tmp_path, *, keys=None, tensors=None):
-    """The file with other keys (None: without them) and other tensors, by the package gguf."""
+def rewrite(path, content, tmp_path, *, keys=None, tensors=None, tokenizer=False):
+    """The file with other keys (None: without them) and other tensors, by the package gguf; without a tokenizer."""
     (tmp_path / "original.gguf").write_bytes(content)
     reader = gguf.GGUFReader(tmp_path / "original.gguf")
     writer = gguf.GGUFWriter(path, (keys or {}).get("general.architecture", "gemma3"))
     for key, field in reader.fields.items():
-        if key.startswith(("GGUF.", "tokenizer.")) or key == "general.architecture":
-            continue
-        value = (keys or {}).get(key, field.contents())
-        if value is not None:
-            kind = field.types[0] if key not in (keys or {}) else gguf.GGUFValueType.get_type(value)
-            writer.add_key_value(key, value, kind)
+        is_left_out = key.startswith("GGUF.") or (key.startswith("tokenizer.") and not tokenizer)
+        if not is_left_out and key != "general.architecture" and key not in (keys or {}):
+            writer.add_key_value(key, field.contents(), *field.types[:2])
     for key, value in (keys or {}).items():
-        if key not in reader.fields:
+        if value is not None and key != "general.architecture":
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
     stored = {tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors} | (tensors or {})
     for name, some in stored.items():
@@ -64,12 +61,14 @@ _SCALES = {
 }
 
 
-def blocks(kind: str, shape: tuple[int, int], seed: int = 0) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
+def blocks(
+    kind: str, shape: tuple[int, int], seed: int = 0, *, factor: float = 1.0
+) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
     """A matrix of random weights in one of ggml's types, as bytes; scales differ from block to block."""
     type_ = gguf.GGMLQuantizationType[kind]
     size, num_bytes = gguf.GGML_QUANT_SIZES[type_]
     draw = np.random.default_rng(seed)
     x = draw.integers(0, 256, (shape[0] * shape[1] // size, num_bytes), np.uint8)
     for start, scale in _SCALES[kind].items():
-        x[:, start : start + 2] = (scale * draw.uniform(0.5, 1, (len(x), 1))).astype(np.float16).view(np.uint8)
+        x[:, start : start + 2] = (factor * scale * draw.uniform(0.5, 1, (len(x), 1))).astype(np.float16).view(np.uint8)
     return x.reshape(shape[0], -1), type_

@@ -13,10 +13,12 @@ import pytest
 
 pytestmark = pytest.mark.interop
 
-from gemma3_jax.checkpoint import encoding, gguf_file  # noqa: E402
+from gemma3_jax import sharding  # noqa: E402
+from gemma3_jax.checkpoint import encoding, gguf_file, gguf_vocabulary, load_sharded, names  # noqa: E402
 from gemma3_jax.model import config, masks, parameters  # noqa: E402
 from gemma3_jax.quant import settings, view  # noqa: E402
 from tests import texts, toys  # noqa: E402
+from tests.checkpoint import gguf_files  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent / "llama_cpp"
 MODEL = dataclasses.replace(
@@ -127,12 +129,45 @@ def test_it_runs_the_quantized_model_that_training_saw(matrices, table, llama_cp
         assert kl <= 0.05 * kl_unquantized
 
 
+# Each of the types that this program reads by the package gguf, where a row is whole blocks of it.
+TYPES = {
+    "ffn_up": "Q4_1",
+    "ffn_gate": "IQ4_NL",
+    "ffn_down": "Q4_K",
+    "attn_q": "Q5_0",
+    "attn_k": "Q4_1",
+    "token_embd": "Q5_0",
+}
+
+
+def test_we_read_the_blocks_of_other_writers_as_it_does(llama_cpp, tmp_path):
+    file = export(tmp_path / "toy.gguf", MODEL, peaked(MODEL), "float32", "float32")
+    slots = {names.gguf_name(slot): slot for slot in names.slots(MODEL)}
+    tensors = {}
+    for seed, (name, slot) in enumerate(slots.items()):
+        kind = "Q6_K" if name == "blk.3.ffn_down.weight" else TYPES.get(name.split(".")[-2])
+        if kind:
+            shape = names.shape_of(slot.spec.hf_layout, names.dim_sizes(MODEL))
+            tensors[name] = gguf_files.blocks(kind, shape, seed, factor=6 if "V" in slot.spec.layout else 1)
+    other = gguf_files.rewrite(tmp_path / "other.gguf", file.read_bytes(), tmp_path, tensors=tensors, tokenizer=True)
+    source = gguf_file.open_source(other)
+    assert source.notes[0].endswith("Q4_1, Q4_K, Q5_0, Q6_K are read as float32, which holds them exactly")
+    params = load_sharded.load(source, sharding.make_mesh())
+    expected, found = ours(source.model, params), log_probs(llama_cpp(other, tokens=TOKENS)["logits"])
+    kl = mean_kl(expected, found)
+    print(f"mixed types: mean KL {kl:.2e}, entropy {-np.mean(np.sum(np.exp(expected) * expected, -1)):.2f} nats")
+    assert kl <= 2e-3  # it rounds activations to 8 bits
+
+
 def test_its_tokens_are_ours(llama_cpp, tmp_path):
     file = export(tmp_path / "toy.gguf", MODEL, peaked(MODEL), "float32", "float32")
     tokenizer, pages = texts.tokenizer(), [TEXT, *texts.library()[40:44], "", " ", "\n", "  a"]
-    names = ["<end_of_image>", "<bos><eos>"]  # of ids that no text makes here, whoever parses it
-    found = llama_cpp(file, texts=[*pages, *names])
+    spelled = ["<end_of_image>", "<bos><eos>"]  # of ids that no text makes here, whoever parses it
+    found = llama_cpp(file, texts=[*pages, *spelled])
     assert found["parsed"][: len(pages)] == [tokenizer.encode(page, parse_control=True) for page in pages]
-    assert found["plain"] == [tokenizer.encode(page) for page in [*pages, *names]]
+    assert found["plain"] == [tokenizer.encode(page) for page in [*pages, *spelled]]
     assert found["parsed"][len(pages) :] == [[tokenizer.end_of_image], [tokenizer.bos, tokenizer.eos]]
+    own = gguf_vocabulary.read(file, MODEL.vocab_size)  # the tokenizer that the file holds
+    assert found["plain"] == [own.encode(page) for page in [*pages, *spelled]]
+    assert found["parsed"][: len(pages)] == [own.encode(page, parse_control=True) for page in pages]
     print(f"{sum(map(len, found['plain']))} tokens of {len(found['plain'])} texts")
