@@ -3,6 +3,7 @@
 import dataclasses
 
 import gguf
+import jax
 import numpy as np
 
 from gemma3_jax.checkpoint import encoding, gguf_file
@@ -17,7 +18,8 @@ FLOAT32 = encoding.StoragePlan("float32", "float32")
 
 def write(path, model=MODEL, plan=FLOAT32, params=None):
     target = path.with_name("toy.gguf")  # by which it calls itself
-    gguf_file.write(path, model, params or toys.params(model), plan, texts.tokenizer(), target=target)
+    params = jax.tree.map(np.asarray, params or toys.params(model))  # no compiled slice for each shape of a layer
+    gguf_file.write(path, model, params, plan, texts.tokenizer(), target=target)
     return path
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 
 import gguf
 import jax
@@ -30,13 +31,20 @@ PLANS = [
 Q4_0 = PLANS[3]
 
 
-def load(path):
-    return load_sharded.load(gguf_file.open_source(path), sharding.make_mesh())
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A function of a plan: the toy model's file, written once."""
+
+    @functools.cache
+    def path_of(plan):
+        return write(tmp_path_factory.mktemp("written") / "toy.gguf", plan=plan)
+
+    return path_of
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_every_tensor_comes_back_as_training_saw_it_bit_for_bit(plan, tmp_path):
-    tensors, weights = read(write(tmp_path / "toy.gguf", plan=plan)), toys.hf_weights(MODEL)
+def test_every_tensor_comes_back_as_training_saw_it_bit_for_bit(plan, written):
+    tensors, weights = read(written(plan)), toys.hf_weights(MODEL)
     assert len(tensors) == 13 * 8 + 2
     for slot in names.slots(MODEL):
         x, found = weights[names.hf_name(slot)], tensors.pop(names.gguf_name(slot))
@@ -50,16 +58,15 @@ def test_every_tensor_comes_back_as_training_saw_it_bit_for_bit(plan, tmp_path):
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_we_read_what_the_package_reads(plan, tmp_path):
-    path = write(tmp_path / "toy.gguf", plan=plan)
-    tensors, params = read(path), load(path)
-    for slot in names.slots(MODEL):
-        x = encoding.rows(slot, MODEL, np.asarray(names.get(params, slot.path)[slot.index])).astype(np.float32)
+def test_we_read_what_the_package_reads(plan, written):
+    tensors, source = read(written(plan)), gguf_file.open_source(written(plan))
+    for slot, tensor in source.tensors.items():
+        x = encoding.rows(slot, MODEL, tensor.read()).astype(np.float32)
         stored = tensors[names.gguf_name(slot)]
         np.testing.assert_array_equal(x + np.float32(1) if x.ndim == 1 else x, stored)
 
 
-def test_the_file_has_the_types_that_were_asked_for(tmp_path):
+def test_the_file_has_the_types_that_were_asked_for(written):
     for plan, file_type, matrix, table in (
         (PLANS[0], 0, "F32", "F32"),
         (PLANS[1], 32, "BF16", "F16"),
@@ -69,7 +76,7 @@ def test_the_file_has_the_types_that_were_asked_for(tmp_path):
         (PLANS[5], 0, "F32", "F16"),
         (PLANS[6], 0, "F32", "F32"),
     ):
-        path = write(tmp_path / f"{plan.matrices}-{plan.table}.gguf", plan=plan)
+        path = written(plan)
         reader = gguf.GGUFReader(path)
         types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
         assert (types.pop("token_embd.weight"), types["blk.3.ffn_down.weight"]) == (table, matrix)
@@ -80,8 +87,8 @@ def test_the_file_has_the_types_that_were_asked_for(tmp_path):
         assert gguf_file.num_bytes(MODEL, plan) == data <= path.stat().st_size
 
 
-def test_the_metadata_is_what_llama_cpp_reads(tmp_path):
-    fields = gguf.GGUFReader(write(tmp_path / "toy.gguf", plan=Q4_0)).fields
+def test_the_metadata_is_what_llama_cpp_reads(written, tmp_path):
+    fields = gguf.GGUFReader(written(Q4_0)).fields
     found = {key: fields[key].contents() for key in fields if not key.startswith(("GGUF.", "tokenizer."))}
     real = {key: found.pop(key) for key in list(found) if isinstance(found[key], float)}
     assert found == {
@@ -113,8 +120,8 @@ def test_the_metadata_is_what_llama_cpp_reads(tmp_path):
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_what_has_no_type_in_gguf_is_told_in_words(plan, tmp_path):
-    metadata, _ = gguf_header.read(write(tmp_path / "toy.gguf", plan=plan))
+def test_what_has_no_type_in_gguf_is_told_in_words(plan, written):
+    metadata, _ = gguf_header.read(written(plan))
     said = f"matrices rounded to {plan.matrices}, which GGUF has no type for; stored as float32"
     assert metadata.get("general.description") == (said if plan.matrices in ("int4", "sfp8") else None)
 
@@ -159,8 +166,8 @@ def test_a_scale_that_llama_cpp_does_not_have_goes_into_the_query_norm_rounded_o
     np.testing.assert_array_equal(tensors["blk.3.attn_k_norm.weight"], 1 + w)
     source = gguf_file.open_source(path)
     assert source.model == dataclasses.replace(model, query_scale=0.25)
-    w = load(path)["remaining_layers"]["attention"]["query_norm"]["scale"][0]
-    np.testing.assert_array_equal(np.asarray(w), tensors["blk.6.attn_q_norm.weight"] - np.float32(1))
+    (w,) = [x.read() for slot, x in source.tensors.items() if names.gguf_name(slot) == "blk.6.attn_q_norm.weight"]
+    np.testing.assert_array_equal(w, tensors["blk.6.attn_q_norm.weight"] - np.float32(1))
 
 
 @pytest.mark.parametrize(("kind", "plan"), [("hf", PLANS[0]), ("hf", PLANS[4]), ("orbax", Q4_0)])
@@ -241,8 +248,8 @@ def test_a_weight_that_a_format_cannot_hold_is_named(plan, value, problem, tmp_p
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("gguf") / "toy.gguf", plan=Q4_0).read_bytes()
+def content(written):
+    return written(Q4_0).read_bytes()
 
 
 F32, F64 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F64
