@@ -124,6 +124,10 @@ def _arrays(metadata: Mapping[str, Any]) -> tuple[list[str], list[float], list[i
             texts.append(content.decode())
         except UnicodeDecodeError as error:
             raise ValueError(f"token {token} is not UTF-8: {error}") from error
+    if unknown := set(kinds.tolist()) - set(pieces.PieceKind):
+        raise ValueError(
+            f"tokenizer.ggml.token_type has {min(unknown)}; it must be one of 1 to {len(pieces.PieceKind)}"
+        )
     return texts, scores.tolist(), kinds.tolist()
 
 

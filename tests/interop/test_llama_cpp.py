@@ -159,6 +159,29 @@ def test_we_read_the_blocks_of_other_writers_as_it_does(llama_cpp, tmp_path):
     assert kl <= 2e-3  # it rounds activations to 8 bits
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"gemma3.rope.scaling.type": None},
+        {"gemma3.rope.scaling.type": "none"},
+        {"gemma3.rope.scaling.factor": 0.0},
+        {"gemma3.attention.sliding_window_pattern": [(layer + 1) % 3 != 0 for layer in range(8)]},
+        {"gemma3.final_logit_softcapping": 0.0},
+    ],
+    ids=str,
+)
+def test_we_read_metadata_of_other_writers_as_it_does(keys, llama_cpp, tmp_path):
+    params = peaked(MODEL)
+    content = export(tmp_path / "toy.gguf", MODEL, params, "float32", "float32").read_bytes()
+    file = gguf_files.rewrite(tmp_path / "other.gguf", content, tmp_path, keys=keys, tokenizer=True)
+    source = gguf_file.open_source(file)
+    found = log_probs(llama_cpp(file, tokens=TOKENS)["logits"])
+    params = load_sharded.load(source, sharding.make_mesh())  # stacked by the pattern of the file
+    kl, kl_before = mean_kl(ours(source.model, params), found), mean_kl(ours(MODEL, peaked(MODEL)), found)
+    print(f"{keys}: mean KL {kl:.2e}, to the model without these keys {kl_before:.2e}")
+    assert kl <= 1e-5
+
+
 def test_its_tokens_are_ours(llama_cpp, tmp_path):
     file = export(tmp_path / "toy.gguf", MODEL, peaked(MODEL), "float32", "float32")
     tokenizer, pages = texts.tokenizer(), [TEXT, *texts.library()[40:44], "", " ", "\n", "  a"]
