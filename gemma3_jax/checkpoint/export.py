@@ -130,7 +130,15 @@ class Export:
         for name, content in files.items():
             tensor_file.write_small(directory / name, content)
         ids = hf_extra_files.special_ids(files)
-        write = hf.create(directory, self.model, source.shapes(), plan=self.plan, dtype=self.dtype, special_ids=ids)
+        write = hf.create(
+            directory,
+            self.model,
+            source.shapes(),
+            plan=self.plan,
+            dtype=self.dtype,
+            special_ids=ids,
+            padding=source.padding,
+        )
         writes = [write, packed.create(directory, self.model, self.plan)] if self.plan else [write]
         tensor_source.copy(source, writes, progress)
 
@@ -163,6 +171,8 @@ def resolve(
     if kind != "orbax":  # which is to continue training from, with the unrounded weights
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _rounding_notes(source, plan, dtype) + notes
+    if kind != "hf" and source.source.padding and np.any(source.source.padding()):
+        notes += (f"{source.model.vocab_padding} rows of the table behind the tokens of its tokenizer are left out",)
     if kind == "hf" and source.kind == "hf":
         carried = hf_extra_files.read(source.path)
         if tokenizer or (words is None and TOKENIZER in carried):

@@ -1,6 +1,7 @@
 """Hugging Face directories: config.json and safetensors, in one file or in shards with an index."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -14,22 +15,21 @@ import safetensors
 from jax.typing import DTypeLike
 
 from gemma3_jax import console
-from gemma3_jax.checkpoint import encoding, hf_config, names, tensor_file, tensor_source
+from gemma3_jax.checkpoint import encoding, hf_config, hf_names, names, tensor_file, tensor_source
+from gemma3_jax.durable import json_file
 from gemma3_jax.model import config
+from gemma3_jax.tokenizer import directory as tokenizer_directory
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT: its directory holds what is added to the weights of another model
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 SHARD_BYTES = 1 << 30
 DTYPES = dict(zip(("F32", "BF16", "F16"), tensor_source.DTYPES, strict=True))
-# The prefixes of "layers.0..." in a text model, and in the text part of an image model, older and newer.
-PREFIXES = ("model.", "language_model.model.", "model.language_model.")
-VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-TIED_HEADS = {"lm_head.weight", "language_model.lm_head.weight"}  # the table again, in files that repeat it
 
 
 def is_hf(path: pathlib.Path) -> bool:
     """Whether `path` looks like a Hugging Face directory, complete or not."""
-    return (path / CONFIG).exists() or (path / WEIGHTS).exists() or (path / INDEX).exists()
+    return any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX, ADAPTER))
 
 
 def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
@@ -39,34 +39,58 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     Raises: ValueError naming the file and the tensor, if one is missing, unknown, or of another shape or dtype, or if a
     file is missing, cut short or not safetensors.
     """
+    check_is_model(path)
     model, architecture = hf_config.read(existing(path / CONFIG))
+    model = _with_added_rows(path, model)
     files = _tensor_files(path)
     if model.num_layers > len(files):  # checked before all tensors of so many layers are listed
         raise ValueError(
             f"{path / CONFIG}: num_hidden_layers is {model.num_layers}, but there are {len(files)} tensors"
         )
-    skipped = {name for name in files if name.startswith(VISION_PREFIXES)}
-    notes = ()
-    if architecture == "Gemma3ForConditionalGeneration":
-        notes = (f"{path}: text part only; {len(skipped)} vision tensors left out",) if skipped else ()
-    else:
-        skipped = set()
-    prefix = next((p for p in reversed(PREFIXES) if any(name.startswith(f"{p}layers.") for name in files)), PREFIXES[0])
-    slots = {names.hf_name(slot, prefix): slot for slot in names.slots(model)}
     weights = path / (WEIGHTS if (path / WEIGHTS).exists() else INDEX)
-    heads = TIED_HEADS & set(files)
-    tensor_source.check_names(str(weights), set(slots), set(files) - skipped - heads)
+    text, num_others = hf_names.text_model(
+        str(weights), set(files), has_image_part=architecture in hf_config.IMAGE_ARCHITECTURES
+    )
+    notes = (f"{path}: text part only; {num_others} vision tensors left out",) if num_others else ()
+    slots = {names.hf_name(slot): slot for slot in names.slots(model)}
+    tensor_source.check_names(str(weights), set(slots), text.keys() - {hf_names.HEAD})
 
     padded = names.dim_sizes(model, padded=True)
     tensors = {}
     for name, slot in slots.items():
-        dtype = _check(files[name], name, names.shape_of(slot.spec.hf_layout, padded))
-        read = functools.partial(_read, files[name], name, slot, model)
-        tensors[slot] = tensor_source.StoredTensor(dtype, read)
-    for head in heads:
+        stored = text[name]
+        dtype = _check(files[stored], stored, names.shape_of(slot.spec.hf_layout, padded))
+        tensors[slot] = tensor_source.StoredTensor(dtype, functools.partial(_read, files[stored], stored, slot, model))
+    table = text[hf_names.TABLE]
+    if head := text.get(hf_names.HEAD):
         _check(files[head], head, names.shape_of("V D", padded))
-        _check_tied(files, head, f"{prefix}{names.ROOT[0].hf}")
-    return tensor_source.TensorSource(model, tensors, notes)
+        _check_tied(files, head, table)
+    padding = functools.partial(_read_padding, files[table], table, model) if model.vocab_padding else None
+    return tensor_source.TensorSource(model, tensors, notes, padding=padding)
+
+
+def _with_added_rows(path: pathlib.Path, model: config.Config) -> config.Config:
+    """Returns the model with the rows behind the vocabulary of Gemma as part of it, if added tokens have them."""
+    if not model.vocab_padding or tokenizer_directory.last_added(path) < model.vocab_size:
+        return model
+    return dataclasses.replace(model, vocab_size=model.vocab_size + model.vocab_padding, vocab_padding=0)
+
+
+def check_is_model(path: pathlib.Path) -> None:
+    """Raises: ValueError if a directory has the weights of an adapter, or weights of another format, alone."""
+    if any((path / name).exists() for name in (WEIGHTS, INDEX)):
+        return
+    if (path / ADAPTER).exists():
+        base = json_file.read_object(path / ADAPTER).get("base_model_name_or_path")
+        raise ValueError(
+            f"{path} is an adapter of PEFT ({ADAPTER}; its base is {base!r:.80}), not a model; merge it into its base "
+            "with PEFT (merge_and_unload, save_pretrained), and name the directory of that"
+        )
+    if others := sorted(file.name for file in path.glob("*.bin")):
+        raise ValueError(
+            f"{path} has weights in {others[0]}, which is not read, as such a file can hold code; load it with "
+            "Transformers, and save_pretrained it, which writes safetensors"
+        )
 
 
 def write(
@@ -91,12 +115,14 @@ def create(
     plan: encoding.StoragePlan | None = None,
     dtype: DTypeLike | None = None,
     special_ids: Mapping[str, int | list[int]] | None = None,
+    padding: Callable[[], np.ndarray] | None = None,
 ) -> tensor_source.Write:
     """Creates the files of a Gemma3ForCausalLM in an existing directory; returns what writes a tensor into them.
 
     Tensors are stored in `dtype`, or each in that of `shapes`. With `plan` they are rounded first, to the values of its
     formats, and are float32 if there is no `dtype`. `special_ids` has the ids of config.json that are not those of
-    Gemma's own tokenizer. Equal parameters give equal bytes.
+    Gemma's own tokenizer; `padding` returns the rows of the table behind the vocabulary, which are zero otherwise.
+    Equal parameters give equal bytes.
     Raises: OSError if the disk refuses. The returned function raises that, too, and ValueError naming a parameter that
     a format cannot hold.
     """
@@ -121,11 +147,12 @@ def create(
 
     def write_tensor(slot: names.Slot, rows: np.ndarray) -> int:
         name = names.hf_name(slot)
+        if "V" in slot.spec.layout and model.vocab_padding:
+            zeros = np.zeros((model.vocab_padding, rows.shape[1]), rows.dtype)
+            rows = np.concatenate([rows, padding() if padding else zeros])
         if plan:
             rows = encoding.rounded(name, rows, plan.format_of(slot.spec))
         rows = rows.astype(_dtype(slot, shapes, dtype), copy=False)
-        if "V" in slot.spec.layout and model.vocab_padding:
-            rows = np.pad(rows, ((0, model.vocab_padding), (0, 0)))
         return files[slot].write(name, rows)
 
     return write_tensor
@@ -155,11 +182,7 @@ def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     if (path / WEIGHTS).exists() or not (path / INDEX).exists():  # the order in which Transformers looks
         with opened(existing(path / WEIGHTS)) as handle:
             return dict.fromkeys(handle.keys(), path / WEIGHTS)
-    try:
-        content = json.loads((path / INDEX).read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path / INDEX} is not JSON: {error}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = json_file.read_object(path / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path / INDEX} is no safetensors index; it must hold a weight_map of tensor and file names")
     for name, file in weight_map.items():
@@ -190,13 +213,18 @@ def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
 
 
 def _check_tied(files: dict[str, pathlib.Path], head: str, table: str) -> None:
-    """Raises: ValueError if a repeated head is not the table, bit for bit. Reads a few rows at a time."""
+    """Raises: ValueError if a repeated head has other numbers than the table. Reads a few rows at a time."""
     with opened(files[head]) as head_file, opened(files[table]) as table_file:
         head_rows, table_rows = head_file.get_slice(head), table_file.get_slice(table)
         num_rows = head_rows.get_shape()[0]
+        # One that was saved in another dtype has the same numbers in float32, which holds all of them.
+        dtype = None if head_rows.get_dtype() == table_rows.get_dtype() else np.float32
         for start in range(0, num_rows, 8192):
             end = min(start + 8192, num_rows)
-            if head_rows[start:end].tobytes() != table_rows[start:end].tobytes():
+            head_part, table_part = head_rows[start:end], table_rows[start:end]
+            if dtype:
+                head_part, table_part = head_part.astype(dtype), table_part.astype(dtype)
+            if head_part.tobytes() != table_part.tobytes():
                 raise ValueError(
                     f"{files[head]}: tensor {head} differs from {table}; the head of a Gemma 3 model is its table"
                 )
@@ -207,6 +235,11 @@ def _read(file: pathlib.Path, name: str, slot: names.Slot, model: config.Config)
         # Only the table has V, and only its rows can be padding.
         x = handle.get_slice(name)[: model.vocab_size] if "V" in slot.spec.layout else handle.get_tensor(name)
     return names.relayout(x, slot.spec.hf_layout, slot.spec.layout, names.dim_sizes(model))
+
+
+def _read_padding(file: pathlib.Path, name: str, model: config.Config) -> np.ndarray:
+    with opened(file) as handle:
+        return handle.get_slice(name)[model.vocab_size :]
 
 
 def num_bytes(model: config.Config, shapes: dict, dtype: DTypeLike | None = None) -> int:

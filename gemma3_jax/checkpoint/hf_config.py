@@ -5,6 +5,7 @@ import math
 import pathlib
 from collections.abc import Mapping
 
+from gemma3_jax.durable import json_file
 from gemma3_jax.model import config
 
 # The published tables of 4B, 12B and 27B have 64 rows beyond the vocabulary; the first is the image placeholder.
@@ -45,8 +46,10 @@ _FIXED = {
     "use_bidirectional_attention": (False, None),
     "tie_word_embeddings": (True,),
 }
+_ROPE_KEYS = ("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor")
 LARGEST = 1e30  # number allowed in a config.json; float32 ends at 3e38
-ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+IMAGE_ARCHITECTURES = ("Gemma3ForConditionalGeneration", "Gemma3Model")  # whose text part is read
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3TextModel", *IMAGE_ARCHITECTURES)
 
 
 def read(path: pathlib.Path) -> tuple[config.Config, str]:
@@ -56,12 +59,7 @@ def read(path: pathlib.Path) -> tuple[config.Config, str]:
     Raises: ValueError naming the file and the key, if it is not JSON, of another architecture, or has something that
     Gemma 3 does not have.
     """
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it must hold one JSON object")
+    content = json_file.read_object(path)
     architecture = content.get("architectures")
     if not (isinstance(architecture, list) and len(architecture) == 1 and architecture[0] in ARCHITECTURES):
         raise ValueError(f"{path}: architectures is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}")
@@ -128,11 +126,19 @@ def _object(section: dict, key: str) -> dict:
 def _rope(text: dict) -> tuple[float, float, float]:
     """Returns local base, global base and global scale.
 
-    They are in `rope_parameters` (Transformers 5) or in the older separate keys.
+    They are in `rope_parameters` (Transformers 5) or in the older separate keys. Where `rope_parameters` is flat, it is
+    of the global layers, as `rope_scaling` is.
     """
     parameters = _object(text, "rope_parameters")
+    flat = {key: parameters[key] for key in _ROPE_KEYS if parameters.get(key) is not None}
+    for key, value in _object(parameters, "full_attention").items():
+        if flat.get(key, value) != value:
+            raise ValueError(
+                f"rope_parameters has {key} {flat[key]!r:.40}, and in full_attention {value!r:.40}; Transformers takes "
+                "the second: remove the first"
+            )
     local = {"rope_theta": text.get("rope_local_base_freq", 1e4), **_object(parameters, "sliding_attention")}
-    whole = {"rope_theta": text.get("rope_theta", 1e6), **_object(parameters, "full_attention")}
+    whole = {"rope_theta": text.get("rope_theta", 1e6), **flat, **_object(parameters, "full_attention")}
     whole |= _object(text, "rope_scaling")
     for layers, rope, allowed in (("sliding", local, ("default",)), ("full", whole, ("default", "linear"))):
         kind = rope.get("rope_type", rope.get("type", "default"))

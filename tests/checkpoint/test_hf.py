@@ -236,9 +236,11 @@ def test_an_index_that_misplaces_a_tensor_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content, text",
     [
-        ("[]", r"index\.json is no safetensors index; it must hold a weight_map"),
+        ("[]", r"index\.json is a list; it must be a JSON object"),
+        ("[]]", r"index\.json is not JSON \(line 1"),
+        ('{"weight_map": ["a"]}', r"index\.json is no safetensors index; it must hold a weight_map"),
         ("{}", r"index\.json is no safetensors index; it must hold a weight_map"),
-        ("[" * 100_000, r"index\.json is not JSON: "),
+        ("[" * 100_000, r"index\.json is not JSON that can be read \(it is nested too deeply\)"),
         (
             '{"weight_map": {"a": null}}',
             r"index\.json says tensor a is in None; it must be the name of a file",

@@ -14,7 +14,8 @@ def written(model=toys.TOY, **changes):
 
 def read(tmp_path, content):
     path = tmp_path / "config.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return hf_config.read(path)[0]
 
 
@@ -68,6 +69,25 @@ def test_old_rope_keys_and_pattern_are_read_when_there_are_no_new_ones(tmp_path)
     assert model.num_local_per_global == 2
 
 
+FLAT = {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (FLAT, (5e5, 4.0)),
+        ({"type": "linear", "factor": 4}, (9e4, 4.0)),
+        ({"rope_type": "default", "rope_theta": 5e5}, (5e5, 1.0)),
+        ({**FLAT, "full_attention": {"rope_theta": 5e5}}, (5e5, 4.0)),
+        ({"rope_type": None, "sliding_attention": {"rope_theta": 2e3}}, (9e4, 1.0)),
+    ],
+)
+def test_flat_rope_parameters_are_those_of_the_global_layers(parameters, expected, tmp_path):
+    content = written(rope_parameters=parameters, rope_scaling=None, rope_theta=9e4, rope_local_base_freq=2e3)
+    model = read(tmp_path, content)
+    assert (model.rope_base_global, model.rope_scale, model.rope_base_local) == (*expected, 2e3)
+
+
 def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise(tmp_path):
     content = written(vocab_size=262_208)
     del content["vocab_padding"]
@@ -78,8 +98,8 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
 @pytest.mark.parametrize(
     "content, text",
     [
-        ("{", r"config\.json is not JSON: "),
-        ("[]", r"config\.json holds a list; it must hold one JSON object"),
+        ("{", r"config\.json is not JSON \(line 1, column 2: "),
+        ("[]", r"config\.json is a list; it must be a JSON object"),
         (
             written(architectures=["LlamaForCausalLM"]),
             r"config\.json: architectures is \['LlamaForCausalLM'\]; it must be one of Gemma3",
@@ -89,7 +109,11 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
         (written(text_config=3), r"config\.json: text_config is 3; it must be an object"),
         (written(text_config=None), r"config\.json: text_config is None; it must be an object"),
         (written(text_config={}, tie_word_embeddings=False), r"tie_word_embeddings is False; Gemma 3 has true"),
-        ("[" * 100_000, r"config\.json is not JSON: "),
+        ("[" * 100_000, r"config\.json is not JSON that can be read \(it is nested too deeply\)"),
+        ('{"a":' * 100_000, r"config\.json is not JSON that can be read \(it is nested too deeply\)"),
+        ("1" * 5000, r"config\.json is not JSON that can be read \(Exceeds the limit"),
+        ("3", r"config\.json is 3; it must be a JSON object"),
+        ("\ud800".encode("utf-8", "surrogatepass"), r"config\.json is not UTF-8 \(.* in line 1\)"),
         (written(vocab_padding="x"), r"vocab_padding is 'x'; it must be a whole number >= 0"),
         (written(vocab_padding=96), r"model\.vocab_size is 0; it must be a whole number >= 1"),
         (written(num_hidden_layers=True), r"num_hidden_layers is True; it must be a whole number >= 1"),
@@ -106,6 +130,11 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
         (written(rope_theta=10**400, rope_parameters=None), r"rope_theta is 10{39}; it must be a number > 0"),
         (written(rope_scaling={"rope_type": "linear"}, rope_parameters=None), r"factor is None; it must be a number"),
         (written(rope_scaling={"partial_rotary_factor": 0.5}), r"partial_rotary_factor is 0\.5; Gemma 3 has 1\.0"),
+        (
+            written(rope_parameters={"factor": 8.0, "full_attention": {"rope_type": "linear", "factor": 4.0}}),
+            r"rope_parameters has factor 8\.0, and in full_attention 4\.0; Transformers takes the second: remove the f",
+        ),
+        (written(rope_parameters={"rope_type": "yarn"}, rope_scaling=None), r"rope type of full attention is 'yarn'"),
         (written(rms_norm_eps=float("inf")), r"rms_norm_eps is inf; it must be a number > 0"),
         (written(attn_logit_softcapping=50.0), r"attn_logit_softcapping is 50\.0; Gemma 3 has null"),
         (written(final_logit_softcapping=30.0), r"final_logit_softcapping is 30\.0; Gemma 3 has null"),
