@@ -132,7 +132,7 @@ def _rope(text: dict) -> tuple[float, float, float]:
     parameters = _object(text, "rope_parameters")
     flat = {key: parameters[key] for key in _ROPE_KEYS if parameters.get(key) is not None}
     for key, value in _object(parameters, "full_attention").items():
-        if flat.get(key, value) != value:
+        if key in flat and flat[key] != value:
             raise ValueError(
                 f"rope_parameters has {key} {flat[key]!r:.40}, and in full_attention {value!r:.40}; Transformers takes "
                 "the second: remove the first"

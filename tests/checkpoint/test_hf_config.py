@@ -135,6 +135,10 @@ def test_a_table_of_262208_rows_has_64_of_padding_unless_the_file_says_otherwise
             r"rope_parameters has factor 8\.0, and in full_attention 4\.0; Transformers takes the second: remove the f",
         ),
         (written(rope_parameters={"rope_type": "yarn"}, rope_scaling=None), r"rope type of full attention is 'yarn'"),
+        (
+            written(rope_parameters={"full_attention": {"rope_theta": float("nan")}}),
+            r"rope_theta is nan; it must be a number > 0",
+        ),
         (written(rms_norm_eps=float("inf")), r"rms_norm_eps is inf; it must be a number > 0"),
         (written(attn_logit_softcapping=50.0), r"attn_logit_softcapping is 50\.0; Gemma 3 has null"),
         (written(final_logit_softcapping=30.0), r"final_logit_softcapping is 30\.0; Gemma 3 has null"),
