@@ -230,16 +230,14 @@ def find_tokenizer(
                 tokenizer = gguf_vocabulary.read(file, source.model.vocab_size)
             else:
                 tokenizer = tokenizer_directory.load(file)
+            if tokenizer.size > source.model.vocab_size:
+                rows = source.model.vocab_size
+                raise ValueError(f"{file} has {tokenizer.size} pieces, the table of the model {rows} rows")
         except (ValueError, OSError) as error:  # such as the pointer to a Git LFS file that was not fetched
             errors.append(error)
             notes += (f"warning: {error}; it is left out",)
             continue
-        if tokenizer.size > source.model.vocab_size:
-            notes += (
-                f"warning: {file} has {tokenizer.size} pieces, the model's table {source.model.vocab_size} rows; it is "
-                "left out",
-            )
-        elif source.tokenizer in ("", tokenizer.digest):
+        if source.tokenizer in ("", tokenizer.digest):
             return tokenizer, (*notes, f"tokenizer {tokenizer_directory.file_of(file) or file}")
     if is_needed and errors:
         raise ValueError(f"{errors[0]}; name another with --tokenizer=FILE") from errors[0]

@@ -17,12 +17,13 @@ def parser() -> terminal.Parser:
         "library. The target appears complete or not at all.\n\n"
         "kinds of target:\n"
         "  orbax  a checkpoint of this program, to train from, sample from or evaluate\n"
-        "  hf     a directory for Transformers. With --quant its weights are rounded to that format, and\n"
-        "         packed.safetensors beside them holds the quantized weights, which convert and evaluate read.\n"
+        "  hf     a directory for Transformers, with the tokenizer, the chat template and where an answer ends; what\n"
+        "         a Hugging Face source has of these is copied. With --quant its weights are rounded to that format,\n"
+        "         and packed.safetensors beside them holds the codes, which convert and evaluate read.\n"
         "  gguf   a file for llama.cpp, with a Modelfile for Ollama beside it. GGUF has no type for int4 and sfp8:\n"
         "         the rounded weights are stored as float32, exactly.\n\n"
         "--quant rounds the matrices of attention and MLP. A checkpoint that was trained for a format is best stored\n"
-        "in it; convert warns about another one. Generation settings are not converted.\n\n"
+        "in it; convert warns about another one.\n\n"
         "Tensors are read and written one at a time: host memory in use is a few copies of the largest stored array.\n"
         "(An Orbax checkpoint stores the layers of a parameter as one array.) --format=orbax holds all parameters.",
         epilog="example:\n  python -m gemma3_jax convert --source=gemma-3-1b-pt --target=1b.orbax --format=orbax\n"
@@ -52,8 +53,8 @@ def parser() -> terminal.Parser:
     flags.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="SentencePiece model, for gguf and hf (default: tokenizer.model in the source directory, or beside it if "
-        "the source was trained with that one; of a GGUF file the one in it)",
+        help="SentencePiece model or tokenizer.json, for gguf and hf (default: that of the source directory, or the "
+        "tokenizer.model beside it if the source was trained with that one; of a GGUF file the one in it)",
     )
     terminal.add_model_flag(flags)
     return flags

@@ -10,7 +10,9 @@ def add_flags(parser: terminal.Parser, axis: str) -> None:
     """Adds the flags. All devices are on the mesh axis `axis` by default."""
     parser.add_argument("--checkpoint", metavar="PATH", help="a checkpoint of any kind that convert reads")
     parser.add_argument(
-        "--tokenizer", metavar="FILE", help="SentencePiece model (default: the checkpoint's, in or beside it)"
+        "--tokenizer",
+        metavar="FILE",
+        help="SentencePiece model or tokenizer.json (default: the checkpoint's, in or beside it)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="dtype of activations and parameters (default: float32)"

@@ -141,7 +141,9 @@ def test_a_tokenizer_is_found_in_the_source_if_it_fits(source):
     assert export.find_tokenizer(None, dataclasses.replace(source, tokenizer="0" * 64)) == (None, ())
     small = dataclasses.replace(MODEL, vocab_size=600)
     (note,) = export.find_tokenizer(None, dataclasses.replace(source, model=small))[1]
-    assert note == f"warning: {source.path} has 800 pieces, the model's table 600 rows; it is left out"
+    assert note == f"warning: {source.path} has 800 pieces, the table of the model 600 rows; it is left out"
+    with pytest.raises(ValueError, match=r"has 800 pieces, .* 600 rows; name another with --tokenizer=FILE"):
+        export.find_tokenizer(None, dataclasses.replace(source, model=small), is_needed=True)
 
 
 def test_a_strangers_tokenizer_beside_a_directory_is_not_taken(source):
