@@ -12,7 +12,6 @@ from gemma3_jax.tokenizer import from_tokenizer_json, pieces, vocabulary
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-IMAGE = "<image_soft_token>"  # the placeholder of an image, behind the pieces of Gemma 3: no text has it
 MAX_TOKENS = 1 << 20
 
 
@@ -96,7 +95,7 @@ def _added(path: pathlib.Path, content: dict) -> dict[int, pieces.VocabularyPiec
     for name, read in readers.items():
         for token, piece in read(path / name, content if name == JSON else _read(path / name)):
             added.setdefault(token, piece)
-    while added and added[max(added)].text == IMAGE:
+    while added and added[max(added)].text == from_tokenizer_json.IMAGE:
         del added[max(added)]
     return added
 

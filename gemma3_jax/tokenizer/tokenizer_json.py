@@ -63,9 +63,11 @@ def _check(tokenizer: vocabulary.Tokenizer, listed: list[pieces.VocabularyPiece]
         raise ValueError("the tokenizer puts a space before a text; GemmaTokenizer of Transformers does not")
     if any(piece.kind == pieces.PieceKind.UNUSED for piece in listed):
         raise ValueError("the tokenizer has unused pieces, which SentencePiece splits again; `tokenizers` does not")
-    characters = {piece.text for piece in listed if len(piece.text) == 1}
+    characters = {piece.text: piece.kind for piece in listed if len(piece.text) == 1}
     for piece in listed:
-        if piece.kind == pieces.PieceKind.NORMAL and not characters.issuperset(piece.text):
+        kinds = {characters.get(character) for character in piece.text}
+        # Neither program merges a user-defined piece with what is beside it.
+        if piece.kind == pieces.PieceKind.NORMAL and None in kinds and pieces.PieceKind.USER_DEFINED not in kinds:
             raise ValueError(
                 f"piece {piece.text!r} of the tokenizer has a character that is no piece; SentencePiece merges it, "
                 "`tokenizers` spells it in bytes"

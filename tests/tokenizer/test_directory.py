@@ -130,6 +130,20 @@ def test_the_placeholder_of_images_behind_the_pieces_is_no_token_of_text(tmp_pat
     assert tokenizer.is_control("<image_soft_token>") and tokenizer.encode("[PAD801]") != [SIZE + 1]
 
 
+@pytest.mark.parametrize("model", [True, False])
+def test_a_placeholder_of_images_among_the_pieces_is_left_out_too(model, tmp_path):
+    content = written()
+    content["model"]["vocab"]["<image_soft_token>"] = SIZE
+    content["added_tokens"].append(added("<image_soft_token>", special=True))
+    assert directory.load(make(tmp_path / "in", model=model, tokenizer=content)).size == SIZE
+
+
+def test_two_names_of_a_byte_are_one(tmp_path):
+    content = written()
+    content["model"]["vocab"]["\x00"] = content["model"]["vocab"]["<0x00>"]
+    assert directory.load(make(tmp_path / "in", tokenizer=content)).digest == texts.tokenizer().digest
+
+
 def changed(**model):
     content = written()
     content["model"] |= model

@@ -76,5 +76,10 @@ def test_what_the_library_would_encode_otherwise_is_refused(tokenizer, problem):
         tokenizer_json.write(tokenizer())
 
 
+def test_a_piece_that_neither_merges_may_have_such_a_character():
+    tokenizer = changed(piece("\u6f22\n"))
+    assert library(tokenizer).encode("\u6f22\n").ids[1:] == tokenizer.encode("\u6f22\n")
+
+
 def changed(new: pieces.VocabularyPiece) -> vocabulary.Tokenizer:
     return vocabulary.Tokenizer(pieces.replaced(texts.tokenizer_model(), {texts.TOKENIZER_SIZE: new}))
