@@ -91,6 +91,8 @@ def open_checkpoint(path: pathlib.Path, model: config.Config | None = None) -> C
         return _from_source(path, "hf", packed.open_source(path))
     if hf.is_hf(path):
         return _from_source(path, "hf", hf.open_source(path))
+    if files := sorted(path.glob("*.gguf")):
+        raise ValueError(f"{path} holds {files[0].name}; a GGUF file is named itself, not its directory")
     raise ValueError(
         f"{path} is no known kind of checkpoint; it must be a run directory, an Orbax checkpoint of this program, "
         f"a Hugging Face directory ({hf.CONFIG}, {hf.WEIGHTS}), a GGUF file, or an Orbax tree of the gemma library"
