@@ -9,7 +9,11 @@ MAX_INCOMPLETE = 3  # bytes of a character whose fourth is missing
 
 
 class Detokenizer:
-    """Text of one sequence. `add` returns new text; an incomplete character or stop string is held back for later."""
+    """Text of one sequence. `add` returns new text; an incomplete character or stop string is held back until `flush`.
+
+    What they return adds up to `text`, whatever the pieces are: the text before the stop string that is complete first,
+    the longest of those that end there.
+    """
 
     def __init__(self, tokenizer: vocabulary.Tokenizer, stop: Sequence[str] = ()):
         self._tokenizer, self._stop = tokenizer, stop
@@ -24,24 +28,31 @@ class Detokenizer:
             return ""
         self._ids += ids
         self.text = self._tokenizer.decode(self._ids)
-        stop_positions = [position for position in map(self.text.find, self._stop) if position >= 0]
-        if stop_positions:
-            self.text, self.is_stopped = self.text[: min(stop_positions)], True
+        num_incomplete = len(self.text) - len(self.text.rstrip(REPLACEMENT))
+        certain = self.text[: len(self.text) - min(num_incomplete, MAX_INCOMPLETE)]
+        if self._cut_at_stop(certain):
             return self._show(len(self.text))
-        return self._show(len(self.text) - self._num_uncertain())
+        return self._show(len(certain) - self._num_of_stop(certain))
 
     def flush(self) -> str:
-        """The text that was held back."""
+        """The text that was held back; no ids come after it."""
+        if not self.is_stopped:
+            self._cut_at_stop(self.text)
         return self._show(len(self.text))
+
+    def _cut_at_stop(self, text: str) -> bool:
+        """Cuts `self.text` before a stop string in `text`, its beginning; returns whether there is one."""
+        found = [(start + len(string), start) for string in self._stop if (start := text.find(string)) >= 0]
+        if found:
+            _, start = min(found)
+            self.text, self.is_stopped = text[:start], True
+        return self.is_stopped
+
+    def _num_of_stop(self, text: str) -> int:
+        """Characters at the end of a text that may be the start of a stop string."""
+        starts = (size for string in self._stop for size in range(1, len(string)) if text.endswith(string[:size]))
+        return max(starts, default=0)
 
     def _show(self, end: int) -> str:
         start, self._num_shown = self._num_shown, max(self._num_shown, end)
         return self.text[start:end]
-
-    def _num_uncertain(self) -> int:
-        """Characters at the end that may still change, or may be the start of a stop string."""
-        num_incomplete = len(self.text) - len(self.text.rstrip(REPLACEMENT))
-        stop_starts = (
-            size for string in self._stop for size in range(1, len(string)) if self.text.endswith(string[:size])
-        )
-        return max(min(num_incomplete, MAX_INCOMPLETE), max(stop_starts, default=0))

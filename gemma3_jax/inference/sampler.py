@@ -242,7 +242,7 @@ class _Batch:
 
     def _completion(self, row: int, show: Callable[[str], None] | None) -> Completion:
         ids, text = self._ids[row], self._texts[row]
-        if text is not None and show and (rest := text.flush()):
+        if text is not None and (rest := text.flush()) and show:
             show(rest)
         ended_by = "length"
         if text is not None and text.is_stopped:
