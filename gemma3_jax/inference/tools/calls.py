@@ -1,7 +1,7 @@
 """Tool calls as text, in the two formats that Gemma 3 is prompted for; it has no special tokens for them.
 
     json     {"name": "weather", "parameters": {"city": "Paris"}}
-    python   [weather(city="Paris")]     alone, or in a fence of tool_code
+    python   [weather(city="Paris")]     alone, in print(...), or in a fence of tool_code
 
 A tool's result goes back in a turn of the user. Source: ai.google.dev, "Function calling with Gemma".
 """
@@ -12,7 +12,7 @@ import json
 import keyword
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gemma3_jax.inference.tools import json_schema, schemas
 
@@ -31,7 +31,8 @@ _JSON_FENCE = re.compile(r"```(?:json|tool_call|tool_code)?[ \t]*\n(.*?)(?:```[ 
 _JSON_CALL = re.compile(r'\s*\[?\s*\{\s*"(?:name|parameters)"\s*:')
 _PYTHON_FENCE = re.compile(r"```tool_code[ \t]*\n(.*?)(?:```[ \t]*(?:\n|\Z)|\Z)", re.DOTALL)
 _PYTHON_LIST = re.compile(r"\[\s*([^\W\d][\w.]*)\s*\(")
-_PYTHON_CALL = re.compile(r"([^\W\d]\w*)\s*\(.*\)\Z", re.DOTALL)
+_PYTHON_CALL = re.compile(r"(?:print\s*\(\s*\[?\s*)?([^\W\d]\w*)\s*\(.*\)\Z", re.DOTALL)
+_JSON_NAMES = {"true": True, "false": False, "null": None}  # models write them in Python, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +147,17 @@ def _call(item: object, tools: Sequence[schemas.Tool]) -> Call:
 
 
 def _parse_python(text: str, tools: Sequence[schemas.Tool]) -> list[Call]:
+    names = [tool.name for tool in tools]
     if bodies := _PYTHON_FENCE.findall(text):
-        return [call for body in bodies for call in _python_calls(body.strip())]
-    body, names = text.strip(), [tool.name for tool in tools]
+        return [call for body in bodies for call in _python_calls(body.strip(), names)]
+    body = text.strip()
     listed, single = _PYTHON_LIST.match(body), _PYTHON_CALL.match(body)
     # "[see(1)] for more" is an answer, unless `see` is a tool.
     is_list = listed and (listed[1] in names or body.endswith(")]"))
-    return _python_calls(body) if is_list or (single and single[1] in names) else []
+    return _python_calls(body, names) if is_list or (single and single[1] in names) else []
 
 
-def _python_calls(body: str) -> list[Call]:
+def _python_calls(body: str, names: Sequence[str]) -> list[Call]:
     """The calls in a list, or alone on lines of their own."""
     try:
         with warnings.catch_warnings():
@@ -163,11 +165,20 @@ def _python_calls(body: str) -> list[Call]:
             statements = ast.parse(body).body
     except (SyntaxError, ValueError, MemoryError) as error:  # ValueError: a null byte; MemoryError: nested too deeply
         raise ValueError(f"the call {body!r:.80} is not Python: {error}") from error
-    calls = []
-    for statement in statements:
-        value = statement.value if isinstance(statement, ast.Expr) else statement
-        calls += [_python_call(node, body) for node in (value.elts if isinstance(value, ast.List) else [value])]
-    return calls
+    values = [statement.value if isinstance(statement, ast.Expr) else statement for statement in statements]
+    return [_python_call(node, body) for value in values for node in _call_nodes(value, names)]
+
+
+def _call_nodes(value: ast.AST, names: Sequence[str]) -> Iterator[ast.AST]:
+    """The calls in a list or in a call of print, as in Google's examples; `print` may also be the name of a tool."""
+    match value:
+        case ast.List(elts=nodes):
+            yield from nodes
+        case ast.Call(func=ast.Name(id="print"), args=[_, *_] as nodes, keywords=[]) if "print" not in names:
+            for node in nodes:
+                yield from _call_nodes(node, names)
+        case _:
+            yield value
 
 
 def _python_call(node: ast.AST, body: str) -> Call:
@@ -195,6 +206,8 @@ def _literal(node: ast.AST, argument: str, body: str) -> object:
     match node:
         case ast.Constant(value=str() | bool() | int() | float() | None):
             return node.value
+        case ast.Name(id=name) if name in _JSON_NAMES:
+            return _JSON_NAMES[name]
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())) if not isinstance(
             node.operand.value, bool
         ):

@@ -79,7 +79,17 @@ PARIS, NOW = calls.Call("weather", {"city": "Paris"}), calls.Call("now", {})
         ("[see(1)] says so", None),
         ("[link](https://example.com)", None),
         ("Use `now()` for that.", None),
-        ("print(now())", None),  # a bare call is one of a tool, or words
+        ("print(now())", [NOW]),
+        ("print( f(\n  a=1), weather(city='Paris'))", [F1, PARIS]),
+        ("print([f(a=1), now()])", [F1, NOW]),
+        ("```tool_code\nprint(now())\nprint(f(a=1))\n```", [NOW, F1]),
+        (
+            "[f(a=true, b={'k': [null, false]})]",
+            [calls.Call("f", {"a": True, "b": {"k": [None, False]}})],
+        ),
+        ("print('now()')", None),  # a bare call is one of a tool, or words
+        ("print(3)", None),
+        ("print(hello())", None),
         ("```python\nnow()\n```", None),
         ("[]", None),
     ],
@@ -151,7 +161,11 @@ LITERALS = "values are strings, numbers, True, False, None, and lists and dicts"
         ("```tool_code\nimport os\n```", "'import os' is not a call of a tool"),
         ("```tool_code\nx = now()\n```", "is not a call of a tool; a call is"),
         ("```tool_code\nprint(a=now())\n```", "argument 'a' has 'now"),
-        ("```tool_code\nprint(now())\n```", "the call of 'print' has .* without a name"),
+        ("```tool_code\nprint(now(), end='')\n```", "the call of 'print' has .* without a name"),
+        ("```tool_code\nprint('now')\n```", "'now'.* is not a call of a tool"),
+        ("```tool_code\nprint()\n```", "there is no tool 'print'; there are: f"),
+        ("[f(a=nil)]", "argument 'a' has 'nil'; values are"),
+        ("[f(a=-null)]", "argument 'a' has '-null'; values are"),
         ("[now(), 3]", "'3' is not a call of a tool"),
         ("[weather(city='Par", r"the call .* is not Python"),
         ("[weather(city='Paris')] it is.", "the call .* is not Python"),
@@ -234,3 +248,10 @@ def test_names_that_python_cannot_write_are_refused_in_its_form_alone(name):
             calls.instructions(tools, "python")
     call = calls.Call("f", {name: 1})
     assert calls.parse(written(call, "json"), argument, "json") == [call]
+
+
+def test_a_tool_may_have_the_name_print():
+    tools = [schemas.Tool(name="print", parameters={"type": "object", "properties": {"a": True}}), *TOOLS]
+    assert calls.parse("print(a=1)", tools, "python") == [calls.Call("print", {"a": 1})]
+    with pytest.raises(ValueError, match="the call of 'print' has .* without a name"):
+        calls.parse("print(now())", tools, "python")
