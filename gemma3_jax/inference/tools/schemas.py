@@ -1,6 +1,7 @@
 """The tools that a model may call: names, descriptions, and schemas of their arguments."""
 
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,9 @@ from gemma3_jax.inference.tools import json_schema
 
 _NO_ARGUMENTS = {"type": "object", "properties": {}}
 # Keywords that may name arguments besides `properties`.
+_SCHEMA_KEYS = ("parameters", "inputSchema", "input_schema")  # of OpenAI, of MCP, of Anthropic
+# Keys of the same formats that do not change how a tool is called.
+_IGNORED_KEYS = {"strict", "title", "annotations", "outputSchema", "icons", "execution", "_meta", "cache_control"}
 _COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "unevaluatedProperties"}
 
 
@@ -58,7 +62,8 @@ class Tool:
 def read(items: object) -> list[Tool]:
     """The tools in a list of {"name", "description", "parameters"}, or of {"type": "function", "function": such a one}.
 
-    Raises: ValueError if it is not such a list, is empty, or has a name twice.
+    `parameters` may be called `inputSchema` (MCP) or `input_schema` (Anthropic).
+    Raises: ValueError if it is not such a list, is empty, or has an unknown key or a name twice.
     """
     if not isinstance(items, list) or not items:
         raise ValueError(f"tools are {items!r:.60}; they must be a list of one or more objects")
@@ -71,17 +76,40 @@ def read(items: object) -> list[Tool]:
                 f"tool {number} is {item!r:.60}; it must be an object with a name, a description and parameters, or "
                 '{"type": "function", "function": such an object}'
             )
-        fields = {
-            name: function[name] for name in ("name", "description", "parameters") if function.get(name) is not None
-        }
-        if not isinstance(fields.get("description", ""), str) or not isinstance(fields.get("parameters", {}), Mapping):
-            raise ValueError(
-                f"tool {fields['name']!r} must have a description that is a string and parameters that are a JSON "
-                "Schema"
-            )
-        tools.append(Tool(**fields))
+        name = function["name"]
+        if is_wrapped:
+            _check_keys(item, name, ("type", "function"))
+        _check_keys(function, name, ("type", "name", "description", *_SCHEMA_KEYS))
+        if function.get("type", "function") not in ("function", "custom"):
+            raise ValueError(f"tool {name!r} is of type {function['type']!r:.60}; it must be of type 'function'")
+        tools.append(Tool(name=name, **_description(function, name), **_parameters(function, name)))
     check_names(tools)
     return tools
+
+
+def _check_keys(item: Mapping, name: str, known: Sequence[str]) -> None:
+    """Raises: ValueError for the first key that is not known."""
+    for key in item:
+        if key not in known and key not in _IGNORED_KEYS:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"a tool has {', '.join(known)}"
+            raise ValueError(f"tool {name!r} has a key {key!r:.60}, which is not known; {hint}")
+
+
+def _description(function: Mapping, name: str) -> dict:
+    description = function.get("description")
+    if not isinstance(description, str | None):
+        raise ValueError(f"tool {name!r} must have a description that is a string; it is {description!r:.60}")
+    return {} if description is None else {"description": description}
+
+
+def _parameters(function: Mapping, name: str) -> dict:
+    keys = [key for key in _SCHEMA_KEYS if function.get(key) is not None]
+    if len(keys) > 1:
+        raise ValueError(f"tool {name!r} has both {keys[0]!r} and {keys[1]!r}; give one")
+    if keys and not isinstance(function[keys[0]], Mapping):
+        raise ValueError(f"tool {name!r} has {keys[0]} {function[keys[0]]!r:.60}; they must be a JSON Schema")
+    return {"parameters": function[keys[0]]} if keys else {}
 
 
 def check_names(tools: Sequence[Tool]) -> None:

@@ -39,6 +39,24 @@ def test_both_usual_forms_are_read_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "item",
+    [
+        {"inputSchema": WEATHER["parameters"], "title": "Weather", "annotations": {"readOnlyHint": True}},  # MCP
+        {"inputSchema": {"$schema": "http://json-schema.org/draft-07/schema#", **WEATHER["parameters"]}},
+        {"input_schema": WEATHER["parameters"], "type": "custom", "cache_control": {"type": "ephemeral"}},  # Anthropic
+        {"parameters": WEATHER["parameters"], "type": "function", "strict": True},  # OpenAI's responses
+        {"parameters": WEATHER["parameters"], "inputSchema": None},
+    ],
+)
+def test_tools_for_other_programs_keep_their_arguments(item):
+    (tool,) = schemas.read([{"name": "weather", "description": WEATHER["description"]} | item])
+    assert tool.parameters["properties"] == WEATHER["parameters"]["properties"]
+    constrained.Grammars(texts.tokenizer(), texts.TOKENIZER_SIZE).schema(schemas.call_schema([tool]))
+    with pytest.raises(ValueError, match="tool 'weather' lacks argument 'city'"):
+        tool.check({})
+
+
+@pytest.mark.parametrize(
     ("listed", "problem"),
     [
         ({"name": "a"}, "they must be a list of one or more objects"),
@@ -48,7 +66,25 @@ def test_both_usual_forms_are_read_alike(tmp_path):
         ([{"type": "function", "function": {}}], "tool 0 is .*; it must be an object with a name"),
         ([{"name": " "}], "a tool has no name"),
         ([{"name": "a", "description": 3}], "tool 'a' must have a description that is a string"),
-        ([{"name": "a", "parameters": []}], "tool 'a' must have .* parameters that are a JSON Schema"),
+        ([{"name": "a", "parameters": []}], r"tool 'a' has parameters \[\]; they must be a JSON Schema"),
+        ([{"name": "a", "inputSchema": "x"}], "tool 'a' has inputSchema 'x'; they must be a JSON Schema"),
+        ([{"name": "a", "input_schema": {"type": 3}}], "'parameters' of tool 'a' is not a JSON Schema: type: "),
+        ([{"name": "a", "parametres": {}}], "tool 'a' has a key 'parametres', .*; did you mean 'parameters'"),
+        ([{"name": "a", "inputschema": {}}], "tool 'a' has a key 'inputschema', .*; did you mean 'input_?[sS]chema'"),
+        ([{"name": "a", "Description": ""}], "tool 'a' has a key 'Description', .*; did you mean 'description'"),
+        (
+            [{"name": "a", "code": ""}],
+            "tool 'a' has a key 'code', which is not known; a tool has type, name, description",
+        ),
+        (
+            [{"type": "function", "function": {"name": "a"}, "parameters": {}}],
+            "tool 'a' has a key 'parameters', which is not known; a tool has type, function",
+        ),
+        (
+            [{"name": "a", "parameters": {"type": "object"}, "inputSchema": {"type": "object"}}],
+            "tool 'a' has both 'parameters' and 'inputSchema'; give one",
+        ),
+        ([{"type": "bash_20250124", "name": "bash"}], "tool 'bash' is of type 'bash_20250124'; it must be of type"),
         (
             [{"name": "a", "parameters": {"type": "string"}}],
             "'parameters' of tool 'a' is a schema of 'string'; .* schema of an object",
