@@ -66,6 +66,8 @@ class Grammars:
         Source: guidance-ai/llguidance docs/json_schema.md.
         """
         json_schema.check(schema)
+        for part in json_schema.subschemas(schema):
+            _check_other_names(part)
         if not isinstance(schema, bool):
             guidance = schema.get("x-guidance", {})
             if not isinstance(guidance, Mapping):
@@ -149,6 +151,38 @@ class _LlguidanceVocabulary:
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)
+
+
+def _check_other_names(schema: Mapping) -> None:
+    """Checks that `patternProperties` allows a name besides those in `properties`, or that others are allowed.
+
+    Where it does not, llguidance writes a comma and finds that no name can follow.
+    Raises: ValueError.
+    """
+    members = [schema, *(inner for inner in schema.get("allOf", ()) if isinstance(inner, Mapping))]
+    names = {name: {"const": 0} for member in members for name in member.get("properties", {})}
+    patterns = {
+        pattern: inner is not False and {"const": 0}
+        for member in members
+        if member.get("additionalProperties") is False
+        for pattern, inner in member.get("patternProperties", {}).items()
+    }
+    if not (names and patterns):
+        return
+    # An object with all of the names and one comma more.
+    compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+    probe = {"type": "object", "properties": names, "required": list(names), "patternProperties": patterns}
+    probe |= {"additionalProperties": False, "x-guidance": compact}
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), f"{_HEAD}%json {json.dumps(probe)}", log_level=0)
+    if matcher.is_error():
+        return  # the whole schema has the same problem, and is refused with it
+    text = "{" + "".join(f"{json.dumps(name, ensure_ascii=False)}:0," for name in names)
+    matcher.consume_tokens(list(text.encode()))
+    if matcher.is_error() or (matcher.compute_bitmask() and matcher.is_error()):
+        raise ValueError(
+            f"the schema cannot be enforced: patternProperties {', '.join(map(repr, patterns))} allow no name that "
+            "properties does not list, and additionalProperties is false; leave out those patternProperties"
+        )
 
 
 def _reason(message: str) -> str:

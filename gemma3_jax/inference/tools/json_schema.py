@@ -1,16 +1,19 @@
 """JSON and JSON Schema: strict parsing, checks of schemas before use, validation of values."""
 
 import copy
+import difflib
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import jsonschema
 import referencing
 import referencing.exceptions
 import referencing.jsonschema
+
+from gemma3_jax.inference.tools import recursion
 
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 # Keywords with schemas in them: as the value, in a list, or in a map.
@@ -28,6 +31,14 @@ _WITH_MAP = ("properties", "patternProperties", "$defs", "definitions", "depende
 _ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 _ANNOTATIONS |= {"$schema", "$id", "$anchor", "$defs", "definitions", "then", "else", "minContains", "maxContains"}
 _ANNOTATIONS |= {"contentEncoding", "contentMediaType"}
+
+_OPENAPI = {  # keywords of OpenAPI that schemas of tools often have, and what to write instead
+    "nullable": 'write "type": ["string", "null"], with its type',
+    "discriminator": "leave it out, and give each schema of oneOf a const for that property",
+    "example": 'write "examples": [...]',
+    "xml": "leave it out",
+    "externalDocs": "leave it out",
+}
 
 
 def read(text: str) -> object:
@@ -94,7 +105,7 @@ def load(path: pathlib.Path) -> Mapping | list:
 
 
 def check(schema: object, what: str = "the schema") -> None:
-    """Checks a JSON Schema: its keywords are known or begin with `x-`, and its references resolve within it.
+    """Checks a JSON Schema: its keywords are known or begin with `x-`, its references resolve within it, and end.
 
     `what` names the schema in the error.
     Raises: ValueError with the problem, and where it is.
@@ -117,42 +128,57 @@ def check(schema: object, what: str = "the schema") -> None:
     known = {*jsonschema.Draft202012Validator.VALIDATORS, *validator.VALIDATORS, *_ANNOTATIONS}
     resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
     resolver = referencing.Registry().resolver_with_root(resource)
-    for part in _subschemas(schema):
+    parts, targets = list(subschemas(schema)), {}
+    for part in parts:
         for name in part:
             if name not in known and not name.startswith("x-"):
                 raise ValueError(
-                    f"{what} has a keyword {name!r:.60}, which JSON Schema does not have; custom keywords begin with x-"
+                    f"{what} has a keyword {name!r:.60}, which JSON Schema does not have; {_hint(name, known)}"
                 )
         for name in ("$ref", "$dynamicRef"):
             try:
-                resolver.lookup(part.get(name, "#"))
+                target = resolver.lookup(part.get(name, "#")).contents
             except referencing.exceptions.Unresolvable as error:
                 raise ValueError(
                     f"{what} refers to {part[name]!r:.60}, which is not in it; put it under $defs and refer to "
                     "'#/$defs/NAME'"
                 ) from error
+            if name == "$ref" and name in part:
+                targets[part[name]] = target
+    if recursion.is_endless(parts, targets):
+        raise ValueError(
+            f"{what} requires a value of itself inside each of its values, so that none can end; make that property "
+            "optional, or allow null in its place"
+        )
 
 
-def _subschemas(schema: object) -> Iterator[Mapping]:
+def _hint(keyword: str, known: Collection[str]) -> str:
+    if keyword in _OPENAPI:
+        return f"it is of OpenAPI: {_OPENAPI[keyword]}"
+    close = difflib.get_close_matches(keyword, known, n=1)
+    return f"did you mean {close[0]}?" if close else "custom keywords begin with x-"
+
+
+def subschemas(schema: object) -> Iterator[Mapping]:
     """Yields a schema and all schemas in it that are objects."""
     if not isinstance(schema, Mapping):
         return
     yield schema
     for name, value in schema.items():
         if name in _WITH_SCHEMA:
-            yield from _subschemas(value)
+            yield from subschemas(value)
         if name in _WITH_LIST and isinstance(value, list | tuple):
             for inner in value:
-                yield from _subschemas(inner)
+                yield from subschemas(inner)
         if name in _WITH_MAP and isinstance(value, Mapping):
             for inner in value.values():
-                yield from _subschemas(inner)
+                yield from subschemas(inner)
 
 
 def rebased(schema: Mapping, pointer: str) -> dict:
     """A copy for use at `pointer` (such as `/anyOf/0`) in another schema: its references point there."""
     result = copy.deepcopy({name: value for name, value in schema.items() if name not in ("$schema", "$id")})
-    for part in _subschemas(result):
+    for part in subschemas(result):
         if re.match(r"#(/|$)", part.get("$ref", "")):
             part["$ref"] = f"#{pointer}{part['$ref'][1:]}"
     return result

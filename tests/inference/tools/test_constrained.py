@@ -36,6 +36,16 @@ SCHEMAS = {
 SCHEMAS["reference"]["$defs"]["leaf"] = {"type": "string", "enum": ["<b>", "  x", "▁"]}
 
 
+def closed(names, *patterns) -> dict:
+    """The schema of an object that has these names and others that match, and nothing else."""
+    return {
+        "type": "object",
+        "properties": {name: {"type": "boolean"} for name in names},
+        "patternProperties": {pattern: {"type": "boolean"} for pattern in patterns},
+        "additionalProperties": False,
+    }
+
+
 @pytest.fixture(scope="module")
 def grammars():
     return constrained.Grammars(texts.tokenizer(), VOCAB_SIZE)
@@ -228,6 +238,16 @@ def test_text_that_no_id_spells_is_an_error_where_it_is_due(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "patterns"),
+    [(["ab"], ["^a.?$"]), (["a"], ["^[ab]$"]), (["a"], ["^a$", "^b$"]), ([], ["^a$"]), (["a"], [])],
+)
+def test_names_of_a_pattern_that_are_not_listed_never_run_out(grammars, names, patterns):
+    make = grammars.schema(closed(names, *patterns))
+    for seed in range(20):
+        generate(grammars, make, seed, max_ids=60)
+
+
+@pytest.mark.parametrize(
     ("schema", "problem"),
     [
         ({"type": "strin"}, "the schema is not a JSON Schema: type: 'strin' is not valid"),
@@ -238,6 +258,22 @@ def test_text_that_no_id_spells_is_an_error_where_it_is_due(tmp_path):
         ({"not": {"type": "string"}}, r"the schema cannot be enforced: Unimplemented keys: \[\"not\"\]"),
         ({"type": "integer", "minimum": 2, "maximum": 1}, r"cannot be enforced: .*minimum \(2\) is greater"),
         (False, "cannot be enforced: Unsatisfiable schema"),
+        (closed(["ab"], "^ab$"), r"patternProperties '\^ab\$' allow no name that properties does not list, and"),
+        (closed(["a", "b"], "^[ab]$"), "allow no name that properties does not list"),
+        (
+            closed(["a", "b"], "^a$", "^b$"),
+            r"patternProperties '\^a\$', '\^b\$' allow no name that properties does not",
+        ),
+        ({"items": {"anyOf": [closed(['"'], '^"$')]}}, "allow no name that properties does not list"),
+        (
+            {
+                "allOf": [
+                    {"properties": {"a": True}},
+                    {"patternProperties": {"^a$": True}, "additionalProperties": False},
+                ]
+            },
+            "allow no name that properties does not list",
+        ),
         ({"x-guidance": 3}, "x-guidance in the schema is 3; it must be an object"),
     ],
 )

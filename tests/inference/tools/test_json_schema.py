@@ -60,13 +60,22 @@ GOOD = [
     {"$defs": {"a": {"type": "integer"}}, "properties": {"b": {"$ref": "#/$defs/a"}, "propertys": False}},
     {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "null"}], "definitions": {"nil": {}}},
     {"title": "t", "default": 3, "examples": [3], "x-own": {"typ": 1}, "enum": [{"$ref": "#/nowhere"}]},
-    {"$anchor": "top", "allOf": [{"$ref": "#top"}, {"$ref": "#"}]},
+    {"$anchor": "top", "properties": {"a": {"$ref": "#top"}, "b": {"$ref": "#"}}},
+    # Each refers to itself, and ends.
+    {"type": "object", "properties": {"next": {"$ref": "#"}, "value": {"type": "integer"}}, "required": ["value"]},
+    {"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}, "required": ["a"]},
+    {"type": "array", "items": {"$ref": "#"}},
+    {"type": ["array", "null"], "items": {"$ref": "#"}, "minItems": 1},
+    {"type": "array", "prefixItems": [{"type": "string"}], "items": {"$ref": "#"}, "minItems": 1},
 ]
 
 
 @pytest.mark.parametrize("schema", GOOD, ids=str)
 def test_schemas_are_let_through(schema):
     json_schema.check(schema)
+
+
+ENDLESS = "requires a value of itself inside each of its values, so that none can end; make"
 
 
 @pytest.mark.parametrize(
@@ -77,9 +86,30 @@ def test_schemas_are_let_through(schema):
         ({"properties": {"a": {"minimum": "x"}}}, r"properties\.a\.minimum: 'x' is not of type 'number'"),
         (
             {"typ": "object"},
-            "mine has a keyword 'typ', which JSON Schema does not have; custom keywords begin with",
+            "mine has a keyword 'typ', which JSON Schema does not have; did you mean type",
         ),
-        ({"anyOf": [{"items": {"nullable": True}}]}, "mine has a keyword 'nullable'"),
+        ({"own": 1}, "mine has a keyword 'own', which JSON Schema does not have; custom keywords begin with x-"),
+        ({"properties": {"a": {"minimun": 1}}}, "mine has a keyword 'minimun', .*; did you mean minimum"),
+        (
+            {"anyOf": [{"items": {"type": "string", "nullable": True}}]},
+            r"mine has a keyword 'nullable', .*; it is of OpenAPI: write \"type\": \[\"string\", \"null\"\]",
+        ),
+        (
+            {"oneOf": [True], "discriminator": {"propertyName": "kind"}},
+            "mine has a keyword 'discriminator', .*; it is of OpenAPI: leave it out, and give each schema of oneOf a",
+        ),
+        ({"properties": {"a": {"example": 3}}}, r"'example', .*; it is of OpenAPI: write \"examples\": \[...\]"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, f"mine {ENDLESS}"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, f"mine {ENDLESS}"),
+        ({"allOf": [{"$ref": "#"}]}, f"mine {ENDLESS}"),
+        ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"oneOf": [{"$ref": "#"}]}}}, f"mine {ENDLESS}"),
+        (
+            {
+                "properties": {"a": {"$ref": "#/$defs/a"}},
+                "$defs": {"a": {"type": "array", "prefixItems": [{"$ref": "#/$defs/a"}], "minItems": 2}},
+            },
+            f"mine {ENDLESS}",
+        ),
         ({"$ref": "#/$defs/a"}, r"mine refers to '#/\$defs/a', which is not in it; put it under \$defs"),
         ({"items": {"$ref": "https://example.com/a"}}, "mine refers to 'https://example.com/a'"),
         ({"pattern": "("}, r"mine is not a JSON Schema: pattern: '\(' is not a 'regex'"),
