@@ -142,7 +142,12 @@ def make_session(tmp_path):
         command = tmp_path / "command"
         command.write_text(f"#!/bin/sh\n{script}\n")
         command.chmod(0o755)
-        flags = {"tools": str(tmp_path / "tools.json"), "tool_format": None, "tool_command": str(command)} | flags
+        flags = {
+            "tools": str(tmp_path / "tools.json"),
+            "tool_format": None,
+            "tool_command": str(command),
+            "tool_timeout": None,
+        } | flags
         prompts, answers = [], iter(replies)
         reply = lambda turns: prompts.append([dict(turn) for turn in turns]) or next(answers)  # noqa: E731
         return chat.ChatSession(argparse.Namespace(**flags), reply), prompts
@@ -161,6 +166,29 @@ def test_a_program_gets_the_call_and_what_it_prints_is_fed_back(make_session, tm
 def test_a_program_that_fails_is_one_line(make_session):
     session, _ = make_session([CALL], "echo broken >&2; exit 3")
     with pytest.raises(ValueError, match=r"--tool_command .*command ended with status 3: broken"):
+        session.answer("3 + 1?")
+
+
+@pytest.mark.parametrize(
+    ("script", "result"),
+    [
+        ("echo '{\"sum\": [4]}'", '{"sum": [4]}'),
+        ("echo 4 apples", '"4 apples"'),
+        ("echo NaN", '"NaN"'),  # Python's, not JSON's
+        ('echo \'{"a": 1, "a": 2}\'', json.dumps('{"a": 1, "a": 2}')),
+        ("yes [ | head -50000 | tr -d '\\n'", json.dumps("[" * 50_000)),  # nested too deeply for JSON
+        ("printf ''", '""'),
+    ],
+)
+def test_what_a_program_prints_is_json_or_text(make_session, script, result):
+    session, _ = make_session([CALL, "It is 4."], script)
+    turns, _ = session.answer("3 + 1?")
+    assert turns[2]["content"] == f'{{"name": "add", "result": {result}}}'
+
+
+def test_a_program_that_hangs_is_one_line(make_session):
+    session, _ = make_session([CALL], "sleep 1000", tool_timeout=0.1)
+    with pytest.raises(ValueError, match=r"command took over 0.1 s, and was killed; --tool_timeout sets the limit"):
         session.answer("3 + 1?")
 
 
@@ -192,6 +220,13 @@ def test_at_a_prompt_the_user_says_what_a_call_gives(make_session, monkeypatch):
         (["--chat", "--json"], "--json is for one answer"),
         (["--prompt=x", "--tools=t.json"], "--tools is for --chat with --tools"),
         (["--chat", "--tools=none.json", "--prompt=x"], "none.json does not exist"),
+        (["--prompt=x", "--tool_timeout=3"], "--tool_timeout is for --chat with --tools"),
+        (["--chat", "--tools=t", "--tool_timeout=3"], "--tool_timeout is for --tool_command; give both"),
+        (
+            ["--chat", "--tools=t", "--tool_command=t", "--tool_timeout=0"],
+            "--tool_timeout is 0; it must be a number of",
+        ),
+        (["--chat", "--tools=t", "--tool_command=t", "--tool_timeout=inf"], "--tool_timeout is inf; it must be a"),
         (["--prompt=x", "--schema=none.json"], "none.json does not exist"),
         (
             ["--prompt=x", "--schema=s", "--ignore_eos"],

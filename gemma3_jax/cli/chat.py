@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
-import subprocess
 from collections.abc import Callable
 
-from gemma3_jax.cli import terminal
+from gemma3_jax.cli import terminal, tool_process
 
 MAX_CALLS = 8  # before an answer in words
+TOOL_SECONDS = 60.0
 
 
 def add_flags(parser: terminal.Parser) -> None:
@@ -31,18 +32,30 @@ def add_flags(parser: terminal.Parser) -> None:
         help="a program that runs calls: it reads each call as JSON from stdin, and what it prints is the result "
         "(default: calls are printed; at a prompt you type the results)",
     )
+    parser.add_argument(
+        "--tool_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="how long --tool_command may take for a call, before it and the processes that it has started are killed "
+        f"(default: {TOOL_SECONDS:g})",
+    )
     parser.add_argument("--force_call", action="store_true", help="constrain the answer to a call, in JSON")
 
 
 def check(flags: argparse.Namespace) -> None:
     """Raises: ValueError if flags about tools are set without tools, or contradict each other."""
-    for name in ("tools", "tool_format", "tool_command", "force_call"):
+    for name in ("tools", "tool_format", "tool_command", "tool_timeout", "force_call"):
         if getattr(flags, name) and not (flags.chat and flags.tools):
             raise ValueError(f"--{name} is for --chat with --tools; give both")
     if flags.force_call and flags.tool_format == "python":
         raise ValueError("--force_call writes calls in JSON; leave out --tool_format=python")
     if flags.force_call and (flags.tool_command or not flags.prompt):
         raise ValueError("--force_call gives one call; give --prompt, and no --tool_command")
+    if flags.tool_timeout is not None:
+        if not flags.tool_command:
+            raise ValueError("--tool_timeout is for --tool_command; give both")
+        if not 0 < flags.tool_timeout < math.inf:
+            raise ValueError(f"--tool_timeout is {flags.tool_timeout:g}; it must be a number of seconds over 0")
     if flags.tool_command and not pathlib.Path(flags.tool_command).is_file():
         raise ValueError(f"--tool_command is {flags.tool_command}, which is not a file; name a program")
 
@@ -52,6 +65,7 @@ class ChatSession:
 
     def __init__(self, flags: argparse.Namespace, reply: Callable[[list[dict]], str]):
         self._reply, self._command = reply, flags.tool_command
+        self._tool_seconds = TOOL_SECONDS if flags.tool_timeout is None else flags.tool_timeout
         self._format, self._tools = flags.tool_format or "json", []
         if flags.tools:
             from gemma3_jax.inference.tools import calls, schemas
@@ -101,13 +115,7 @@ class ChatSession:
         """The result that --tool_command prints for a call: JSON if it parses, else a string."""
         terminal.say(f"calling {call.name}({json.dumps(dict(call.arguments))})")
         call_json = json.dumps({"name": call.name, "parameters": dict(call.arguments)})
-        process = subprocess.run(
-            [str(pathlib.Path(self._command).absolute())], input=call_json, capture_output=True, text=True
-        )
-        if process.returncode:
-            last_line = process.stderr.strip().rpartition("\n")[2]
-            raise ValueError(f"--tool_command {self._command} ended with status {process.returncode}: {last_line}")
-        return _parse_result(process.stdout.strip())
+        return _parse_result(tool_process.run(self._command, call_json, self._tool_seconds))
 
 
 def _type_result(call) -> object:
@@ -115,7 +123,9 @@ def _type_result(call) -> object:
 
 
 def _parse_result(text: str) -> object:
+    from gemma3_jax.inference.tools import json_schema
+
     try:
-        return json.loads(text)
+        return json_schema.read(text)
     except ValueError:
         return text

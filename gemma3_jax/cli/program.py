@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, generate, plan, prepare, report, teach, terminal, train
+from gemma3_jax.cli import convert, evaluate, generate, plan, prepare, report, teach, terminal, tool_process, train
 
 USER_ERROR = 1
 INTERNAL_ERROR = 71  # an error that the user did not cause, with a traceback; it may not occur on another machine
@@ -113,10 +113,11 @@ def _platform_problem() -> str | None:
 
 
 def _stop(number: int, frame: object) -> None:
-    """Ends the process in a signal handler, and removes files that are partly written.
+    """Ends the process and its tools in a signal handler, and removes files that are partly written.
 
     An exception would be lost if it were raised in a callback of a library.
     """
+    tool_process.kill()
     if atomic := sys.modules.get("gemma3_jax.durable.atomic"):
         atomic.remove_partials()
     line = "\n" if sys.stderr.isatty() else ""  # ends the line of a progress bar
@@ -128,6 +129,8 @@ def run() -> None:
     """Runs the program: the entry point of `python -m gemma3_jax` and of the console script."""
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _stop)
     # After a user error, the event loops of Orbax report pages of errors that they could not raise, some of them at
     # interpreter exit. They are shown only if the verb has not failed.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
