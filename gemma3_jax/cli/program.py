@@ -1,5 +1,6 @@
 """The command line: verbs, errors and exit statuses. A verb imports its heavy libraries only when it runs."""
 
+import argparse
 import difflib
 import logging
 import os
@@ -11,7 +12,19 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from gemma3_jax.cli import convert, evaluate, generate, plan, prepare, report, teach, terminal, tool_process, train
+from gemma3_jax.cli import (
+    convert,
+    evaluate,
+    generate,
+    os_error,
+    plan,
+    prepare,
+    report,
+    teach,
+    terminal,
+    tool_process,
+    train,
+)
 
 USER_ERROR = 1
 INTERNAL_ERROR = 71  # an error that the user did not cause, with a traceback; it may not occur on another machine
@@ -61,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # Orbax logs the tracebacks of errors that it raises
     terminal.on_stop = terminal.REMOVE_PARTIAL
+    flags = argparse.Namespace()
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(_overview())
@@ -71,8 +85,10 @@ def main(arguments: Sequence[str]) -> int:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"there is no verb {verb}{hint} (the verbs are: {', '.join(VERBS)})")
         module, _ = VERBS[verb]
-        status = module.run(module.parser().parse_all(rest))
-        sys.stdout.flush()  # so that a full disk or a closed pipe is reported here and not at interpreter exit
+        flags = module.parser().parse_all(rest)
+        status = module.run(flags)
+        with terminal.of_stdout():
+            sys.stdout.flush()  # so that a full disk or a closed pipe is reported here and not at interpreter exit
         return status or 0
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
@@ -81,7 +97,8 @@ def main(arguments: Sequence[str]) -> int:
         terminal.say(f"gemma3_jax: error: {error.name} is not installed; pip install 'gemma3_jax[{extra}]'")
         return USER_ERROR
     except (ValueError, OSError) as error:
-        terminal.say(f"gemma3_jax: error: {' '.join(str(error).split())}")
+        message = os_error.describe(error, flags) if isinstance(error, OSError) else str(error)
+        terminal.say(f"gemma3_jax: error: {' '.join(message.split())}")
         return USER_ERROR
     except (RuntimeError, MemoryError, AssertionError) as error:
         if problem := _platform_problem():
@@ -127,6 +144,7 @@ def _stop(number: int, frame: object) -> None:
 
 def run() -> None:
     """Runs the program: the entry point of `python -m gemma3_jax` and of the console script."""
+    _open_closed_streams()
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
@@ -139,7 +157,7 @@ def run() -> None:
     try:
         status = main(sys.argv[1:])
     except Exception:
-        traceback.print_exc()
+        terminal.say(traceback.format_exc().rstrip())
         status = INTERNAL_ERROR
     if status != 0:
         os._exit(status)
@@ -147,6 +165,16 @@ def run() -> None:
     if unraisable:
         terminal.say(*unraisable)
     threading.Thread(target=_end, daemon=True).start()
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device as each of stdin, stdout and stderr that a shell has closed.
+
+    Otherwise the next file that is opened would take its place, and get what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _end() -> None:

@@ -1,4 +1,8 @@
-"""The parser of flags, progress bars and messages on stderr, for every verb."""
+"""The parser of flags, progress bars, and what every verb reads from stdin and prints.
+
+Text may come from files, prompts and models: none of it reaches a terminal with control characters, which could change
+the terminal or hide other lines.
+"""
 
 import argparse
 import contextlib
@@ -8,7 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 PATHS = re.compile(r"\b(DIR|FILE|PATH|PROGRAM)\b")  # in the metavar of a flag
 STARTED = time.monotonic()  # the program imports this module first
@@ -84,19 +90,66 @@ def mesh(text: str):
     return sharding.make_mesh(**sizes)
 
 
+def printable(text: str) -> str:
+    """The text with an escape such as \\u001b for every control character but newline and tab.
+
+    The escapes are those of JSON, and keep it valid.
+    """
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def say(*lines: str) -> None:
     """Prints lines on stderr. Ignores a closed stderr: Ctrl-C may have ended a `tee` while the verb still saves."""
     with contextlib.suppress(OSError):
         if lines:
-            print(*lines, sep="\n", file=sys.stderr, flush=True)
+            print(*map(printable, lines), sep="\n", file=sys.stderr, flush=True)
+
+
+def show(*texts: str, sep: str = "\n", end: str = "\n") -> None:
+    """Prints texts on stdout; files and pipes get them as they are. Raises: OSError that names stdout."""
+    text = sep.join(texts)
+    with of_stdout():
+        print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+@contextlib.contextmanager
+def of_stdout() -> Iterator[None]:
+    """Names stdout in an OSError of the block, such as that of a closed pipe."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def ask(prompt: str) -> str:
-    """Reads a line from stdin, without its newline; empty at the end of input."""
+    """Reads a line from stdin, without its newline; empty at the end of input. Raises: ValueError as `read_stdin`."""
     if sys.stdin.isatty():
         with contextlib.suppress(OSError):
-            print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().rstrip("\n")
+            print(printable(prompt), end="", file=sys.stderr, flush=True)
+    return _read(sys.stdin.readline).rstrip("\n")
+
+
+def read_stdin() -> str:
+    """Reads all of stdin. Raises: ValueError if it is not UTF-8."""
+    return _read(sys.stdin.read)
+
+
+def _read(read: Callable[[], str]) -> str:
+    try:
+        text = read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not UTF-8 ({error.reason}); convert it, as with iconv") from error
+    check_text(text, "stdin")
+    return text
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises: ValueError if a text from the command line or stdin is not UTF-8, which Python marks by surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not UTF-8 (at character {error.start}); convert it, as with iconv") from error
 
 
 def bar(label: str, total: int | None, unit: str = "B"):
@@ -105,7 +158,7 @@ def bar(label: str, total: int | None, unit: str = "B"):
 
     seconds = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm.tqdm(
-        desc=label,
+        desc=printable(label),
         total=total,
         unit=unit,
         unit_scale=True,
@@ -121,7 +174,7 @@ def steps_bar(label: str, total: int, initial: int):
     import tqdm
 
     return tqdm.tqdm(
-        desc=label,
+        desc=printable(label),
         total=total,
         initial=initial,
         dynamic_ncols=True,

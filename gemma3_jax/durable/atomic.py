@@ -10,6 +10,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
+from gemma3_jax.durable import os_errors
+
 PARTIAL = ".partial-"  # a name with it is not whole yet: .NAME.partial-HOST-PID
 OLD_PARTIAL = ".writing-"  # before December 2026: .writing-XXXX
 # Globs of what a killed process leaves; it is never read, and the next process removes it.
@@ -74,7 +76,7 @@ def replace(path: pathlib.Path, content: bytes) -> None:
     partial = _partial(path)
     _partials.add(partial)
     try:
-        with partial.open("wb") as file:
+        with os_errors.named(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

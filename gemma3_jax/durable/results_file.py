@@ -9,7 +9,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from gemma3_jax.durable import jsonl
+from gemma3_jax.durable import jsonl, os_errors
 
 Append = Callable[[Sequence[dict]], None]
 
@@ -58,7 +58,7 @@ def appending(path: pathlib.Path, header: Mapping, num_results: int) -> Iterator
     content = path.read_bytes() if path.exists() else b""
     whole = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
     size = len(b"".join(whole[: 1 + num_results]))
-    with path.open("ab") as file:
+    with path.open("ab", buffering=0) as file:  # a buffer would be written again on closing
         file.truncate(size)
 
         def append(entries: Sequence[dict]) -> None:
@@ -68,8 +68,11 @@ def appending(path: pathlib.Path, header: Mapping, num_results: int) -> Iterator
             lines = list(map(_line, entries))
             for line, entry in zip(lines, entries, strict=True):
                 assert repr(json.loads(line)) == repr(entry), f"JSON does not preserve {entry}"
-            size += file.write(b"".join(lines))
-            file.flush()
+            content = b"".join(lines)
+            with os_errors.named(path):
+                while content:
+                    num_written = file.write(content)
+                    size, content = size + num_written, content[num_written:]
 
         if not size:
             append([dict(header)])

@@ -1,0 +1,54 @@
+"""An OSError in one line that names its file, and the flag that the file belongs to."""
+
+import argparse
+import errno
+import os
+import re
+
+_OUTPUTS = ("output", "target", "workdir", "cache")
+_INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "tools", "schema", "compare", "include_path")
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_PARTIAL = re.compile(r"/\.([^/]+)\.partial-[^/]+")  # while a file is written: see durable/atomic.py
+
+
+def describe(error: OSError, flags: argparse.Namespace) -> str:
+    """The line. An error that a library raised with its own words keeps them."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if error.errno == errno.ENOENT and _is_working_directory_gone():
+        return "the working directory does not exist any more; change to one that does"
+    if files:
+        names = dict.fromkeys(_name(_PARTIAL.sub(r"/\1", file), flags) for file in files)
+        return f"{' -> '.join(names)}: {error.strerror}"
+    names = _OUTPUTS if error.errno in _OF_WRITING else (*_OUTPUTS, *_INPUTS)
+    paths = [f"--{name} {path}" for name in names for path in _texts(getattr(flags, name, None))]
+    return f"{error.strerror}{' in ' if paths else ''}{', or in '.join(paths)}"
+
+
+def _name(file: str, flags: argparse.Namespace) -> str:
+    """A file, with the flag that has it or a directory that it is in."""
+    if _is_working_directory_gone():
+        return file
+    absolute = os.path.abspath(file)
+    best, flag = "", ""
+    for name in vars(flags):
+        for path in map(os.path.abspath, _texts(getattr(flags, name))):
+            if f"{absolute}/".startswith(f"{path.rstrip('/')}/") and len(path) > len(best):
+                best, flag = path, name
+    if not flag:
+        return file
+    return f"--{flag} {file}" if best == absolute else f"{file} (of --{flag})"
+
+
+def _texts(value: object) -> list[str]:
+    """The texts of a flag, which may be repeated."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text]
+
+
+def _is_working_directory_gone() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
