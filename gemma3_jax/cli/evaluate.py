@@ -170,9 +170,9 @@ def _model_id(flags: argparse.Namespace) -> str:
 
 def _print(flags: argparse.Namespace, summary: dict, lines: list[str]) -> None:
     if flags.json:
-        print(json.dumps({"task": flags.task, **summary}))
+        terminal.show(json.dumps({"task": flags.task, **summary}))
     else:
-        print(*lines, sep="\n")
+        terminal.show(*lines)
 
 
 def _logprobs(flags: argparse.Namespace) -> None:
@@ -247,6 +247,6 @@ def _read_json(path: pathlib.Path) -> object:
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise ValueError(f"--input {path} {problem}; it must be a JSON file")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--input {path} is not JSON: {error}") from error

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Callable
 
 from gemma3_jax.cli import chat, model_flags, terminal
@@ -119,7 +118,10 @@ def _check(flags: argparse.Namespace) -> None:
     if constraints and flags.ignore_eos:
         raise ValueError(f"--{constraints[0]} determines where the text ends; leave out --ignore_eos")
     chat.check(flags)
-    flags.prompt = [sys.stdin.read() if text == "-" else text for text in flags.prompt or ()]
+    for name, texts in (("prompt", flags.prompt or ()), ("stop", flags.stop), ("regex", [flags.regex or ""])):
+        for text in texts:
+            terminal.check_text(text, f"--{name}")
+    flags.prompt = [terminal.read_stdin() if text == "-" else text for text in flags.prompt or ()]
     if "" in flags.prompt:
         raise ValueError("--prompt is empty; give a text to continue")
 
@@ -153,9 +155,9 @@ def _complete(flags: argparse.Namespace, gemma, prompts: list[list[int]], option
         return
     if flags.json:
         answers = [dataclasses.asdict(completion) for completion in completions]
-        print(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}))
+        terminal.show(json.dumps(answers[0] if len(answers) == 1 else {"answers": answers}))
     else:
-        print("\n---\n".join(_plain(completion) for completion in completions))
+        terminal.show(*map(_plain, completions), sep="\n---\n")
 
 
 def _continue(gemma, prompts: list[list[int]], options, make_constraint: Callable | None, *, is_shown: bool) -> list:
@@ -166,14 +168,14 @@ def _continue(gemma, prompts: list[list[int]], options, make_constraint: Callabl
 
         def show(text: str) -> None:
             bar.close()
-            print(text, end="", flush=True)
+            terminal.show(text, end="")
 
         constraints = [make_constraint() for _ in prompts] if make_constraint else None
         completions = gemma.continue_(
             prompts, options, constraints=constraints, show=show if is_shown else None, progress=bar.update
         )
     if is_shown:
-        print()
+        terminal.show("")
     return completions
 
 
@@ -197,9 +199,9 @@ def _chat(flags: argparse.Namespace, gemma, options) -> None:
         return
     turns, calls = session.answer(flags.prompt[0])
     if flags.json:
-        print(json.dumps({**last, "turns": turns, **({"calls": calls} if flags.tools else {})}))
+        terminal.show(json.dumps({**last, "turns": turns, **({"calls": calls} if flags.tools else {})}))
     elif calls:
-        print(*map(json.dumps, calls), sep="\n")
+        terminal.show(*map(json.dumps, calls))
 
 
 def _plain(completion) -> str:

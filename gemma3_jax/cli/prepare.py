@@ -82,7 +82,7 @@ def run(flags: argparse.Namespace) -> None:
         manifest, report = pipeline.run(config, output, num_processes=flags.processes, bar=terminal.bar)
     terminal.say(_summary(flags.output, manifest, report))
     if flags.json:
-        print(json.dumps(report, ensure_ascii=False))
+        terminal.show(json.dumps(report, ensure_ascii=False))
 
 
 def _summary(output: str, manifest: dict, report: dict) -> str:

@@ -49,9 +49,9 @@ def run(flags: argparse.Namespace) -> None:
     atomic.replace(output, content)
     names = [section.name for section in sections]
     if flags.json:
-        print(json.dumps({"output": str(output), "bytes": len(content), "sections": names}))
+        terminal.show(json.dumps({"output": str(output), "bytes": len(content), "sections": names}))
     else:
-        print(f"{output}: {len(content) / 1e3:,.0f} kB")
+        terminal.show(f"{output}: {len(content) / 1e3:,.0f} kB")
 
 
 def _check_output(output: pathlib.Path, workdir: pathlib.Path) -> None:
