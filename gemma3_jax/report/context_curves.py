@@ -10,8 +10,8 @@ from gemma3_jax import renamed
 from gemma3_jax.report import chart, formatting, labeled_run, lines, run_data
 
 # Names of evaluated values, with the context length or the first position of a bin: 64 or 64-127.
-LAST_TOKENS = r"context/by_length/(\d+)/nats"
-POSITION = r"context/by_position/(\d+)(?:-\d+)?"
+LAST_TOKENS = r"context/by_length/(\d{1,15})/nats"
+POSITION = r"context/by_position/(\d{1,15})(?:-\d+)?"
 
 
 def last_tokens(runs: Sequence[labeled_run.LabeledRun]) -> chart.Chart | None:

@@ -19,6 +19,7 @@ from gemma3_jax.train import goodput, metrics
 
 ROW_KEYS = ("stage", "step", "global_step", "batch_id", "time")  # identify a row; the other columns are its values
 REQUIRED_COLUMNS = ("step", "global_step", "tokens_seen", "loss")
+MAX_NUMBER = 1e39  # above all float32s; numbers beyond it cannot be drawn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,11 +155,8 @@ def _by_stage(rows: Iterator[Mapping]) -> list[StageMetrics]:
 
 
 def _column(rows: Sequence[Mapping], name: str) -> np.ndarray:
-    values = [row.get(name) for row in rows]
-    try:
-        return np.array(values, float)  # null is NaN
-    except (ValueError, TypeError):
-        return np.array([value if is_number(value) else np.nan for value in values], float)
+    values = (row.get(name) for row in rows)
+    return np.array([value if is_number(value) else np.nan for value in values], float)
 
 
 def is_number(value: object) -> bool:
@@ -179,6 +177,8 @@ def _check_row_keys(row: object) -> None:
 
 def _check_ledger_entry(entry: object) -> None:
     _check_mapping(entry)
+    if not isinstance(entry["restored" if "restored" in entry else "global_step"], int):
+        raise ValueError("restored or global_step")
     goodput.summarize([entry])
 
 
@@ -222,11 +222,20 @@ def _parse_all(content: bytes) -> list | None:
 
 
 def _parse(line: bytes) -> object:
-    """None where it is not JSON."""
+    """None where it is not JSON, and in place of numbers beyond MAX_NUMBER, of NaN and of infinities."""
     try:
-        return json.loads(line)
+        return json.loads(line, parse_float=_float, parse_int=_int, parse_constant=lambda constant: None)
     except (ValueError, RecursionError):
         return None
+
+
+def _float(text: str) -> float | None:
+    value = float(text)
+    return value if abs(value) < MAX_NUMBER else None
+
+
+def _int(text: str) -> int | None:
+    return int(text) if len(text) < 40 else None
 
 
 def _flatten(row: Mapping, prefix: str = "") -> dict:

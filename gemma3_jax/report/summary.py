@@ -80,7 +80,7 @@ def stages(runs: Sequence[labeled_run.LabeledRun]) -> table.Table:
 def _stage_tokens(stage: run_data.StageMetrics) -> float:
     """Tokens of the stage alone: in a run that starts at a later stage, tokens_seen includes the earlier ones."""
     steps = stage.column("step")
-    if len(steps) < 2:
+    if len(steps) < 2 or steps[-1] == steps[0]:
         return math.nan
     return float(stage.tokens[-1] - stage.tokens[0]) / (steps[-1] - steps[0]) * steps[-1]
 

@@ -240,3 +240,29 @@ def test_100_000_rows_take_seconds(tmp_path):
     runs = page.read(directory)
     content = page.render(runs, page.sections(runs))
     assert time.perf_counter() - began < 30 and len(content) < 2e6  # 8 s alone on two cores
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("evaluations.jsonl", {"context/by_length/" + "9" * 400 + "/nats": 4.5, "context/by_position/" + "9" * 99: 1}),
+        ("evaluations.jsonl", {"context/by_length/512/nats": 10**400, "unquantized_nats": [1], "samples": 3}),
+        ("evaluations.jsonl", {"samples": [3, {"prompt": 4}, {"prompt": "a", "text": None}], "time": "now"}),
+        ("metrics.jsonl", {"step": 7, "time": None, "learning_rate": 1e308}),
+        ("metrics.jsonl", {"tokens_seen": 3, "loss": None, "mfu": "fast"}),
+        ("starts.jsonl", {"time": 1e30, "command": 3, "versions": [], "data": {"pretrain": 3}, "commit": {}}),
+    ],
+)
+def test_a_page_of_rows_of_another_form_is_a_page(directory, render_page, name, changes):
+    file = directory / name
+    rows = [json.loads(line) | changes for line in file.read_text().splitlines()]
+    run_directories.write_lines(file, rows)
+    assert "</html>" in render_page()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": 3}, {"model": {"num_layers": -6}}, {"stages": []}, {"data": [10**400]}]
+)
+def test_a_page_of_a_config_of_another_form_is_a_page(directory, render_page, changes):
+    (directory / "config.json").write_text(json.dumps(run_directories.config(**changes)))
+    assert "</html>" in render_page()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax.report import run_data
+from gemma3_jax.train import goodput
 from tests.report import run_directories
 
 
@@ -111,6 +112,48 @@ def test_a_text_where_a_number_should_be_is_none(directory):
     run_directories.write_lines(directory / "metrics.jsonl", rows)
     column = run_data.read(directory).stages[0].column("gradient_norm")
     assert np.isnan(column[3]) and np.isfinite(column[4])
+
+
+@pytest.mark.parametrize(
+    "value", ["[[1], 2]", "[1]", "{}", '"1"', "1e308", "-1e39", "9" * 400, "NaN", "-Infinity", "null"]
+)
+def test_what_is_no_number_of_a_run_is_none_in_every_row(directory, value):
+    rows = run_directories.rows(20)
+    text = "".join(json.dumps(row | {"gradient_norm": "VALUE"}) + "\n" for row in rows)
+    (directory / "metrics.jsonl").write_text(text.replace('"VALUE"', value))
+    run = run_data.read(directory)
+    assert not run.has_column("gradient_norm") and run.has_column("loss") and not run.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("metrics.jsonl", '{"stage": "qat", "global_step": 1, "step": 1e400, "tokens_seen": 1, "loss": 1}'),
+        (
+            "metrics.jsonl",
+            '{"stage": "qat", "global_step": 1' + "0" * 400 + ', "step": 1, "tokens_seen": 1, "loss": 1}',
+        ),
+        ("metrics.jsonl", '{"stage": "qat", "global_step": 1, "step": NaN, "tokens_seen": 1, "loss": 1}'),
+        ("evaluations.jsonl", '{"stage": "qat", "global_step": 1' + "0" * 5_000 + "}"),
+        ("skipped.jsonl", '{"stage": ["qat"], "global_step": 1}'),
+        ("goodput.jsonl", '{"restored": [2]}'),
+        ("goodput.jsonl", '{"restored": "2"}'),
+        ("goodput.jsonl", '{"global_step": null, "seconds": SECONDS}'),
+        ("goodput.jsonl", '{"global_step": 3, "seconds": {"step": 1}}'),
+        ("goodput.jsonl", '{"global_step": 3, "seconds": SECONDS}'.replace("SECONDS", "[" * 100_000)),
+        ("starts.jsonl", "[" * 100_000),
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_line_of_another_form_is_counted_and_left_out(directory, name, line):
+    seconds = dict.fromkeys(goodput.KINDS, 1.0)
+    file = directory / name
+    before = file.read_text()
+    file.write_text(line.replace("SECONDS", json.dumps(seconds)) + "\n" + before)
+    run = run_data.read(directory)
+    assert run.problems == [f"1 of {before.count(chr(10)) + 1} lines of {name} cannot be read and are left out."]
+    file.write_text(before)
+    assert run.seconds_by_kind == run_data.read(directory).seconds_by_kind
 
 
 def test_a_directory_without_rows_is_no_run(tmp_path):
