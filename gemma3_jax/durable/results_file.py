@@ -24,6 +24,8 @@ def read(
     """
     if path.is_dir():
         raise ValueError(f"{path} is a directory; results go to a file: name one in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file, and could not be resumed from; name another file")
     if not path.parent.is_dir():
         raise ValueError(
             f"{path} cannot be created: there is no directory {path.parent}; make it, or name another file"

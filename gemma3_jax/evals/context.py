@@ -49,6 +49,10 @@ def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], opt
         items=items,
         batch_size=max(1, task.BATCH_TOKENS // sum(options.lengths)),
         measure=measure,
+        is_result=lambda item, result: (
+            task.are_floats(result.get("by_position"), len(bins(longest - 1)))
+            and task.are_floats(result.get("by_length"), len(options.lengths))
+        ),
         summarize=lambda results: summarize(options, results),
         format_lines=lambda summary: lines(options, summary),
     )

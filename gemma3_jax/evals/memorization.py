@@ -47,6 +47,7 @@ def make(
         items=items,
         batch_size=_PREFIXES_PER_CALL,
         measure=lambda params, batch: _measure(model, params, batch),
+        is_result=_is_result,
         summarize=lambda results: summarize(results, options.suffix_tokens),
         format_lines=lines,
     )
@@ -126,6 +127,11 @@ def _measure(model: model_api.ModelApi, params: dict, items: Sequence[Excerpt]) 
         # The text is not stored: it may be what nobody should read.
         results.append({"source": item.source, "edits": edits.distance(ids, item.suffix)})
     return results
+
+
+def _is_result(item: Excerpt, result: dict) -> bool:
+    num_edits = result.get("edits")
+    return result.get("source") == item.source and type(num_edits) is int and 0 <= num_edits <= len(item.suffix)
 
 
 def _sample_excerpts(

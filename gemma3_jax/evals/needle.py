@@ -52,6 +52,7 @@ def make(model: model_api.ModelApi, options: settings.Needle) -> task.Task:
         items=items,
         batch_size=_PROMPTS_PER_CALL,
         measure=lambda params, batch: _measure(model, params, options.seed, batch),
+        is_result=_is_result,
         summarize=summarize,
         format_lines=lines,
     )
@@ -195,12 +196,8 @@ def _measure(model: model_api.ModelApi, params: dict, seed: int, items: Sequence
     for item, tokens, expected, budget, ids in zip(items, prompts, references, budgets, answers, strict=True):
         answer = model.tokenizer.decode(ids[:budget])
         results.append(
-            {  # the keys are the file format
-                "kind": item.kind,
-                "length": item.length,
-                "depth_percent": item.depth_percent,
-                "sample": item.sample,
-                "times": list(item.times) if item.times else None,
+            {
+                **_origin(item),
                 "num_tokens": len(tokens),
                 "references": list(expected),
                 "said": answer,
@@ -208,6 +205,16 @@ def _measure(model: model_api.ModelApi, params: dict, seed: int, items: Sequence
             }
         )
     return results
+
+
+def _origin(item: NeedlePrompt) -> dict:
+    """What a result has of its prompt; the keys are the file format."""
+    return dataclasses.asdict(item) | {"times": list(item.times) if item.times else None}
+
+
+def _is_result(item: NeedlePrompt, result: dict) -> bool:
+    points = result.get("score")
+    return {**result, **_origin(item)} == result and isinstance(points, float) and 0 <= points <= 100
 
 
 def _mean(scores) -> float:

@@ -58,6 +58,7 @@ def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], opt
         items=items,
         batch_size=max(1, task.BATCH_TOKENS * len(items) // num_tokens),
         measure=measure,
+        is_result=_is_result,
         summarize=lambda results: summarize(texts, results),
         format_lines=lines,
     )
@@ -71,6 +72,11 @@ def _result(span: TokenSpan, score: Sequence[float]) -> dict:
     num_tokens = span.stop - span.start
     nats = -math.fsum(score[len(score) - num_tokens :])
     return {"document": span.document, "num_tokens": num_tokens, "nats": nats}
+
+
+def _is_result(span: TokenSpan, result: dict) -> bool:
+    expected = {"document": span.document, "num_tokens": span.stop - span.start}
+    return {**result, **expected} == result and isinstance(result.get("nats"), float)
 
 
 def summarize(texts: Sequence[documents.EvalDocument], results: Sequence[dict]) -> dict:

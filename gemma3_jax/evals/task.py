@@ -24,6 +24,8 @@ class Task:
     measure: Callable[[dict, Sequence], list[dict]]  # (parameters, items) -> the result of each item
     summarize: Callable[[list[dict]], dict]  # all results, in order -> figures, in dicts of dicts
     format_lines: Callable[[dict], list[str]]  # the summary -> a table for people
+    # (item, what a file has for it) -> whether `measure` may have made it
+    is_result: Callable[[object, dict], bool] = lambda item, result: True
 
 
 def run(
@@ -45,6 +47,12 @@ def run(
     # The header's names are part of the file format.
     header = {"task": task.name, "of": model_id, "asked": _digest(task.identity), "num_items": len(task.items)}
     results = results_file.read(path, header, most=len(task.items), differences=_differences) if path else []
+    for number, (item, result) in enumerate(zip(task.items, results, strict=False), start=2):
+        if not task.is_result(item, result):
+            raise ValueError(
+                f"{path} is damaged: line {number} is not the result of item {number - 1} of {task.name}; name another "
+                "file, or delete this one"
+            )
     progress(len(results))
     nowhere = contextlib.nullcontext(lambda entries: None)
     with results_file.appending(path, header, len(results)) if path else nowhere as append:
@@ -57,6 +65,11 @@ def run(
             results += new_results
             progress(len(new_results))
     return task.summarize(results)
+
+
+def are_floats(values: object, count: int) -> bool:
+    """Whether this is a list of so many floats, which may be NaN."""
+    return isinstance(values, list) and len(values) == count and all(isinstance(value, float) for value in values)
 
 
 def numbers(summary: Mapping) -> dict[str, float]:

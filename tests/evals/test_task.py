@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 
 import pytest
 
@@ -161,6 +162,11 @@ def test_a_file_that_cannot_be_there_is_refused_before_anything_is_measured(tmp_
     with pytest.raises(ValueError, match=r"there is no directory .*none; make it, or name another file"):
         run(squares(measured=measured), path=tmp_path / "none" / "results.jsonl")
     assert not measured and list(tmp_path.iterdir()) == []
+
+
+def test_a_device_is_refused():
+    with pytest.raises(ValueError, match="/dev/null is not a regular file, and could not be resumed from"):
+        run(squares(), path=pathlib.Path("/dev/null"))
 
 
 def test_a_second_process_with_the_same_file_is_told_of_the_first(path):

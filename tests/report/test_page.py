@@ -260,9 +260,7 @@ def test_a_page_of_rows_of_another_form_is_a_page(directory, render_page, name, 
     assert "</html>" in render_page()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"model": 3}, {"model": {"num_layers": -6}}, {"stages": []}, {"data": [10**400]}]
-)
+@pytest.mark.parametrize("changes", [{"model": 3}, {"model": {"num_layers": -6}}, {"stages": []}, {"data": [10**400]}])
 def test_a_page_of_a_config_of_another_form_is_a_page(directory, render_page, changes):
     (directory / "config.json").write_text(json.dumps(run_directories.config(**changes)))
     assert "</html>" in render_page()
