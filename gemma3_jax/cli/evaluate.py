@@ -247,6 +247,6 @@ def _read_json(path: pathlib.Path) -> object:
         problem = "is a directory" if path.is_dir() else "does not exist"
         raise ValueError(f"--input {path} {problem}; it must be a JSON file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--input {path} is not JSON: {error}") from error

@@ -93,10 +93,10 @@ def load(path: pathlib.Path) -> Mapping | list:
 
     Raises: ValueError if there is no such file, or it has something else in it.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; it must be a JSON file")
+    if not path.exists() or path.is_dir():  # a pipe, as of a shell's <(...), is fine
+        raise ValueError(f"{path} {'is a directory' if path.is_dir() else 'does not exist'}; it must be a JSON file")
     try:
-        value = read(path.read_text(encoding="utf-8"))
+        value = read(path.read_text(encoding="utf-8-sig"))  # editors may write a byte order mark
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, Mapping | list):

@@ -1,6 +1,8 @@
 """JSON is read strictly; schemas are checked before use, and keep their meaning where they are moved."""
 
 import json
+import os
+import pathlib
 
 import jsonschema
 import pytest
@@ -145,3 +147,15 @@ def test_a_violation_says_where_and_what():
     assert json_schema.violation(schema, {"a": [{}, {"b": 3}]}) == ("a[1].b", "3 is not of type 'string'")
     assert json_schema.violation(schema, {}) == ("", "'a' is a required property")
     assert json_schema.violation({"$ref": "#"}, 3) == ("", "it is nested too deeply")
+
+
+def test_a_file_may_be_a_pipe_and_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "schema.json").write_bytes(b'\xef\xbb\xbf{"title": "a"}')
+    assert json_schema.load(tmp_path / "schema.json") == {"title": "a"}
+    read_end, write_end = os.pipe()
+    os.write(write_end, b'{"title": "a"}')
+    os.close(write_end)
+    assert json_schema.load(pathlib.Path(f"/dev/fd/{read_end}")) == {"title": "a"}
+    os.close(read_end)
+    with pytest.raises(ValueError, match="is a directory; it must be a JSON file"):
+        json_schema.load(tmp_path)
