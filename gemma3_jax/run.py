@@ -84,7 +84,7 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
 
         # --- restore ---
         ledger_file = workdir / goodput.FILE if is_first else pathlib.Path(os.devnull)
-        ledger = goodput.Ledger(jsonl.Journal(ledger_file, out.say), started=options.started)
+        ledger = goodput.Ledger(jsonl.Journal(ledger_file, out.say, is_entry=goodput.is_entry), started=options.started)
         checkpoints = manager.CheckpointManager(
             workdir / manager.CHECKPOINTS,
             keep_last=config.checkpoints.keep_last,

@@ -11,8 +11,11 @@ from gemma3_jax.durable import append_only, atomic
 class Journal:
     """Appends JSON objects to a file. A number that is not finite becomes null, because JSON has none."""
 
-    def __init__(self, path: pathlib.Path, warn: Callable[[str], None]):
-        self._path = path
+    def __init__(
+        self, path: pathlib.Path, warn: Callable[[str], None], *, is_entry: Callable[[dict], bool] = lambda entry: True
+    ):
+        """A line in the file that is not JSON, or that `is_entry` refuses, is not an entry: it is never read."""
+        self._path, self._warn, self._is_entry = path, warn, is_entry
         self._file = append_only.AppendOnlyFile(path, warn, end=b"\n")
 
     def write(self, entry: Mapping) -> None:
@@ -27,10 +30,13 @@ class Journal:
         return [entry for _, entry in self._lines()]
 
     def keep(self, predicate: Callable[[dict], bool]) -> None:
-        """Drops the entries for which `predicate` is false, and half a line at the end. The file is replaced whole.
+        """Drops the entries for which `predicate` is false, and lines that are none. The file is replaced whole.
 
-        Raises: OSError.
+        Warns of lines that are not entries, but for half a line at the end. Raises: OSError.
         """
+        num_lines = self._path.read_bytes().count(b"\n") if self._path.exists() else 0
+        if num_others := num_lines - len(self._lines()):
+            self._warn(f"{self._path}: {num_others} of {num_lines} lines are of another form, and are dropped")
         content = b"".join(line for line, entry in self._lines() if predicate(entry))
         if self._path.exists() and content != self._path.read_bytes():
             atomic.replace(self._path, content)
@@ -38,7 +44,7 @@ class Journal:
     def _lines(self) -> list[tuple[bytes, dict]]:
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         entries = ((line, parse(line)) for line in lines if line.endswith(b"\n"))
-        return [(line, entry) for line, entry in entries if entry is not None]
+        return [(line, entry) for line, entry in entries if entry is not None and self._is_entry(entry)]
 
 
 def parse(line: bytes) -> dict | None:

@@ -177,9 +177,8 @@ def _check_row_keys(row: object) -> None:
 
 def _check_ledger_entry(entry: object) -> None:
     _check_mapping(entry)
-    if not isinstance(entry["restored" if "restored" in entry else "global_step"], int):
-        raise ValueError("restored or global_step")
-    goodput.summarize([entry])
+    if not goodput.is_entry(entry):
+        raise ValueError("not of a ledger")
 
 
 def _check_mapping(entry: object) -> None:

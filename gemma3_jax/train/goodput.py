@@ -58,6 +58,16 @@ class Ledger:
         return summarize(self._file.read())
 
 
+def is_entry(entry: Mapping) -> bool:
+    """Whether a ledger may have this entry."""
+    if not isinstance(entry.get("restored" if "restored" in entry else "global_step"), int):
+        return False
+    seconds = entry.get("seconds")
+    return "restored" in entry or (
+        isinstance(seconds, Mapping) and all(isinstance(seconds.get(kind), int | float) for kind in KINDS)
+    )
+
+
 def summarize(entries: Sequence[Mapping]) -> dict[str, float]:
     """Returns the seconds by kind of a ledger's entries, and "lost": those of steps that a later process repeated."""
     live: list[Mapping] = []

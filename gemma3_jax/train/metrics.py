@@ -95,9 +95,10 @@ class Writers:
     ):
         """`show` gets the rows of steps; `warn` gets warnings, and a line for each evaluation."""
         self._say = warn
-        self._rows = jsonl.Journal(workdir / FILE, warn)
-        self._skipped = jsonl.Journal(workdir / SKIPPED_FILE, warn)
-        self._evaluations = jsonl.Journal(workdir / EVALUATIONS_FILE, warn)
+        self._rows, self._skipped, self._evaluations = (
+            jsonl.Journal(workdir / name, warn, is_entry=lambda entry: isinstance(entry.get("global_step"), int))
+            for name in (FILE, SKIPPED_FILE, EVALUATIONS_FILE)
+        )
         for file in (self._rows, self._skipped, self._evaluations):
             file.keep(lambda entry: entry["global_step"] <= after)
         self._evaluated = {entry["global_step"] for entry in self._evaluations.read()}

@@ -234,3 +234,14 @@ def test_a_path_that_cannot_be_is_reported_and_does_not_end_the_run(tmp_path, sa
     (tmp_path / "run").unlink()
     file.flush()
     assert file.read() == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("other", [b"[]", b"{", b"7", b'{"loss": 1.0}', b'{"step": "1"}', b"\xff", b"[" * 9**5])
+def test_lines_of_another_form_are_not_read_and_are_dropped_with_a_warning(tmp_path, said, other):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + other + b'\n{"step": 2}\n{"ste')
+    file = jsonl.Journal(path, said.append, is_entry=lambda entry: isinstance(entry.get("step"), int))
+    assert file.read() == [{"step": 1}, {"step": 2}]
+    file.keep(lambda entry: entry["step"] < 2)
+    assert path.read_bytes() == b'{"step": 1}\n'
+    assert said == [f"{path}: 1 of 3 lines are of another form, and are dropped"]

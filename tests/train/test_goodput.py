@@ -186,3 +186,27 @@ def test_the_table_has_a_line_for_what_took_time():
 
 def test_the_table_of_nothing_is_no_division_by_it():
     assert goodput.table(dict.fromkeys(goodput.KINDS, 0.0)) == "in all             0.0 s"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        {"restored": "2"},
+        {"restored": None},
+        {"global_step": [3], "seconds": dict.fromkeys(goodput.KINDS, 1.0)},
+        {"global_step": 3},
+        {"global_step": 3, "seconds": 7},
+        {"global_step": 3, "seconds": {"step": 1.0}},
+        {"global_step": 3, "seconds": dict.fromkeys(goodput.KINDS, "1")},
+    ],
+)
+def test_an_entry_of_another_form_is_none(entry, tmp_path, clock):
+    file = jsonl.Journal(tmp_path / "goodput.jsonl", pytest.fail, is_entry=goodput.is_entry)
+    ledger = goodput.Ledger(file, clock)
+    spend(ledger, clock, step=4.0)
+    ledger.record(1)
+    before = ledger.total()
+    file.write(entry)
+    ledger.restored(1)
+    assert ledger.total() == before and before["step"] == 4.0

@@ -206,6 +206,15 @@ def test_rows_of_steps_that_are_done_again_are_cut_off(writers, tmp_path):
     assert [row["loss"] for row in rows_of(tmp_path / metrics.FILE)] == [1.5, 1.5, 1.5, 9.0]
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl", "evaluations.jsonl"])
+def test_rows_of_another_form_are_dropped_with_a_warning(writers, tmp_path, said, name):
+    other = '{"loss": 1.5}\n{"global_step": "3"}\n[1]\n'
+    (tmp_path / name).write_text(json.dumps(a_row(1)) + "\n" + other + json.dumps(a_row(2)) + "\n")
+    writers(after=1)
+    assert rows_of(tmp_path / name) == [a_row(1)]
+    assert said == [f"{tmp_path / name}: 3 of 5 lines are of another form, and are dropped"]
+
+
 def test_going_back_to_the_start_leaves_no_row(writers, tmp_path):
     writers().write(a_row(1))
     writers(after=0)
