@@ -134,12 +134,23 @@ def _stop(number: int, frame: object) -> None:
 
     An exception would be lost if it were raised in a callback of a library.
     """
-    tool_process.kill()
-    if atomic := sys.modules.get("gemma3_jax.durable.atomic"):
-        atomic.remove_partials()
+    _clean_up()
     line = "\n" if sys.stderr.isatty() else ""  # ends the line of a progress bar
     terminal.say(f"{line}gemma3_jax: stopped by {signal.Signals(number).name}; {terminal.on_stop.note}")
     os._exit(128 + number if terminal.on_stop.status is None else terminal.on_stop.status)
+
+
+def _hang_up(number: int, frame: object) -> None:
+    """Ends the process in a signal handler after its terminal was closed."""
+    _clean_up()
+    os._exit(128 + number)
+
+
+def _clean_up() -> None:
+    """Ends tools, and removes files that are partly written."""
+    tool_process.kill()
+    if atomic := sys.modules.get("gemma3_jax.durable.atomic"):
+        atomic.remove_partials()
 
 
 def run() -> None:
@@ -148,7 +159,7 @@ def run() -> None:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
-        signal.signal(signal.SIGHUP, _stop)
+        signal.signal(signal.SIGHUP, _hang_up)
     # After a user error, the event loops of Orbax report pages of errors that they could not raise, some of them at
     # interpreter exit. They are shown only if the verb has not failed.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
