@@ -211,6 +211,7 @@ def test_at_a_prompt_the_user_says_what_a_call_gives(make_session, monkeypatch):
         ([], "there is no prompt; give --prompt, --prompt_ids or --chat"),
         (["--prompt="], "--prompt is empty"),
         (["--prompt_ids=2,x"], "--prompt_ids is '2,x'; it must be token ids"),
+        (["--prompt_ids=2," + "9" * 5_000], "--prompt_ids is '2,999"),
         (["--prompt_ids=2,800"], "the prompt has id 800; ids are from 0 to 799"),
         (["--prompt=x", "--prompt_ids=2"], "--prompt_ids is the whole prompt"),
         (["--prompt=x", "--context=4"], "and max_new_tokens is 256; the context is 4 tokens"),

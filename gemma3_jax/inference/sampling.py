@@ -24,7 +24,8 @@ class Sampling:
 
     def __post_init__(self):
         for name, is_valid, rule in (
-            ("temperature", 0 <= self.temperature < float("inf"), "a finite number, at least 0"),
+            # Logits over or under it stay finite float32s.
+            ("temperature", self.temperature == 0 or 1e-30 <= self.temperature <= 1e30, "0, or from 1e-30 to 1e30"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "over 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),

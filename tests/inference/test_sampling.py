@@ -55,6 +55,11 @@ def test_min_p_is_a_share_of_the_most_probable():
     assert close(drawn(min_p=0.45), {1: 0.4 / 0.85, 3: 0.25 / 0.85, 4: 0.2 / 0.85})
 
 
+def test_the_lowest_and_the_highest_temperature_are_greedy_and_uniform():
+    assert drawn(temperature=1e-30) == {1: 1.0}
+    assert close(drawn(temperature=1e30), dict.fromkeys(range(5), 0.2))
+
+
 def test_temperature_comes_before_top_p():
     """At temperature 1/4 the first id has over 0.8; without, it would take three."""
     assert drawn(temperature=0.25, top_p=0.8) == {1: 1.0}
@@ -79,7 +84,10 @@ def test_a_row_draws_alone_what_it_draws_beside_others():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temperature": -0.5}, r"temperature is -0\.5; it must be a finite number, at least 0 \(--temperature\)"),
+        ({"temperature": -0.5}, r"temperature is -0\.5; it must be 0, or from 1e-30 to 1e30 \(--temperature\)"),
+        ({"temperature": 1e-320}, "temperature is 1e-320; it must be 0, or from"),  # is 0 as a float32
+        ({"temperature": 1e308}, r"temperature is 1e\+308; it must be 0, or from"),
+        ({"temperature": float("nan")}, "temperature is nan; it must be 0, or from"),
         ({"top_k": -1}, r"top_k is -1; it must be at least 0"),
         ({"top_p": 0.0}, r"top_p is 0\.0; it must be over 0 and at most 1"),
         ({"min_p": 1.5}, r"min_p is 1\.5; it must be from 0 to 1"),
