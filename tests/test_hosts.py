@@ -59,7 +59,7 @@ def test_a_task_of_a_scheduler_is_known_by_its_variables(environment, expected):
         ),
         (
             {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "node[001-004].invalid"},
-            "SLURM_STEP_NODELIST names 'node001', which is not a host that this one knows; if the variable is left over",
+            "SLURM_STEP_NODELIST names 'node001', which is not a host that this one knows; if the variable is left",
         ),
     ],
 )
