@@ -8,8 +8,8 @@
 #   5 saves, result() not called: 5 more run_loop threads
 #   5 saves, result() called: 0 more run_loop threads
 #   5 saves, of one training.Checkpointer, then its wait(): 5 more run_loop threads
-# Here: gemma3_jax/checkpoint/manager.py makes a run's saves. It keeps the response of each, and calls result() before the
-#   next one: 300 saves leave neither threads nor file descriptors (tests/checkpoint/test_manager.py).
+# Here: gemma3_jax/checkpoint/manager.py makes a run's saves. It keeps the response of each, and calls result() before
+#   the next one: 300 saves leave neither threads nor file descriptors (tests/checkpoint/test_manager.py).
 set -euo pipefail
 
 work="$(mktemp -d)"
