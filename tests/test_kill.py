@@ -1,6 +1,5 @@
 """Real processes that are really killed: a run ends as if nothing had happened."""
 
-import os
 import pathlib
 import random
 import signal
@@ -9,7 +8,7 @@ import time
 import pytest
 
 from gemma3_jax.checkpoint import manager
-from tests import runs
+from tests import forks, runs
 
 pytestmark = pytest.mark.slow
 
@@ -17,10 +16,16 @@ data = runs.data  # a fixture
 
 
 @pytest.fixture(scope="module")
-def straight(data, tmp_path_factory):
+def server(tmp_path_factory):
+    with forks.serve(8, tmp_path_factory.mktemp("forks") / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def straight(server, data, tmp_path_factory):
     """A run that nobody disturbs."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    runs.finish(runs.start(data, workdir))
+    assert server.run(runs.command(data, workdir)) == 0
     assert [row["global_step"] for row in runs.rows(workdir)] == list(range(1, 41))
     return workdir
 
@@ -41,12 +46,12 @@ def kill(process, when) -> bool:
         time.sleep(0.0005)
     if process.poll() is not None:
         return False
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     return True
 
 
-def test_killed_at_twenty_moments_it_ends_like_the_straight_run(data, straight, tmp_path):
+def test_killed_at_twenty_moments_it_ends_like_the_straight_run(server, data, straight, tmp_path):
     draw, workdir, killed = random.Random(0), tmp_path / "run", []
 
     def moment(number):
@@ -60,19 +65,18 @@ def test_killed_at_twenty_moments_it_ends_like_the_straight_run(data, straight, 
             saved = newest(workdir)
             return "save", lambda: newest(workdir) > saved and is_in_a_save(workdir)
         if number % 3 == 1:
-            started = time.monotonic() + draw.uniform(0.5, 8)
+            started = time.monotonic() + draw.uniform(0.1, 4)
             return "any", lambda: time.monotonic() > started
         wanted = min(rows + draw.randint(1, 3), 19 if number < 10 else 39)
         return "rows", lambda: runs.num_rows(workdir) >= wanted and (time.sleep(delay) or True)
 
     for number in range(20):
         kind, when = moment(number)
-        process = runs.start(data, workdir)
-        if kill(process, when):
+        if kill(server.start(runs.command(data, workdir)), when):
             killed.append((kind, runs.num_rows(workdir)))
     print(killed)
     assert len(killed) == 20 and {kind for kind, _ in killed} == {"save", "boundary save", "boundary", "any", "rows"}
-    runs.finish(runs.start(data, workdir))
+    assert server.run(runs.command(data, workdir)) == 0
     runs.assert_same_end(straight, workdir)
 
 
