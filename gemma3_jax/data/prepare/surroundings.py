@@ -11,7 +11,9 @@ _BEFORE = 40  # characters
 _JOINED_BEFORE = re.compile(r"\w*\d\w*[-_]\Z")
 _JOINED_AFTER = re.compile(r"[-_]\w*\d|\.\d")
 _FRACTION = re.compile(r"\d[.,]\Z")
-_TIME_BEFORE, _TIME_AFTER = re.compile(r"\d:\Z"), re.compile(r":[0-5]\d(?!\d)")
+_SIXTIETHS = re.compile(r"[0-5]\d(?!\d)")
+# "T10:" and "10:" begin a time, "line2:" does not.
+_TIME_BEFORE, _TIME_AFTER = re.compile(r"(?<![A-SU-Za-z_\d])\d{1,2}:\Z"), re.compile(r":[0-5]\d(?!\d)")
 _YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", r"(?:0?[1-9]|1[0-2])", r"(?:0?[1-9]|[12]\d|3[01])"
 _DATE = re.compile(
     rf"(?<!\d)(?:{_YEAR}([-/. ]){_MONTH}\1{_DAY}|{_DAY}([-/.]){_MONTH}\2{_YEAR}|{_MONTH}([-/.]){_DAY}\3{_YEAR})(?!\d)"
@@ -53,7 +55,7 @@ def joins(text: str, start: int, end: int) -> bool:
 
 def is_in_time(text: str, start: int) -> bool:
     """Whether the digits from here on are the minutes or seconds of a time."""
-    return bool(_TIME_BEFORE.search(text[max(0, start - 2) : start]))
+    return bool(_TIME_BEFORE.search(text[max(0, start - 4) : start]) and _SIXTIETHS.match(text[start : start + 3]))
 
 
 def is_no_phone(text: str, start: int, end: int, region: str) -> bool:

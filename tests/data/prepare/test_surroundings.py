@@ -106,7 +106,17 @@ def test_few_of_300_are_taken_for_something_personal(kind):
     assert len(wrong) <= most, wrong[:3]
 
 
-AROUND_A_NUMBER = ["call {} now", "({})", '"phone": "{}"', "tel:{}", "Fax-{}", "x\n{}\ny", "2025-01-15 10:30 {}", "{}."]
+AROUND_A_NUMBER = [
+    "call {} now",
+    "({})",
+    '"phone": "{}"',
+    "tel:{}",
+    "Fax-{}",
+    "x\n{}\ny",
+    "2025-01-15 10:30 {}",
+    "{}.",
+    "line2:{}",
+]
 FORMS_OF_NUMBERS = [
     "{}-{}-{}",
     "({}) {}-{}",
