@@ -12,7 +12,7 @@ from gemma3_jax.tokenizer import from_tokenizer_json, pieces, vocabulary
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 19
 
 
 def load(path: pathlib.Path) -> vocabulary.Tokenizer:

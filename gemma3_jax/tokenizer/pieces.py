@@ -103,16 +103,14 @@ def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str, ad
 
 def replaced(model: bytes, changes: Mapping[int, VocabularyPiece]) -> bytes:
     """Returns a SentencePiece model with other pieces at some ids; new ids follow the last one without a gap."""
-    content, num_pieces = b"", 0
+    content, num_pieces = [], 0
     for number, value in protobuf.fields(model):
-        if number == 1:
-            content += _message(changes[num_pieces]) if num_pieces in changes else protobuf.field(1, value)
-            num_pieces += 1
-        else:
-            content += protobuf.field(number, value)
+        is_changed = number == 1 and num_pieces in changes
+        content.append(_message(changes[num_pieces]) if is_changed else protobuf.field(number, value))
+        num_pieces += number == 1
     new = range(num_pieces, 1 + max([num_pieces - 1, *changes]))
     size = protobuf.field(2, protobuf.field(4, num_pieces + len(new)))
-    return content + b"".join(_message(changes[token]) for token in new) + size
+    return b"".join([*content, *(_message(changes[token]) for token in new), size])
 
 
 def _message(piece: VocabularyPiece) -> bytes:

@@ -116,7 +116,6 @@ def _append(model: bytes, pieces: list[str]) -> bytes:
 
     Source: sentencepiece_model.proto (pieces = 1: piece = 1, type = 3; trainer_spec = 2: vocab_size = 4).
     """
-    for piece in pieces:
-        model += protobuf.field(1, protobuf.field(1, piece.encode()) + protobuf.field(3, 4))
+    model += b"".join(protobuf.field(1, protobuf.field(1, piece.encode()) + protobuf.field(3, 4)) for piece in pieces)
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     return model + protobuf.field(2, protobuf.field(4, size))

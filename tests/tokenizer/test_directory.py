@@ -204,7 +204,7 @@ def less_merges():
         (written() | {"added_tokens": {}}, r"tokenizer\.json: added_tokens is an object; it must be a list"),
         (written() | {"added_tokens": [{"id": 1}]}, r"tokenizer\.json: added_tokens\[0\] has no field content"),
         (written() | {"added_tokens": [added("x", "1")]}, r"added_tokens\[0\]: id is '1'; it must be an integer"),
-        (written() | {"added_tokens": [added("x", 10**12)]}, r"has id 10{12}; it must be from 0 to 1048575"),
+        (written() | {"added_tokens": [added("x", 10**12)]}, r"has id 10{12}; it must be from 0 to 524287"),
         (written() | {"added_tokens": [added("x", lstrip=True)]}, r"added_tokens\[0\] has lstrip, which SentencePiece"),
         (written() | {"added_tokens": [*written()["added_tokens"], added("<b>")]}, r"\(<b>\)|<b> is already defined"),
         (written() | {"added_tokens": [added("")]}, r"added_tokens\[0\] is empty"),
