@@ -22,6 +22,9 @@ class PieceKind(enum.IntEnum):
     BYTE = 6
 
 
+_KINDS = {int(kind): kind for kind in PieceKind}  # of others, a protocol buffer has the default
+
+
 @dataclasses.dataclass(frozen=True)
 class VocabularyPiece:
     text: str
@@ -38,7 +41,7 @@ def listed(tokenizer: vocabulary.Tokenizer) -> list[VocabularyPiece]:
     pieces = []
     for token, message in enumerate(content for number, content in protobuf.fields(tokenizer.model) if number == 1):
         fields = dict(protobuf.fields(message))
-        text, kind = fields[1].decode(), PieceKind(fields.get(3, PieceKind.NORMAL))
+        text, kind = fields[1].decode(), _KINDS.get(fields.get(3), PieceKind.NORMAL)
         if token == tokenizer.end_of_image:
             text = vocabulary.END_OF_IMAGE
         if kind == PieceKind.USER_DEFINED:

@@ -138,7 +138,7 @@ def load(path: pathlib.Path) -> Tokenizer:
         raise ValueError(f"{file} is not a SentencePiece model; it is empty")
     try:
         return Tokenizer(content)
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:  # the latter for a piece that is not UTF-8
         raise ValueError(f"{file} is not a SentencePiece model") from error
 
 

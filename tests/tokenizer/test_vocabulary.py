@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gemma3_jax.tokenizer import vocabulary
+from gemma3_jax.tokenizer import pieces, protobuf, vocabulary
 from tests import texts
 
 
@@ -138,6 +138,29 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; it is empty"):
         vocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda model: model[:-3],
+        lambda model: model[:5000],
+        lambda model: model + protobuf.field(1, protobuf.field(1, b"x\xff")),
+        lambda model: model + protobuf.field(1, protobuf.field(1, b"<b>")),
+        lambda model: model + protobuf.field(1, b""),
+        lambda model: b"\x12\x00",
+        lambda model: b"version https://git-lfs.github.com/spec/v1\n",
+    ],
+)
+def test_a_damaged_model_is_named(damage, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(damage(texts.tokenizer_model()))
+    with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model"):
+        vocabulary.load(tmp_path)
+
+
+def test_a_kind_that_nobody_knows_is_a_normal_piece():
+    model = texts.tokenizer_model() + protobuf.field(1, protobuf.field(1, b"qqq") + protobuf.field(3, 9))
+    assert pieces.listed(vocabulary.Tokenizer(model))[-1].kind == pieces.PieceKind.NORMAL
 
 
 def test_two_tokenizers_are_told_apart():
