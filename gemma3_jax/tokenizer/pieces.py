@@ -6,7 +6,7 @@ Source: sentencepiece_model.proto; ggml-org/llama.cpp src/llama-vocab.cpp and gg
 import dataclasses
 import enum
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gemma3_jax.tokenizer import protobuf, vocabulary
 
@@ -39,7 +39,7 @@ def listed(tokenizer: vocabulary.Tokenizer) -> list[VocabularyPiece]:
     runs of spaces are spelled with spaces; and the id of `<end_of_image>` has this name, which Gemma 3's file lacks.
     """
     pieces = []
-    for token, message in enumerate(content for number, content in protobuf.fields(tokenizer.model) if number == 1):
+    for token, message in enumerate(content for number, content in _messages(tokenizer.model) if number == 1):
         fields = dict(protobuf.fields(message))
         text, kind = fields[1].decode(), _KINDS.get(fields.get(3), PieceKind.NORMAL)
         if token == tokenizer.end_of_image:
@@ -79,10 +79,15 @@ def check_merges_alone(tokenizer: vocabulary.Tokenizer) -> None:
 def _settings(tokenizer: vocabulary.Tokenizer) -> tuple[dict, dict]:
     """Returns trainer_spec and normalizer_spec by field number; several messages of one kind are merged."""
     specs: tuple[dict, dict] = {}, {}
-    for number, content in protobuf.fields(tokenizer.model):
+    for number, content in _messages(tokenizer.model):
         if number in (2, 3):
             specs[number - 2].update(protobuf.fields(content))
     return specs
+
+
+def _messages(model: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the fields of a model that are messages; SentencePiece skips what is of another type."""
+    return ((number, content) for number, content in protobuf.fields(model) if isinstance(content, bytes))
 
 
 def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str, adds_space_prefix: bool = False) -> bytes:
@@ -107,7 +112,7 @@ def build(listed: Sequence[VocabularyPiece], *, bos: str, eos: str, pad: str, ad
 def replaced(model: bytes, changes: Mapping[int, VocabularyPiece]) -> bytes:
     """Returns a SentencePiece model with other pieces at some ids; new ids follow the last one without a gap."""
     content, num_pieces = [], 0
-    for number, value in protobuf.fields(model):
+    for number, value in _messages(model):
         is_changed = number == 1 and num_pieces in changes
         content.append(_message(changes[num_pieces]) if is_changed else protobuf.field(number, value))
         num_pieces += number == 1

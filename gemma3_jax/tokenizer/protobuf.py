@@ -7,13 +7,18 @@ from collections.abc import Iterator
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields the fields of a message with their numbers: varints as int, all others as bytes."""
+    """Yields the fields of a message with their numbers: varints as int, all others as bytes.
+
+    Raises: ValueError if it is damaged, which a library that skips what it does not know may not notice.
+    """
     offset = 0
 
     def varint() -> int:
         nonlocal offset
         value = shift = 0
         while True:
+            if offset >= len(message):
+                raise ValueError("the tokenizer is a damaged protocol buffer")
             byte = message[offset]
             offset += 1
             value |= (byte & 0x7F) << shift
@@ -27,6 +32,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             yield number, varint()
             continue
         size = {1: 8, 5: 4}.get(wire_type) or varint()
+        if wire_type not in (1, 2, 5) or offset + size > len(message):
+            raise ValueError("the tokenizer is a damaged protocol buffer")
         yield number, message[offset : offset + size]
         offset += size
 

@@ -158,6 +158,22 @@ def test_a_damaged_model_is_named(damage, tmp_path):
         vocabulary.load(tmp_path)
 
 
+@pytest.mark.parametrize("extra", [b"\x43", b"\x43\x01\x02", b"\xff", b"\xfa"])
+def test_what_sentencepiece_skips_at_the_end_is_read_or_refused(extra):
+    """Groups and cut fields of numbers that it does not know."""
+    try:
+        tokenizer = vocabulary.Tokenizer(texts.tokenizer_model() + extra)
+    except RuntimeError:
+        return
+    with pytest.raises(ValueError, match="the tokenizer is a damaged protocol buffer"):
+        pieces.listed(tokenizer)
+
+
+def test_a_piece_of_another_wire_type_is_none():
+    tokenizer = vocabulary.Tokenizer(texts.tokenizer_model() + protobuf.field(1, 7))
+    assert len(pieces.listed(tokenizer)) == tokenizer.size == texts.TOKENIZER_SIZE
+
+
 def test_a_kind_that_nobody_knows_is_a_normal_piece():
     model = texts.tokenizer_model() + protobuf.field(1, protobuf.field(1, b"qqq") + protobuf.field(3, 9))
     assert pieces.listed(vocabulary.Tokenizer(model))[-1].kind == pieces.PieceKind.NORMAL
