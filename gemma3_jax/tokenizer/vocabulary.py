@@ -126,12 +126,8 @@ class Tokenizer:
         return counts
 
 
-def load(path: pathlib.Path) -> Tokenizer:
-    """Returns the tokenizer in a SentencePiece file, or in a directory with a `tokenizer.model`.
-
-    Raises: ValueError if there is none.
-    """
-    file = path / "tokenizer.model" if path.is_dir() else path
+def load(file: pathlib.Path) -> Tokenizer:
+    """Returns the tokenizer in a SentencePiece file. Raises: ValueError if there is none."""
     if not file.is_file():
         raise ValueError(f"{file} does not exist; a tokenizer is a SentencePiece model file, or a directory with one")
     if not (content := file.read_bytes()):  # SentencePiece would load it as a tokenizer without pieces

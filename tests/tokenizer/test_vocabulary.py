@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gemma3_jax.tokenizer import pieces, protobuf, vocabulary
+from gemma3_jax.tokenizer import directory, pieces, protobuf, vocabulary
 from tests import texts
 
 
@@ -126,7 +126,7 @@ def test_a_tokenizer_is_sent_to_another_process_whole():
 
 def test_a_file_or_its_directory_is_loaded(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(texts.tokenizer_model())
-    assert vocabulary.load(tmp_path).digest == vocabulary.load(tmp_path / "tokenizer.model").digest
+    assert directory.load(tmp_path).digest == vocabulary.load(tmp_path / "tokenizer.model").digest
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path):
@@ -134,10 +134,10 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
         vocabulary.load(tmp_path / "none.model")
     (tmp_path / "tokenizer.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model"):
-        vocabulary.load(tmp_path)
+        directory.load(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(ValueError, match="tokenizer.model is not a SentencePiece model; it is empty"):
-        vocabulary.load(tmp_path)
+        directory.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
 def test_a_damaged_model_is_named(damage, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(damage(texts.tokenizer_model()))
     with pytest.raises(ValueError, match=r"tokenizer\.model is not a SentencePiece model"):
-        vocabulary.load(tmp_path)
+        directory.load(tmp_path)
 
 
 @pytest.mark.parametrize("extra", [b"\x43", b"\x43\x01\x02", b"\xff", b"\xfa"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gemma3_jax.data import dataset
 from gemma3_jax.data.prepare import filters, settings, sources
+from gemma3_jax.tokenizer import directory as tokenizer_directory
 from gemma3_jax.tokenizer import training, vocabulary
 
 
@@ -51,7 +52,7 @@ def open_job(config: settings.PrepareConfig) -> Job:
     filters.build(config, inputs)
     tokenizer = None
     if config.tokenizer.path:
-        tokenizer = vocabulary.load(pathlib.Path(config.tokenizer.path))
+        tokenizer = tokenizer_directory.load(pathlib.Path(config.tokenizer.path))
         tokenizer.document("")
         if any(source.turns_field for source in config.sources.values()):
             tokenizer.check_has_turns()

@@ -411,6 +411,16 @@ def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_read(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_the_tokenizer_of_a_directory_has_its_added_tokens(tmp_path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "tokenizer.model").write_bytes(texts.tokenizer_model())
+    (tmp_path / "hf" / "added_tokens.json").write_text(json.dumps({"<new>": texts.TOKENIZER_SIZE}))
+    named = settings.TokenizerConfig(path=str(tmp_path / "hf"))
+    texts.run(texts.config(tmp_path, one_source(tmp_path, ["say <new> " * 9]), tokenizer=named), tmp_path / "out")
+    tokenizer = dataset.open_dataset(tmp_path / "out").tokenizer()
+    assert tokenizer.encode("<new>") == [texts.TOKENIZER_SIZE]
+
+
 def test_lists_that_changed_meanwhile_are_noticed(tmp_path):
     (tmp_path / "words").write_text("darnit")
     quiz = texts.write_lines(tmp_path / "quiz.jsonl", ["one two three four five six seven eight"])
