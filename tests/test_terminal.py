@@ -1,8 +1,10 @@
 """What is read from stdin and what is printed: text of files, prompts and models never controls a terminal."""
 
+import ast
 import io
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -148,3 +150,10 @@ def test_a_table_of_an_evaluation_is_escaped_on_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     evaluate._print(flags, {}, [f"source {BAD}"])
     assert sys.stdout.getvalue() == f"source {ESCAPED}\n"
+
+
+def test_verbs_print_by_this_module_alone():
+    for path in pathlib.Path(terminal.__file__).parent.glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        printing = [call.lineno for call in calls if getattr(call.func, "id", "") == "print"]
+        assert not printing or path.name == "terminal.py", f"{path.name}: {printing}"

@@ -101,7 +101,7 @@ def run(flags: argparse.Namespace) -> None:
         if not result.fits:
             result = dataclasses.replace(result, notes=(*result.notes, advice))
     if flags.json:
-        print(json.dumps(dataclasses.asdict(result)))
+        terminal.show(json.dumps(dataclasses.asdict(result)))
     else:
         _print(result)
 
@@ -168,26 +168,34 @@ def _ticking(what: str):
 
 def _print(result) -> None:
     mesh = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
-    print(f"{result.stage} on {result.num_slices} x {result.topology} ({result.num_chips:,} chips), mesh {mesh}")
-    print(f"{result.batch_size} sequences of {result.seq_len:,} tokens a step\n")
+    terminal.show(
+        f"{result.stage} on {result.num_slices} x {result.topology} ({result.num_chips:,} chips), mesh {mesh}"
+    )
+    terminal.show(f"{result.batch_size} sequences of {result.seq_len:,} tokens a step\n")
     for kind, size in result.hbm_bytes_by_kind.items():
-        print(f"  {kind:<24}{size / GIB:8.2f} GiB a chip")
+        terminal.show(f"  {kind:<24}{size / GIB:8.2f} GiB a chip")
     verdict = "fits" if result.fits else "does not fit"
-    print(
+    terminal.show(
         f"  {'all':<24}{result.hbm_bytes_per_chip / GIB:8.2f} of {result.hbm_bytes_allowed / GIB:.2f} GiB: {verdict}\n"
     )
-    print(f"  FLOPs by formula        {result.flops_per_step_formula:12.3e} a step")
+    terminal.show(f"  FLOPs by formula        {result.flops_per_step_formula:12.3e} a step")
     if result.fits:
-        print(f"  FLOPs as compiled       {result.flops_per_step_hlo:12.3e} a step, {result.flops_ratio:.2f} x\n")
+        terminal.show(
+            f"  FLOPs as compiled       {result.flops_per_step_hlo:12.3e} a step, {result.flops_ratio:.2f} x\n"
+        )
         for one in result.collective_bytes:
             over = "between slices" if one["crosses_slices"] else "links"
             size = one["num_bytes"] / GIB
-            print(f"  {one['kind']:<20}{'+'.join(one['axes']):<18}{size:9.3f} GiB a chip and step, {over}")
-        print()
+            terminal.show(f"  {one['kind']:<20}{'+'.join(one['axes']):<18}{size:9.3f} GiB a chip and step, {over}")
+        terminal.show()
         for limit, seconds in result.seconds_by_limit.items():
-            print(f"  {limit:<24}{seconds:8.3f} s")
-        print(f"  a step takes at least   {result.step_seconds_bound:8.3f} s: MFU {result.mfu_bound:.1%} at most")
+            terminal.show(f"  {limit:<24}{seconds:8.3f} s")
+        terminal.show(
+            f"  a step takes at least   {result.step_seconds_bound:8.3f} s: MFU {result.mfu_bound:.1%} at most"
+        )
     days = f"{result.days_per_stage:,.1f} days at an MFU of {result.mfu:.0%}"
-    print(f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s")
+    terminal.show(
+        f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s"
+    )
     for note in result.notes:
-        print(f"  {note}")
+        terminal.show(f"  {note}")

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = argparse.Namespace()
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_overview())
+            terminal.show(_overview())
             return 0 if arguments else USER_ERROR
         verb, *rest = arguments
         if verb not in VERBS:

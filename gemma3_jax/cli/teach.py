@@ -70,7 +70,7 @@ def run(flags: argparse.Namespace) -> None:
     if is_first:
         terminal.say(f"wrote {flags.output}: {_describe(summary)}")
         if flags.json:
-            print(json.dumps(summary))
+            terminal.show(json.dumps(summary))
 
 
 def _describe(summary: Mapping) -> str:

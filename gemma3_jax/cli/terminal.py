@@ -195,6 +195,6 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text := text.strip("\r\n"):
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def flush(self) -> None: ...

@@ -100,7 +100,7 @@ def run(flags: argparse.Namespace) -> int:
     if result.seconds:  # in the first process
         terminal.say(goodput.table(result.seconds), f"gemma3_jax: {result.text}")
         if flags.json:
-            print(json.dumps(dataclasses.asdict(result)))
+            terminal.show(json.dumps(dataclasses.asdict(result)))
     return result.status
 
 
