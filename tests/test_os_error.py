@@ -61,6 +61,9 @@ def full() -> OSError:
             {"output": "", "compare": ["a", "b"]},
             "Input/output error in --compare a, or in --compare b",
         ),
+        (FileNotFoundError("gs://a/b"), {"output": "gs://a"}, "gs://a/b (of --output): No such file or directory"),
+        (PermissionError("gs://a"), {"output": "gs://a"}, "--output gs://a: Permission denied"),
+        (FileNotFoundError("no file a"), {"output": "a"}, "no file a"),
         (OSError("3 saves in a row failed"), {"workdir": "run"}, "3 saves in a row failed"),
     ],
 )

@@ -8,13 +8,16 @@ import re
 _OUTPUTS = ("output", "target", "workdir", "cache")
 _INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "tools", "schema", "compare", "include_path")
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+# What fsspec raises for a file of an object store has the file alone.
+_OF_TYPE = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
 _PARTIAL = re.compile(r"/\.([^/]+)\.partial-[^/]+")  # while a file is written: see durable/atomic.py
 
 
 def describe(error: OSError, flags: argparse.Namespace) -> str:
     """The line. An error that a library raised with its own words keeps them."""
     if error.errno is None or error.strerror is None:
-        return str(error)
+        number = _OF_TYPE.get(type(error)) if len(str(error).split()) == 1 else None
+        return f"{_name(str(error), flags)}: {os.strerror(number)}" if number else str(error)
     files = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if error.errno == errno.ENOENT and _is_working_directory_gone():
         return "the working directory does not exist any more; change to one that does"
