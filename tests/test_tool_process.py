@@ -104,6 +104,27 @@ def test_what_cannot_be_run_says_what_it_takes(make_tool, tmp_path):
         tool_process.run(make_tool("echo 4", shebang=""), CALL, 10)
 
 
+def test_a_signal_while_it_starts_reaches_it_too(make_tool, tmp_path, monkeypatch):
+    class Popen(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            while not (tmp_path / "pids").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    delivered = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: delivered.append(number) or tool_process.kill())
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    try:
+        with pytest.raises(ValueError, match="ended with status -9"):
+            tool_process.run(make_tool(HANGS.format(tmp_path / "pids") + "wait"), CALL, 60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert delivered == [signal.SIGTERM]
+    assert_dead(tmp_path / "pids")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_ends_with_a_program_that_a_signal_stops(make_tool, tmp_path, number):
     code = """

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from typing import BinaryIO
 
 MAX_OUTPUT = 1 << 20  # bytes; a result is a part of the model's next prompt
@@ -25,18 +26,19 @@ def run(command: str, call_json: str, seconds: float) -> str:
         call_file.write(call_json.encode())
         call_file.seek(0)
         try:
-            process = subprocess.Popen(
-                [pathlib.Path(command).absolute()],
-                stdin=call_file,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            with _signals_held():
+                process = subprocess.Popen(
+                    [pathlib.Path(command).absolute()],
+                    stdin=call_file,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,
+                )
+                _running.append(process)
         except OSError as error:
             raise ValueError(
                 f"{what} cannot be run: {error.strerror}; it must be executable, and a script begins with #!"
             ) from error
-    _running.append(process)
     try:
         streams = [_Stream(process, stream) for stream in (process.stdout, process.stderr)]
         try:
@@ -65,6 +67,24 @@ def kill() -> None:
     while _running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(_running.pop().pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Delivers signals after the block: a handler would miss a program that is being started."""
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread alone
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 class _Stream:
