@@ -1,6 +1,6 @@
 """Processes of the program that begin in milliseconds: forks of one that has imported everything, without devices yet.
 
-As a script it reads a command a line on stdin and prints an answer: ["start", arguments] its process id; ["poll", id] its
+As a script it reads a command a line on stdin and prints an answer: ["start", arguments] its id; ["poll", id] its
 status (negative for a signal, as subprocess has it), or null while it runs; ["wait", id] its status once it ends.
 """
 
