@@ -29,6 +29,7 @@ jaxtyping.install_import_hook(HAVE_SHAPES, "beartype.beartype")
 # All other annotations, but those of variables.
 FUNCTIONS = beartype.BeartypeConf(
     claw_is_pep526=False,
+    claw_skip_package_names=("gemma3_jax.model.config",),  # checks the types of its fields, which files set, by itself
     claw_decor_place_func=beartype.BeartypeDecorPlace.FIRST,  # what jit wraps, not its result
     is_pep484_tower=True,  # counts of bytes are int, and float where they are divided
     warning_cls_on_decorator_exception=None,  # an annotation that cannot be checked is an error
