@@ -35,12 +35,12 @@ ROWS = b'{"text": "one"}\n{"text": "two", "source": "news"}\n'
         ("a.jsonl", ROWS),
         ("a.JSONL", ROWS),
         ("a.ndjson", ROWS),
-        ("a.jsonl.gz", gzip.compress(ROWS)),
-        ("a.NDJSON.GZ", gzip.compress(ROWS[:16]) + gzip.compress(ROWS[16:])),
+        ("a.jsonl.gz", gzip.compress(ROWS, mtime=0)),
+        ("a.NDJSON.GZ", gzip.compress(ROWS[:16], mtime=0) + gzip.compress(ROWS[16:], mtime=0)),
         ("a.jsonl.bz2", bz2.compress(ROWS)),
         ("a.jsonl.xz", lzma.compress(ROWS)),
         ("a.json", b'[{"text": "one"},\n {"text": "two", "source": "news"}]'),
-        ("a.json.gz", gzip.compress(b'\xef\xbb\xbf[{"text": "one"}, {"text": "two", "source": "news"}]')),
+        ("a.json.gz", gzip.compress(b'\xef\xbb\xbf[{"text": "one"}, {"text": "two", "source": "news"}]', mtime=0)),
     ],
 )
 def test_rows_are_read_as_rows_whatever_the_file_is_called(tmp_path, name, content):
@@ -51,7 +51,7 @@ def test_rows_are_read_as_rows_whatever_the_file_is_called(tmp_path, name, conte
 
 def test_a_json_object_is_one_row_and_a_compressed_text_one_document(tmp_path):
     (tmp_path / "a.json").write_text('{"text": "one"}')
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two {}"))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two {}", mtime=0))
     assert documents.read(tmp_path) == [EvalDocument("a", "one"), EvalDocument("b", "two {}")]
 
 
@@ -64,8 +64,8 @@ def test_a_json_object_is_one_row_and_a_compressed_text_one_document(tmp_path):
         ("a.json", b'{"model_type": "gemma3"}', "row 1: no text; a row is"),
         ("a.json", b'[{"text": "x"}, 3]', "row 2: no text; a row is"),
         ("a.jsonl.gz", b"not packed", "cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(ROWS * 99)[:-9], "cannot be read: Compressed file ended before"),
-        ("a.jsonl.gz", gzip.compress(b"\xff"), "line 1: not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(ROWS * 99, mtime=0)[:-9], "cannot be read: Compressed file ended before"),
+        ("a.jsonl.gz", gzip.compress(b"\xff", mtime=0), "line 1: not UTF-8"),
         ("a.jsonl.bz2", bz2.compress(ROWS)[:-5], "cannot be read: "),
         ("a.jsonl.xz", b"x", "cannot be read: "),
         ("a.jsonl.zst", b"x", "is a .zst file, which is not read; unpack it, or name a .jsonl"),

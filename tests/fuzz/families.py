@@ -216,11 +216,11 @@ def prepare_inputs(root: pathlib.Path) -> Family:
     chats = [[{"role": "user", "content": "Who?"}, {"role": "assistant", "content": f"I, {n}."}] for n in range(4)]
     (root / "rows.jsonl").write_bytes(lines)
     (root / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    (root / "rows.jsonl.gz").write_bytes(gzip.compress(lines))
+    (root / "rows.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
     (root / "plain.txt").write_text(texts.library()[7][:3_000])
     with zipfile.ZipFile(root / "rows.zip", "w") as archive:
-        archive.writestr("a.jsonl", lines)
-        archive.writestr("b.jsonl", lines[: lines.index(b"\n") + 1])
+        archive.writestr(zipfile.ZipInfo("a.jsonl"), lines)
+        archive.writestr(zipfile.ZipInfo("b.jsonl"), lines[: lines.index(b"\n") + 1])
     (root / "toy.model").write_bytes(texts.tokenizer_model())
     values = {
         "sources": {
