@@ -80,7 +80,7 @@ def scheduler_of(environment: Mapping[str, str]) -> str:
     Raises: ValueError if the scheduler's variables do not say where the first task runs.
     """
     for (total, number, first_host), start in SCHEDULERS.items():
-        if total not in environment or (num_tasks := _number(environment, total)) <= 1:
+        if not environment.get(total) or (num_tasks := _number(environment, total)) <= 1:
             continue
         if first_host not in environment:
             raise ValueError(

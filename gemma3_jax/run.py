@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 
-from gemma3_jax import chips, console, provenance, renamed, settings
+from gemma3_jax import chips, console, hosts, provenance, renamed, settings
 from gemma3_jax.checkpoint import manager
 from gemma3_jax.durable import atomic, jsonl, lock
 from gemma3_jax.stages import build, inputs
@@ -80,7 +80,14 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
             configs, workdir / manager.CHECKPOINTS, warn=out.say, allow_data_change=options.allow_data_change
         )
         out.say(*options.overrides, *map(_describe, stages))
-        check_workdir = stack.enter_context(_locked(workdir, out.say)) if is_first else _check_nothing
+        is_in_place = stack.enter_context(_locked(workdir, out.say)) if is_first else lambda: True
+
+        def check_workdir() -> None:
+            if hosts.any_host(not is_in_place()):
+                raise OSError(
+                    f"{workdir} was removed or replaced while the run was on, with its config, tokenizer and "
+                    "checkpoints; nothing more is saved: put it back, or start the run anew"
+                )
 
         # --- restore ---
         ledger_file = workdir / goodput.FILE if is_first else pathlib.Path(os.devnull)
@@ -216,29 +223,17 @@ def _writers(
 
 
 @contextlib.contextmanager
-def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[Callable[[], None]]:
+def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[Callable[[], bool]]:
     """Makes the directory and keeps a second run out of it. The system drops the lock when the process ends.
 
-    Yields a function that raises OSError if the directory is no longer this run's. Raises: ValueError.
+    Yields a function that returns whether the directory is still this run's. Raises: ValueError.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"--workdir {workdir} is not a directory")
     workdir.mkdir(parents=True, exist_ok=True)
     busy = f"another process trains in {workdir}; wait for it, or choose another --workdir"
     with lock.exclusive(workdir / ".lock", busy=busy, warn=say) as is_in_place:
-
-        def check() -> None:
-            if not is_in_place():
-                raise OSError(
-                    f"{workdir} was removed or replaced while the run was on, with its config, tokenizer and "
-                    "checkpoints; nothing more is saved: put it back, or start the run anew"
-                )
-
-        yield check
-
-
-def _check_nothing() -> None:
-    """The check of the processes that hold no lock."""
+        yield is_in_place
 
 
 def _describe(stage: stage_run.StageRun) -> str:

@@ -33,6 +33,7 @@ STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "localhost"}
     [
         ({}, ""),
         ({"SLURM_NTASKS": "1"}, ""),
+        ({"SLURM_NTASKS": ""}, ""),
         ({"SLURM_NTASKS": "2", **STEP}, "SLURM_NTASKS=2, SLURM_PROCID=1"),
         (
             {"SLURM_NTASKS": "2", **STEP, "SLURM_STEP_NODELIST": "127.0.0.[1-4,7],other"},

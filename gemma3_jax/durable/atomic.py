@@ -17,22 +17,22 @@ OLD_PARTIAL = ".writing-"  # before December 2026: .writing-XXXX
 # Globs of what a killed process leaves; it is never read, and the next process removes it.
 LEFTOVERS = (f".*{PARTIAL}*", f"{OLD_PARTIAL}*")
 
+_swept: set[pathlib.Path] = set()  # directories in which files are replaced
 _partials: set[pathlib.Path] = set()  # begun and not finished; what a stopped process has to remove
 
 
 def _partial(target: pathlib.Path) -> pathlib.Path:
-    return target.with_name(f"{_prefix(target)}{os.getpid()}")
+    return target.with_name(f".{target.name}{PARTIAL}{platform.node()}-{os.getpid()}")
 
 
-def _prefix(target: pathlib.Path) -> str:
-    return f".{target.name}{PARTIAL}{platform.node()}-"
-
-
-def _sweep(target: pathlib.Path) -> None:
-    """Removes what killed processes of this host left of the same target."""
-    for path in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        pid = re.match(r"\d+", path.name.removeprefix(_prefix(target)))
-        if pid and not _is_being_written(path, int(pid[0])):
+def _sweep(directory: pathlib.Path, names: str) -> None:
+    """Removes what killed processes of this host left of the targets whose names match a glob."""
+    pid_in = re.compile(
+        rf"{PARTIAL}(?:{re.escape(platform.node())}-)?(\d+)(?:\.|$)"
+    )  # until December 2026 without host
+    for path in directory.glob(f".{names}{PARTIAL}*"):
+        pid = pid_in.search(path.name)
+        if pid and not _is_being_written(path, int(pid[1])):
             remove(path)
 
 
@@ -56,7 +56,7 @@ def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
     a target has come to exist meanwhile.
     """
     for target in targets:
-        _sweep(target)
+        _sweep(target.parent, glob.escape(target.name))
     partials = tuple(map(_partial, targets))
     _partials.update(partials)
     try:
@@ -72,7 +72,9 @@ def new(*targets: pathlib.Path) -> Iterator[tuple[pathlib.Path, ...]]:
 
 def replace(path: pathlib.Path, content: bytes) -> None:
     """Writes a file whole, over one that is there, or leaves that one as it is. Raises: OSError."""
-    _sweep(path)
+    if path.parent not in _swept:  # once: a writer of many files would list them all for each
+        _swept.add(path.parent)
+        _sweep(path.parent, "*")
     partial = _partial(path)
     _partials.add(partial)
     try:

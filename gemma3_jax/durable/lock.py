@@ -1,10 +1,14 @@
 """One process at a time in a directory."""
 
 import contextlib
+import errno
 import fcntl
+import os
 import pathlib
 import uuid
 from collections.abc import Callable, Iterator
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)  # of a file that was removed, the last on a network disk
 
 
 @contextlib.contextmanager
@@ -27,14 +31,16 @@ def exclusive(
                 raise
             warn(f"warning: {file} cannot be locked, so nothing keeps a second process out: {error}")
         token = uuid.uuid4().hex
-        handle.truncate(0)
-        handle.write(token)
-        handle.flush()
+        try:
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), token.encode())
+        except OSError:  # a full disk: an empty file is in place, too
+            token = ""
 
         def is_in_place() -> bool:
             try:
                 return file.read_text() == token
-            except FileNotFoundError:
-                return False
+            except OSError as error:  # another error says nothing about the file
+                return error.errno not in GONE
 
         yield is_in_place

@@ -44,6 +44,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
     assert len(list(tmp_path.iterdir())) == 2 and not any(path.exists() for path in others.values())
 
 
+def test_what_an_earlier_version_left_is_removed_too(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    (tmp_path / f".out{atomic.PARTIAL}{process.pid}").mkdir()
+    (tmp_path / f".out{atomic.PARTIAL}{process.pid}.orbax-checkpoint-tmp").mkdir()
+    with atomic.new(tmp_path / "out") as (partial,):
+        partial.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_what_an_earlier_process_of_the_same_number_left_is_removed_too(tmp_path):
     """The processes of a container have the same numbers at each start."""
     left = atomic._partial(tmp_path / "file")

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import pytest
 
 from gemma3_jax.durable import lock
+from tests import disks
 
 
 def test_a_second_holder_is_refused_until_the_first_is_done(tmp_path):
@@ -50,6 +52,30 @@ def test_a_lock_knows_whether_its_file_is_still_there(tmp_path):
         file.parent.mkdir()
         with lock.exclusive(file, busy="wait") as is_second_in_place:
             assert is_second_in_place() and not is_in_place()
+
+
+def test_a_disk_that_fails_for_a_moment_has_not_lost_the_lock(tmp_path, monkeypatch):
+    with lock.exclusive(tmp_path / "lock", busy="wait") as is_in_place:
+        for number, expected in (
+            (errno.EIO, True),
+            (errno.ETIMEDOUT, True),
+            (errno.ESTALE, False),
+            (errno.ENOENT, False),
+        ):
+            with monkeypatch.context() as patched:
+                error = OSError(number, os.strerror(number))
+                patched.setattr(pathlib.Path, "read_text", lambda _, error=error: (_ for _ in ()).throw(error))
+                assert is_in_place() == expected
+        assert is_in_place()
+
+
+def test_a_full_disk_takes_a_lock(tmp_path):
+    with disks.small(tmp_path / "disk", kib=64) as disk:
+        disks.fill(disk)
+        with lock.exclusive(disk / "lock", busy="wait") as is_in_place:
+            assert is_in_place()
+            (disk / "lock").unlink()
+            assert not is_in_place()
 
 
 def test_a_file_system_without_locks_is_an_error_or_a_warning(tmp_path, monkeypatch, said):
