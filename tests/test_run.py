@@ -266,6 +266,7 @@ def test_a_batch_that_is_not_finite_is_skipped_counted_and_named(straight, train
     assert rows[5]["learning_rate"] == rows[4]["learning_rate"]  # no update was taken
 
 
+@pytest.mark.slow  # tests/train/test_step.py has it for a step
 def test_a_spike_is_skipped(train, monkeypatch):
     poison(monkeypatch, 1e3, 15)
     spike_guard = ["--config.stages.first.spike_guard.num_steps_before=10"]

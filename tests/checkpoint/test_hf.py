@@ -80,7 +80,7 @@ def test_export_import_export_is_bit_identical(name, tmp_path):
     assert same_files(first, second)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, pytest.param(np.float16, marks=pytest.mark.slow)])
 def test_every_dtype_comes_back_as_it_went(dtype, tmp_path):
     first = export(tmp_path / "first", jax.tree.map(lambda x: x.astype(dtype), toys.params(MODEL)))
     params = load(first)
@@ -255,9 +255,16 @@ def test_an_index_that_is_none_is_refused(content, text, tmp_path):
         hf.open_source(path)
 
 
-def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path):
-    path = make_directory(tmp_path / "hf", num_hidden_layers=10**9, layer_types=None)
-    with pytest.raises(ValueError, match=r"config\.json: num_hidden_layers is 1000000000, but there are 106 tensors"):
+@pytest.mark.parametrize(
+    ("num_layers", "problem"),
+    [
+        (9_999, r"config\.json: num_hidden_layers is 9999, but there are 106 tensors"),
+        (10**9, r"config\.json: model\.num_layers is 1000000000; it must be a whole number >= 1 and <= 10000"),
+    ],
+)
+def test_more_layers_than_tensors_are_refused_before_they_are_listed(num_layers, problem, tmp_path):
+    path = make_directory(tmp_path / "hf", num_hidden_layers=num_layers, layer_types=None)
+    with pytest.raises(ValueError, match=problem):
         hf.open_source(path)
 
 

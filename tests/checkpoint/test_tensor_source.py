@@ -43,7 +43,7 @@ def test_every_array_of_an_orbax_checkpoint_is_read_once(saved, monkeypatch):
     assert set(reads.values()) == {1} and len(reads) == len(jax.tree.leaves(toys.params(MODEL)))
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [None, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)], ids=str)
 def test_whatever_the_source_the_same_files_are_written(dtype, saved, tmp_path):
     stacked = test_gemma_orbax.stacked(test_gemma_orbax.leaves(), MODEL.period)
     paths = {

@@ -64,7 +64,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("estimator", ["stratified", "gumbel_ht"])
+@pytest.mark.parametrize("estimator", [pytest.param("stratified", marks=pytest.mark.slow), "gumbel_ht"])
 def test_targets_are_drawn_from_its_logits(params, rows, estimator):
     assert_same(teach(params, rows, estimator), by_hand(params, rows, estimator))
 

@@ -41,7 +41,7 @@ def params():
     return toys.params(MODEL)
 
 
-@pytest.mark.parametrize("grad_accum_steps", [2, 8])
+@pytest.mark.parametrize("grad_accum_steps", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulated_gradients_are_those_of_the_big_batch_however_targets_are_spread(rows, params, grad_accum_steps):
     whole = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, 1))(params, rows)
     parts = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, grad_accum_steps))(params, rows)
