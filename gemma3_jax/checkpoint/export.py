@@ -229,7 +229,9 @@ def find_tokenizer(
             if file.is_file():
                 tokenizer = gguf_vocabulary.read(file, source.model.vocab_size)
             else:
-                tokenizer = tokenizer_directory.load(file)
+                warnings: list[str] = []
+                tokenizer = tokenizer_directory.load(file, warnings.append)
+                notes += tuple(warnings)
             if tokenizer.size > source.model.vocab_size:
                 rows = source.model.vocab_size
                 raise ValueError(f"{file} has {tokenizer.size} pieces, the table of the model {rows} rows")

@@ -41,7 +41,8 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     """
     check_is_model(path)
     model, architecture = hf_config.read(existing(path / CONFIG))
-    model = _with_added_rows(path, model)
+    notes: list[str] = []
+    model = _with_added_rows(path, model, notes.append)
     files = _tensor_files(path)
     if model.num_layers > len(files):  # checked before all tensors of so many layers are listed
         raise ValueError(
@@ -51,7 +52,8 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     text, num_others = hf_names.text_model(
         str(weights), set(files), has_image_part=architecture in hf_config.IMAGE_ARCHITECTURES
     )
-    notes = (f"{path}: text part only; {num_others} vision tensors left out",) if num_others else ()
+    if num_others:
+        notes.append(f"{path}: text part only; {num_others} vision tensors left out")
     slots = {names.hf_name(slot): slot for slot in names.slots(model)}
     tensor_source.check_names(str(weights), set(slots), text.keys() - {hf_names.HEAD})
 
@@ -66,12 +68,22 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
         _check(files[head], head, names.shape_of("V D", padded))
         _check_tied(files, head, table)
     padding = functools.partial(_read_padding, files[table], table, model) if model.vocab_padding else None
-    return tensor_source.TensorSource(model, tensors, notes, padding=padding)
+    return tensor_source.TensorSource(model, tensors, tuple(notes), padding=padding)
 
 
-def _with_added_rows(path: pathlib.Path, model: config.Config) -> config.Config:
-    """Returns the model with the rows behind the vocabulary of Gemma as part of it, if added tokens have them."""
-    if not model.vocab_padding or tokenizer_directory.last_added(path) < model.vocab_size:
+def _with_added_rows(path: pathlib.Path, model: config.Config, note: Callable[[str], None]) -> config.Config:
+    """Returns the model with the rows behind the vocabulary of Gemma as part of it, if added tokens have them.
+
+    What is wrong with the files of the tokenizer is noted: whoever reads the weights alone needs none of them.
+    """
+    if not model.vocab_padding:
+        return model
+    try:
+        last = tokenizer_directory.last_added(path, note)
+    except (ValueError, OSError) as error:
+        note(f"warning: {error}; tokens that it adds are left out")
+        return model
+    if last < model.vocab_size:
         return model
     return dataclasses.replace(model, vocab_size=model.vocab_size + model.vocab_padding, vocab_padding=0)
 

@@ -28,16 +28,29 @@ SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def read(directory: pathlib.Path) -> dict[str, bytes]:
-    """Returns the content of those files that a directory has. Raises: ValueError naming one that is damaged."""
+    """Returns the content of those files that a directory has, without a tokenizer.json that cannot be read.
+
+    Raises: ValueError naming another one that is damaged.
+    """
     files = {}
     for name in (*TOKENIZER_FILES, GENERATION):
         if (directory / name).is_file():
             files[name] = (directory / name).read_bytes()
-            if name.endswith(".json"):
+            if name == tokenizer_directory.JSON and not _is_object(files[name]):
+                del files[name]  # whoever looks for the tokenizer says why
+            elif name.endswith(".json"):
                 content = json_file.read_object(files[name], str(directory / name))
                 if name == GENERATION:
                     _check_ids(content, str(directory / name))
     return files
+
+
+def _is_object(content: bytes) -> bool:
+    try:
+        json_file.read_object(content, "it")
+    except ValueError:
+        return False
+    return True
 
 
 def _check_ids(content: dict, name: str) -> None:

@@ -101,7 +101,7 @@ def run(flags: argparse.Namespace) -> None:
         tokenizer=flags.tokenizer,
     )
     options.check_new(path, checkpoint.shapes)
-    notes = checkpoint.notes + options.check()
+    notes = dict.fromkeys(checkpoint.notes + options.check())  # both may read the tokenizer
     terminal.say(f"reading {flags.source} ({checkpoint.kind}, {checkpoint.num_bytes() / 2**20:.1f} MiB)", *notes)
     started = time.monotonic()
     with terminal.bar("convert", options.num_bytes(checkpoint.shapes)) as bar:

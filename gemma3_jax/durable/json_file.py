@@ -11,6 +11,7 @@ from collections.abc import Mapping
 Kind = type | types.UnionType | types.GenericAlias | Mapping
 
 MAX_INTEGER = 1 << 63  # what counts, sizes and ids fit into
+GIT_LFS = b"version https://git-lfs"  # how the pointer to a file begins that Git LFS did not fetch
 MAX_DEPTH = 100  # of what is read further by functions that call themselves
 _NAMES = {
     str: "text",
@@ -30,6 +31,8 @@ def read_object(source: pathlib.Path | bytes, name: str = "") -> dict:
     """
     content = source if isinstance(source, bytes) else source.read_bytes()
     name = name or str(source)
+    if content.startswith(GIT_LFS):
+        raise ValueError(f"{name} is the pointer of Git LFS to a file, not the file; fetch it: git lfs pull")
     try:
         value = json.loads(content.decode("utf-8-sig"))  # editors may write a byte order mark
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ added_tokens.json; it prefers them in this order.
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gemma3_jax.durable import json_file
 from gemma3_jax.tokenizer import from_tokenizer_json, pieces, vocabulary
@@ -15,13 +15,14 @@ CONFIG, ADDED, SPECIAL = "tokenizer_config.json", "added_tokens.json", "special_
 MAX_TOKENS = 1 << 19
 
 
-def load(path: pathlib.Path) -> vocabulary.Tokenizer:
+def load(path: pathlib.Path, warn: Callable[[str], None] | None = None) -> vocabulary.Tokenizer:
     """Returns the tokenizer of a directory, or the one that a SentencePiece file or a tokenizer.json holds alone.
 
+    With `warn`, a tokenizer.json that cannot be read is none if tokenizer.model is beside it.
     Raises: ValueError if there is none, or if SentencePiece cannot express it.
     """
     if path.is_dir():
-        return _of_directory(path)
+        return _of_directory(path, warn)
     if path.suffix == ".json":
         if not path.is_file():
             raise ValueError(f"{path} does not exist; a tokenizer is {MODEL} or {JSON}, or a directory with one")
@@ -35,16 +36,16 @@ def file_of(path: pathlib.Path) -> pathlib.Path | None:
     return next((path / name for name in (MODEL, JSON) if (path / name).is_file()), None)
 
 
-def last_added(path: pathlib.Path) -> int:
+def last_added(path: pathlib.Path, warn: Callable[[str], None]) -> int:
     """Returns the highest id of a token that was added to a directory's tokenizer; -1 if there is none.
 
-    Raises: ValueError naming the file that is damaged.
+    A tokenizer.json that cannot be read is none. Raises: ValueError naming another file that is damaged.
     """
-    return max(_added(path, _read(path / JSON)), default=-1)
+    return max(_added(path, _read_main(path / JSON, warn)), default=-1)
 
 
-def _of_directory(path: pathlib.Path) -> vocabulary.Tokenizer:
-    content = _read(path / JSON)
+def _of_directory(path: pathlib.Path, warn: Callable[[str], None] | None) -> vocabulary.Tokenizer:
+    content = _read_main(path / JSON, warn if (path / MODEL).is_file() else None)
     added = _added(path, content)
     if (path / JSON).is_file() and not (path / MODEL).is_file():
         return _convert(path / JSON, content, added)
@@ -70,6 +71,17 @@ def _of_directory(path: pathlib.Path) -> vocabulary.Tokenizer:
 def _read(path: pathlib.Path) -> dict:
     """Returns the content of a JSON file; empty if there is none."""
     return json_file.read_object(path) if path.is_file() else {}
+
+
+def _read_main(path: pathlib.Path, warn: Callable[[str], None] | None) -> dict:
+    """Returns the content of a tokenizer.json; empty if there is none, or after a warning if it is damaged."""
+    try:
+        return _read(path)
+    except (ValueError, OSError) as error:
+        if warn is None:
+            raise
+        warn(f"warning: {error}; it is left out")
+        return {}
 
 
 def _convert(path: pathlib.Path, content: dict, added: dict[int, pieces.VocabularyPiece]) -> vocabulary.Tokenizer:

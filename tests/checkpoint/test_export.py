@@ -317,3 +317,22 @@ def test_a_gguf_file_has_a_fingerprint_wherever_it_lies(source, tmp_path):
     one, other = map(fingerprint, ("a.gguf", "b.gguf"))
     params["final_norm"]["scale"] += np.float32(1)
     assert one == other != fingerprint("c.gguf")
+
+
+def test_a_tokenizer_json_that_was_not_fetched_is_left_out_beside_a_model(source, tmp_path):
+    file = source.path / "tokenizer.json"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 33384568\n")
+    problem = (
+        f"warning: {file} is the pointer of Git LFS to a file, not the file; fetch it: git lfs pull; it is left out"
+    )
+    for kind in ("gguf", "hf"):
+        options = export.resolve(source, kind)
+        assert options.check() == (problem, f"tokenizer {source.path}/tokenizer.model")
+        assert options.tokenizer.digest == DIGEST
+    options.write(tmp_path / "out", toys.source(MODEL))
+    assert (tmp_path / "out" / "tokenizer.json").read_text().startswith("{")
+    (source.path / export.TOKENIZER).unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is the pointer of Git LFS .*; name another with --tok"):
+        export.resolve(source, "gguf")
+    options = export.resolve(source, "hf")
+    assert options.tokenizer is None and options.check()[0] == problem

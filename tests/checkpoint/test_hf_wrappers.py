@@ -197,3 +197,23 @@ def test_an_added_token_of_a_padded_table_goes_into_every_format(tmp_path):
     convert(path, tmp_path / "out.orbax", "orbax")
     opened = checkpoint_open.open_checkpoint(tmp_path / "out.orbax")
     assert opened.model.vocab_size == texts.TOKENIZER_SIZE + 8
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 33384568\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("tokenizer.json", POINTER, "is the pointer of Git LFS to a file, not the file; fetch it: git lfs pull; it is"),
+        ("tokenizer.json", "{", "is not JSON"),
+        ("tokenizer.json", '{"added_tokens": 3}', "added_tokens is 3; it must be a list; tokens that it adds"),
+        ("added_tokens.json", "[]", "is a list; it must be a JSON object; tokens that it adds are left out"),
+    ],
+)
+def test_weights_are_read_beside_a_damaged_tokenizer(name, text, problem, tmp_path):
+    path = make_directory(tmp_path / "in", toys.hf_weights(PADDED), PADDED)
+    (path / name).write_text(text)
+    source = hf.open_source(path)
+    assert source.model == PADDED
+    assert source.notes[0].startswith(f"warning: {path / name}") and problem in source.notes[0]
