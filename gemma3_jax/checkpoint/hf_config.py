@@ -35,7 +35,6 @@ _DEFAULTS = {
     "query_pre_attn_scalar": 256,
     "rms_norm_eps": 1e-6,
     "sliding_window_pattern": 6,
-    "max_position_embeddings": 131_072,
 }
 # Settings that this model does not have: a file with another value describes another model.
 _FIXED = {
@@ -55,7 +54,7 @@ ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3TextModel", *IMAGE_ARCHITECTURES)
 def read(path: pathlib.Path) -> tuple[config.Config, str]:
     """Returns the model that a config.json describes, and the name of its architecture.
 
-    Keys that a file lacks have the values that Transformers gives them.
+    Keys that a file lacks have the values that Transformers gives them; without a context length it is derived.
     Raises: ValueError naming the file and the key, if it is not JSON, of another architecture, or has something that
     Gemma 3 does not have.
     """
@@ -82,6 +81,7 @@ def _to_config(text: dict) -> config.Config:
     if PADDING_KEY in text:
         padding = _whole(text, PADDING_KEY, least=0)
     base_local, base_global, scale = _rope(text)
+    has_length = text.get("max_position_embeddings") is not None
     return config.Config(
         **{ours: text[key] for key, ours in _SAME.items()},
         vocab_size=rows - padding,
@@ -92,7 +92,7 @@ def _to_config(text: dict) -> config.Config:
         rope_scale=scale,
         norm_epsilon=_positive(text, "rms_norm_eps"),
         num_local_per_global=_num_local_per_global(text),
-        context_length=_whole(text, "max_position_embeddings"),
+        context_length=_whole(text, "max_position_embeddings") if has_length else 0,
     )
 
 

@@ -41,11 +41,19 @@ def test_the_context_length_of_a_file_is_that_of_the_model_and_is_written_again(
     assert model == toys.TOY and hash(model) == hash(toys.TOY)  # no computation reads it
 
 
-def test_without_a_context_length_it_is_transformers_own(tmp_path):
+def test_without_a_context_length_it_is_that_of_the_rope_scale(tmp_path):
     content = written()
     del content["max_position_embeddings"]
     assert hf_config.context_length(read(tmp_path, content)) == 131_072
     assert hf_config.context_length(dataclasses.replace(toys.TOY, rope_scale=1.0)) == 32_768
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_a_context_length_that_is_null_is_none(absent, tmp_path):
+    content = written(max_position_embeddings=None)
+    if absent:
+        del content["max_position_embeddings"]
+    assert read(tmp_path, content).context_length == 0  # derived
 
 
 def test_the_files_transformers_4_wrote_are_read_too(tmp_path):

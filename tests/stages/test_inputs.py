@@ -29,6 +29,12 @@ def test_a_context_length_of_its_own_is_not_lost_by_training(tmp_path):
     open_init_from(make_directory(tmp_path / "published", max_position_embeddings=131_072), toys.TOY)
 
 
+@pytest.mark.parametrize("rope_scale", [1.0, 8.0])
+def test_a_directory_without_a_context_length_fits_a_model_without_one(rope_scale, tmp_path):
+    model = dataclasses.replace(toys.TOY, rope_scale=rope_scale)
+    open_init_from(make_directory(tmp_path / "hf", model=model, max_position_embeddings=None), model)
+
+
 def test_a_stage_of_another_rope_scale_has_the_context_length_of_that(tmp_path):
     model = dataclasses.replace(toys.TOY, context_length=8192)
     entry = settings.StageEntry(num_steps=9, seq_len=8, batch_size=1, optimizer=train_settings.AdamW(warmup_steps=0))
