@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -31,7 +32,7 @@ from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.durable import atomic
 from gemma3_jax.model import config
 from gemma3_jax.tokenizer import directory as tokenizer_directory
-from gemma3_jax.tokenizer import vocabulary
+from gemma3_jax.tokenizer import pieces, vocabulary
 
 KINDS = ("orbax", "hf", "gguf")
 TOKENIZER = tokenizer_directory.MODEL
@@ -210,8 +211,8 @@ def find_tokenizer(
 ) -> tuple[vocabulary.Tokenizer | None, tuple[str, ...]]:
     """Returns the tokenizer of a checkpoint, and notes for the user on where it comes from.
 
-    It is the file `named`, or else one that fits: in the checkpoint's directory; in a GGUF file or beside it; or beside
-    the directory, if the checkpoint stores the digest of its tokenizer.
+    It is the file `named`, or else one that fits: in the checkpoint's directory; in a GGUF file, or the original of
+    that or any other beside it; or beside the directory, if the checkpoint stores the digest of its tokenizer.
     Raises: ValueError if `named` is not the tokenizer that the checkpoint was trained with, or if one that is needed
     cannot be read.
     """
@@ -227,7 +228,7 @@ def find_tokenizer(
     for file in _tokenizer_files(source):
         try:
             if file.is_file():
-                tokenizer = gguf_vocabulary.read(file, source.model.vocab_size)
+                tokenizer, file = _in_gguf(file, source.model.vocab_size)
             else:
                 warnings: list[str] = []
                 tokenizer = tokenizer_directory.load(file, warnings.append)
@@ -244,6 +245,23 @@ def find_tokenizer(
     if is_needed and errors:
         raise ValueError(f"{errors[0]}; name another with --tokenizer=FILE") from errors[0]
     return None, notes
+
+
+def _in_gguf(file: pathlib.Path, vocab_size: int) -> tuple[vocabulary.Tokenizer, pathlib.Path]:
+    """Returns the tokenizer of a GGUF file, and where it is: in the file, or its original beside that.
+
+    One that is rebuilt has the same pieces as the original, but another digest.
+    """
+    tokenizer, place = gguf_vocabulary.read(file, vocab_size), file.parent
+    if (place / TOKENIZER).is_file():
+        try:
+            original = tokenizer_directory.load(place, console.ignore)
+        except (ValueError, OSError):  # it belongs to something else
+            return tokenizer, file
+        listed = ([(piece.text, piece.kind) for piece in pieces.listed(words)] for words in (original, tokenizer))
+        if original.size == tokenizer.size and operator.eq(*listed):
+            return original, place
+    return tokenizer, file
 
 
 def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:

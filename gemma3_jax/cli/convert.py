@@ -54,7 +54,8 @@ def parser() -> terminal.Parser:
         "--tokenizer",
         metavar="FILE",
         help="SentencePiece model or tokenizer.json, for gguf and hf (default: that of the source directory, or the "
-        "tokenizer.model beside it if the source was trained with that one; of a GGUF file the one in it)",
+        "tokenizer.model beside it if the source was trained with that one; of a GGUF file the one in it, or beside it "
+        "the original of that)",
     )
     terminal.add_model_flag(flags)
     return flags

@@ -171,6 +171,21 @@ def test_the_tokenizer_of_a_gguf_file_is_in_it(tmp_path):
         assert tokenizer.encode(text, parse_control=True) == texts.tokenizer().encode(text, parse_control=True)
 
 
+def test_the_original_of_the_tokenizer_in_a_gguf_file_is_preferred(tmp_path):
+    file = tmp_path / "a.gguf"
+    gguf_file.write(file, MODEL, toys.params(MODEL), Q4_0, texts.tokenizer())
+    beside, source = tmp_path / export.TOKENIZER, checkpoint_open.open_checkpoint(file)
+    beside.write_bytes(texts.tokenizer_model())
+    tokenizer, notes = export.find_tokenizer(None, source)
+    assert tokenizer.digest == DIGEST and notes == (f"tokenizer {beside}",)
+    renamed = pieces.VocabularyPiece("<think>", 0.0, pieces.PieceKind.USER_DEFINED)
+    other_kind = pieces.VocabularyPiece(tokenizer.piece(600), 0.0, pieces.PieceKind.USER_DEFINED)
+    for changes in ({7: renamed}, {600: other_kind}, {texts.TOKENIZER_SIZE: renamed}):
+        beside.write_bytes(pieces.replaced(texts.tokenizer_model(), changes))
+        tokenizer, notes = export.find_tokenizer(None, source)
+        assert pieces.listed(tokenizer) == pieces.listed(texts.tokenizer()) and notes == (f"tokenizer {file}",)
+
+
 def test_the_tokenizer_beside_a_gguf_file_is_read_if_the_one_in_it_cannot_be(tmp_path):
     file = tmp_path / "in" / "a.gguf"
     file.parent.mkdir()
