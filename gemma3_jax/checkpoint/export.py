@@ -172,8 +172,6 @@ def resolve(
     if kind != "orbax":  # which is to continue training from, with the unrounded weights
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _rounding_notes(source, plan, dtype) + notes
-    if kind != "hf" and source.source.padding and np.any(source.source.padding()):
-        notes += (f"{source.model.vocab_padding} rows of the table behind the tokens of its tokenizer are left out",)
     if kind == "hf" and source.kind == "hf":
         carried = hf_extra_files.read(source.path)
         if tokenizer or (words is None and TOKENIZER in carried):

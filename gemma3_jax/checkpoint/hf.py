@@ -35,7 +35,7 @@ def is_hf(path: pathlib.Path) -> bool:
 def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     """Returns the text model in a directory, after checking every name, shape and dtype.
 
-    No tensor is read yet, except a repeated head, which is compared with the table.
+    No tensor is read yet, except a repeated head, which is compared with the table, and rows behind the vocabulary.
     Raises: ValueError naming the file and the tensor, if one is missing, unknown, or of another shape or dtype, or if a
     file is missing, cut short or not safetensors.
     """
@@ -68,6 +68,11 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
         _check(files[head], head, names.shape_of("V D", padded))
         _check_tied(files, head, table)
     padding = functools.partial(_read_padding, files[table], table, model) if model.vocab_padding else None
+    if padding and np.any(padding()):
+        notes.append(
+            f"{path}: the last {model.vocab_padding} rows of the table, behind its tokens, are not zero; only Hugging "
+            "Face directories hold them"
+        )
     return tensor_source.TensorSource(model, tensors, tuple(notes), padding=padding)
 
 
@@ -79,13 +84,18 @@ def _with_added_rows(path: pathlib.Path, model: config.Config, note: Callable[[s
     if not model.vocab_padding:
         return model
     try:
-        last = tokenizer_directory.last_added(path, note)
+        last, text = tokenizer_directory.last_added(path, note)
     except (ValueError, OSError) as error:
         note(f"warning: {error}; tokens that it adds are left out")
         return model
     if last < model.vocab_size:
         return model
-    return dataclasses.replace(model, vocab_size=model.vocab_size + model.vocab_padding, vocab_padding=0)
+    rows = model.vocab_size + model.vocab_padding
+    note(
+        f"{path}: all {rows} rows of its table are its vocabulary, as {text!r:.40} was added with id {last}: use "
+        f"vocab_size {rows} and vocab_padding 0, or remove it from the files of its tokenizer"
+    )
+    return dataclasses.replace(model, vocab_size=rows, vocab_padding=0)
 
 
 def check_is_model(path: pathlib.Path) -> None:

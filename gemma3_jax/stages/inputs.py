@@ -120,7 +120,7 @@ def open_teacher(config: settings.StageConfig, tokenizer: str, warn: Callable[..
     if checkpoint.model.vocab_size != config.model.vocab_size:
         raise ValueError(
             f"teacher {path} has {checkpoint.model.vocab_size} ids, config.model.vocab_size is "
-            f"{config.model.vocab_size}; both must have one tokenizer"
+            f"{config.model.vocab_size}; both must have one tokenizer{_notes(checkpoint)}"
         )
     if checkpoint.tokenizer:
         vocabulary.check_same(
@@ -155,11 +155,11 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
         theirs["context_length"], ours["context_length"] = map(
             hf_config.context_length, (checkpoint.model, config.model)
         )
-    for field in ours.keys() - {"rope_scale"}:  # an extension to longer sequences changes it
-        if theirs[field] != ours[field]:
+    for field in ours:
+        if field != "rope_scale" and theirs[field] != ours[field]:  # an extension to longer sequences changes it
             raise ValueError(
                 f"config.init_from {config.init_from} has {field} {theirs[field]}, config.model.{field} is "
-                f"{ours[field]}; make them one"
+                f"{ours[field]}; make them one{_notes(checkpoint) if field == 'vocab_size' else ''}"
             )
     if checkpoint.tokenizer:
         vocabulary.check_same(
@@ -169,6 +169,11 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
             expected_from=f"config.init_from {config.init_from}",
         )
     return checkpoint
+
+
+def _notes(checkpoint: checkpoint_open.Checkpoint) -> str:
+    """Returns the end of an error text: what may explain the size of a vocabulary."""
+    return f" ({'; '.join(checkpoint.notes)})" if checkpoint.notes else ""
 
 
 def check_finite(params: dict, source: str) -> None:

@@ -36,12 +36,13 @@ def file_of(path: pathlib.Path) -> pathlib.Path | None:
     return next((path / name for name in (MODEL, JSON) if (path / name).is_file()), None)
 
 
-def last_added(path: pathlib.Path, warn: Callable[[str], None]) -> int:
-    """Returns the highest id of a token that was added to a directory's tokenizer; -1 if there is none.
+def last_added(path: pathlib.Path, warn: Callable[[str], None]) -> tuple[int, str]:
+    """Returns the highest id of a token that was added to a directory's tokenizer, and its text; -1 if there is none.
 
     A tokenizer.json that cannot be read is none. Raises: ValueError naming another file that is damaged.
     """
-    return max(_added(path, _read_main(path / JSON, warn)), default=-1)
+    added = _added(path, _read_main(path / JSON, warn))
+    return max(((token, piece.text) for token, piece in added.items()), default=(-1, ""))
 
 
 def _of_directory(path: pathlib.Path, warn: Callable[[str], None] | None) -> vocabulary.Tokenizer:

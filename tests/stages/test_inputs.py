@@ -35,6 +35,23 @@ def test_a_directory_without_a_context_length_fits_a_model_without_one(rope_scal
     open_init_from(make_directory(tmp_path / "hf", model=model, max_position_embeddings=None), model)
 
 
+def test_a_vocabulary_with_added_tokens_says_why_it_does_not_fit(tmp_path):
+    model = dataclasses.replace(toys.TOY, vocab_size=90, vocab_padding=6)
+    directory = make_directory(tmp_path / "hf", toys.hf_weights(model), model)
+    (directory / "added_tokens.json").write_text('{"<new>": 91}')
+    with pytest.raises(
+        ValueError,
+        match=r"vocab_size 96, config\.model\.vocab_size is 90; make them one \(.*'<new>' was added with id 91",
+    ):
+        open_init_from(directory, model)
+    open_init_from(directory, dataclasses.replace(model, vocab_size=96, vocab_padding=0))
+    optimizer = train_settings.AdamW(warmup_steps=0)
+    stage = settings.StageEntry(num_steps=1, seq_len=8, batch_size=1, optimizer=optimizer, loss="distill")
+    run = settings.Train(model=model, teacher=str(directory), stage_order=("a",), stages={"a": stage})
+    with pytest.raises(ValueError, match=r"has 96 ids, .* is 90; both must have one tokenizer \(.*'<new>' was added"):
+        inputs.open_teacher(settings.resolve(run, "a"), "", print)
+
+
 def test_a_stage_of_another_rope_scale_has_the_context_length_of_that(tmp_path):
     model = dataclasses.replace(toys.TOY, context_length=8192)
     entry = settings.StageEntry(num_steps=9, seq_len=8, batch_size=1, optimizer=train_settings.AdamW(warmup_steps=0))

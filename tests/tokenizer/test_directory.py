@@ -102,7 +102,7 @@ NEW = [added("<new>"), added("<sp>", SIZE + 1, special=True), added("say or", SI
 def test_added_tokens_have_their_ids_and_are_parsed_unless_they_are_special(files, tmp_path):
     path = make(tmp_path / "in", **files)
     tokenizer, before = directory.load(path), texts.tokenizer()
-    assert tokenizer.size == SIZE + 3 and directory.last_added(path, print) == SIZE + 2
+    assert tokenizer.size == SIZE + 3 and directory.last_added(path, print) == (SIZE + 2, "say\u2581or")
     assert tokenizer.encode("a <new>b") == [*before.encode("a "), SIZE, *before.encode("b")]
     assert SIZE + 2 in tokenizer.encode("I say or do") and tokenizer.decode([SIZE, SIZE + 2]) == "<new>say or"
     is_special = "added_tokens" not in files  # that file does not tell
@@ -120,7 +120,7 @@ def test_a_renamed_piece_has_its_new_name(tmp_path):
 
 def test_the_placeholder_of_images_behind_the_pieces_is_no_token_of_text(tmp_path):
     path = make(tmp_path / "in", added_tokens={"<image_soft_token>": SIZE})
-    assert directory.load(path).digest == texts.tokenizer().digest and directory.last_added(path, print) == -1
+    assert directory.load(path).digest == texts.tokenizer().digest and directory.last_added(path, print) == (-1, "")
     tokenizer = directory.load(make(path, added_tokens={"<image_soft_token>": SIZE, "<new>": SIZE + 2}))
     assert [tokenizer.piece(SIZE + number) for number in range(3)] == [
         "<image_soft_token>",
