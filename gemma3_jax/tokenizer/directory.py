@@ -27,7 +27,7 @@ def load(path: pathlib.Path, warn: Callable[[str], None] | None = None) -> vocab
         if not path.is_file():
             raise ValueError(f"{path} does not exist; a tokenizer is {MODEL} or {JSON}, or a directory with one")
         content = json_file.read_object(path)
-        return _convert(path, content, dict(_in_tokenizer_json(path, content)))
+        return _convert(path, content, _without_image(dict(_in_tokenizer_json(path, content))))
     return vocabulary.load(path)
 
 
@@ -65,7 +65,7 @@ def _of_directory(path: pathlib.Path, warn: Callable[[str], None] | None) -> voc
         except RuntimeError as error:  # such as two pieces of one text
             raise ValueError(f"{path}: its added tokens do not fit {MODEL}: {error}") from error
     if content:
-        from_tokenizer_json.check_vocabulary(path / JSON, content, tokenizer)
+        from_tokenizer_json.check_vocabulary(path / JSON, content, tokenizer, renamed=changes.keys())
     return tokenizer
 
 
@@ -108,6 +108,10 @@ def _added(path: pathlib.Path, content: dict) -> dict[int, pieces.VocabularyPiec
     for name, read in readers.items():
         for token, piece in read(path / name, content if name == JSON else _read(path / name)):
             added.setdefault(token, piece)
+    return _without_image(added)
+
+
+def _without_image(added: dict[int, pieces.VocabularyPiece]) -> dict[int, pieces.VocabularyPiece]:
     while added and added[max(added)].text == from_tokenizer_json.IMAGE:
         del added[max(added)]
     return added

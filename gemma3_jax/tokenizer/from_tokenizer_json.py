@@ -7,7 +7,7 @@ Source: huggingface/tokenizers tokenizers/src/models/bpe; google/sentencepiece s
 import itertools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from gemma3_jax.durable import json_file
 from gemma3_jax.tokenizer import pieces, vocabulary
@@ -52,17 +52,28 @@ def model_of(
     return model
 
 
-def check_vocabulary(path: pathlib.Path, content: dict, tokenizer: vocabulary.Tokenizer) -> None:
-    """Raises: ValueError if the pieces of a tokenizer.json are not those of the tokenizer beside it."""
+def check_vocabulary(
+    path: pathlib.Path, content: dict, tokenizer: vocabulary.Tokenizer, *, renamed: Collection[int]
+) -> None:
+    """Raises: ValueError if the pieces of a tokenizer.json are not those of the tokenizer beside it.
+
+    `renamed` has the ids of pieces that have the names of added tokens.
+    """
     texts = {token: tokenizer.piece(token) for token in range(tokenizer.size)}
     for text, token in _vocab(content, f"{path}: ").items():
         # Transformers gives a tab that is no piece the id of its byte.
         spellings = (text, text.replace(" ", vocabulary.SPACE), f"<0x{ord(text):02X}>" if len(text) == 1 else text)
-        if texts.get(token) not in spellings and token != tokenizer.end_of_image:
+        if texts.get(token) in spellings or token == tokenizer.end_of_image:
+            continue
+        if token in renamed:
             raise ValueError(
-                f"{path} has {text!r:.40} for id {token}, tokenizer.model beside it {texts.get(token)!r:.40}; they are "
-                "of two tokenizers: remove one of them"
+                f"{path} has {text!r:.40} for id {token} in model.vocab, but an added token of that id is "
+                f"{texts[token]!r:.40}, which Transformers would give another id; rename it in model.vocab too"
             )
+        raise ValueError(
+            f"{path} has {text!r:.40} for id {token}, tokenizer.model beside it {texts.get(token)!r:.40}; they are of "
+            "two tokenizers: remove one of them"
+        )
 
 
 def _vocab(content: dict, prefix: str = "") -> dict[str, int]:

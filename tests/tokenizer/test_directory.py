@@ -135,13 +135,41 @@ def test_a_placeholder_of_images_among_the_pieces_is_left_out_too(model, tmp_pat
     content = written()
     content["model"]["vocab"]["<image_soft_token>"] = SIZE
     content["added_tokens"].append(added("<image_soft_token>", special=True))
-    assert directory.load(make(tmp_path / "in", model=model, tokenizer=content)).size == SIZE
+    path = make(tmp_path / "in", model=model, tokenizer=content)
+    tokenizer = directory.load(path)
+    assert tokenizer.size == SIZE and (model or directory.load(path / "tokenizer.json").digest == tokenizer.digest)
 
 
 def test_two_names_of_a_byte_are_one(tmp_path):
     content = written()
     content["model"]["vocab"]["\x00"] = content["model"]["vocab"]["<0x00>"]
     assert directory.load(make(tmp_path / "in", tokenizer=content)).digest == texts.tokenizer().digest
+
+
+NEW_NAME = (
+    r"json has '<unused1>' for id 7 in model\.vocab, but an added token of that id is '<think>'.*; rename it in mod"
+)
+
+
+def test_a_piece_that_has_a_new_name_in_one_place_is_refused_with_the_reason(tmp_path):
+    """The library gives such a name another id, behind all pieces."""
+    content = written()
+    content["added_tokens"][7]["content"] = "<think>"
+    path = make(tmp_path / "in", tokenizer=content)
+    assert tokenizers.Tokenizer.from_file(str(path / "tokenizer.json")).token_to_id("<think>") == SIZE
+    with pytest.raises(ValueError, match=NEW_NAME):
+        directory.load(path)
+    content["model"]["vocab"]["<think>"] = content["model"]["vocab"].pop("<unused1>")
+    assert directory.load(make(path, tokenizer=content)).piece(7) == "<think>"
+
+
+def test_a_new_name_in_another_file_is_one(tmp_path):
+    content = written()
+    del content["added_tokens"][7]
+    config = {"added_tokens_decoder": {"7": added("<think>", 7)}}
+    path = make(tmp_path / "in", tokenizer=content, tokenizer_config=config)
+    with pytest.raises(ValueError, match=NEW_NAME):
+        directory.load(path)
 
 
 def changed(**model):
