@@ -99,7 +99,7 @@ def _with_added_rows(path: pathlib.Path, model: config.Config, note: Callable[[s
 
 
 def check_is_model(path: pathlib.Path) -> None:
-    """Raises: ValueError if a directory has the weights of an adapter, or weights of another format, alone."""
+    """Raises: ValueError if a directory has the weights of an adapter, of another format or without index."""
     if any((path / name).exists() for name in (WEIGHTS, INDEX)):
         return
     if (path / ADAPTER).exists():
@@ -108,7 +108,13 @@ def check_is_model(path: pathlib.Path) -> None:
             f"{path} is an adapter of PEFT ({ADAPTER}; its base is {base!r:.80}), not a model; merge it into its base "
             "with PEFT (merge_and_unload, save_pretrained), and name the directory of that"
         )
-    if others := sorted(file.name for file in path.glob("*.bin")):
+    if shards := sorted(file.name for file in path.glob("model-*-of-*.safetensors")):
+        raise ValueError(
+            f"{path / WEIGHTS} does not exist; a Hugging Face directory holds it, or {shards[0]} and its like with "
+            f"{INDEX}, which is missing"
+        )
+    others = sorted(file.name for file in path.glob("pytorch_model*.bin"))
+    if others and not any(path.glob("*.safetensors")):
         raise ValueError(
             f"{path} has weights in {others[0]}, which is not read, as such a file can hold code; load it with "
             "Transformers, and save_pretrained it, which writes safetensors"

@@ -118,6 +118,28 @@ def test_weights_of_pickles_alone_are_named_and_not_opened(tmp_path):
         checkpoint_open.open_checkpoint(path)
 
 
+@pytest.mark.parametrize("other", ["training_args.bin", "optimizer.bin", "pytorch_model.bin.txt"])
+@pytest.mark.parametrize("has_shards", [True, False])
+def test_files_that_are_no_weights_are_not_called_that(other, has_shards, tmp_path):
+    path = make_directory(tmp_path / "hf")
+    weights = path / "model.safetensors"
+    weights.rename(path / "model-00001-of-00002.safetensors") if has_shards else weights.unlink()
+    (path / other).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.safetensors does not exist; a Hugging Face directory holds"):
+        checkpoint_open.open_checkpoint(path)
+
+
+def test_of_weights_in_two_formats_those_that_are_read_count(tmp_path):
+    path = make_directory(tmp_path / "hf")
+    (path / "pytorch_model.bin").write_bytes(b"")
+    assert_read(path)
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        ValueError, match=r"model-00001-of-00002\.safetensors .*model\.safetensors\.index\.json, which is missing"
+    ):
+        checkpoint_open.open_checkpoint(path)
+
+
 @pytest.mark.parametrize(("table", "head"), [(ml_dtypes.bfloat16, np.float32), (np.float32, ml_dtypes.bfloat16)])
 def test_a_head_of_another_dtype_is_tied_if_its_numbers_are_the_tables(table, head, tmp_path):
     weights = toys.hf_weights(MODEL)
