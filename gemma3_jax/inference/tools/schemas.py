@@ -11,7 +11,12 @@ _NO_ARGUMENTS = {"type": "object", "properties": {}}
 # Keywords that may name arguments besides `properties`.
 _SCHEMA_KEYS = ("parameters", "inputSchema", "input_schema")  # of OpenAI, of MCP, of Anthropic
 # Keys of the same formats that do not change how a tool is called.
-_IGNORED_KEYS = {"strict", "title", "annotations", "outputSchema", "icons", "execution", "_meta", "cache_control"}
+_IGNORED_KEYS = {
+    *("strict", "return"),  # of OpenAI, of transformers
+    *("title", "annotations", "outputSchema", "icons", "execution", "_meta"),  # of MCP
+    *("cache_control", "input_examples", "defer_loading", "allowed_callers"),  # of Anthropic
+    *("response", "behavior"),  # of Gemini
+}
 _COMBINING = {"$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "unevaluatedProperties"}
 
 

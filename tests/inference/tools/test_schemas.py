@@ -105,6 +105,20 @@ def test_the_file_is_named_in_the_error(tmp_path):
         schemas.load(tmp_path / "tools.json")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"return": {"type": "string"}},  # of transformers
+        {"input_examples": [{"city": "Paris"}], "defer_loading": True, "allowed_callers": ["direct"]},  # of Anthropic
+        {"response": {"type": "object"}, "behavior": "BLOCKING"},  # of Gemini
+    ],
+)
+def test_keys_that_change_no_call_are_left_out(more):
+    tool = {"name": "a", "description": "b", "parameters": {"type": "object", "properties": {"city": True}}}
+    assert schemas.read([tool | more]) == schemas.read([{"type": "function", "function": tool | more}])
+    assert schemas.read([tool | more]) == schemas.read([tool])
+
+
 @pytest.mark.parametrize("arguments", [{"city": "é"}, {"city": "", "days": 12, "units": "F", "at": [{"hour": 0}, {}]}])
 def test_arguments_that_a_tool_takes_pass(arguments):
     BOTH[0].check(arguments)
