@@ -28,7 +28,7 @@ def _ends(schema: object, unknown: Collection[str]) -> bool:
         properties = schema.get("properties", {})
         return all(_ends(properties.get(name), unknown) for name in schema.get("required", ()))
     if schema.get("type") in ("array", ["array"]):
-        num_items, first = schema.get("minItems", 0), schema.get("prefixItems", ())
+        num_items, first = int(schema.get("minItems", 0)), schema.get("prefixItems", ())
         others = [schema.get("items")] if num_items > len(first) else []
         return all(_ends(inner, unknown) for inner in [*first[:num_items], *others])
     return True

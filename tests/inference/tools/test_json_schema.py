@@ -69,6 +69,8 @@ GOOD = [
     {"type": "array", "items": {"$ref": "#"}},
     {"type": ["array", "null"], "items": {"$ref": "#"}, "minItems": 1},
     {"type": "array", "prefixItems": [{"type": "string"}], "items": {"$ref": "#"}, "minItems": 1},
+    {"type": "array", "prefixItems": [{"type": "string"}], "items": {"$ref": "#"}, "minItems": 1.0},
+    {"type": "array", "prefixItems": [{"type": "string"}], "items": {"type": "string"}, "minItems": 2.0},
 ]
 
 
@@ -103,6 +105,7 @@ ENDLESS = "requires a value of itself inside each of its values, so that none ca
         ({"properties": {"a": {"example": 3}}}, r"'example', .*; it is of OpenAPI: write \"examples\": \[...\]"),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, f"mine {ENDLESS}"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, f"mine {ENDLESS}"),
+        ({"type": "array", "prefixItems": [{"$ref": "#"}], "minItems": 1.0}, f"mine {ENDLESS}"),
         ({"allOf": [{"$ref": "#"}]}, f"mine {ENDLESS}"),
         ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"oneOf": [{"$ref": "#"}]}}}, f"mine {ENDLESS}"),
         (
