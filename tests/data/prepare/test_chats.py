@@ -1,5 +1,6 @@
 """A chat is learned as it is meant, or not at all."""
 
+import numpy as np
 import pytest
 
 from gemma3_jax.data.prepare import chats, settings
@@ -14,6 +15,13 @@ USER, MODEL = {"role": "user", "content": "hi"}, {"role": "model", "content": "y
         {"messages": [USER, MODEL]},
         {"messages": (USER, MODEL), "id": 3, "source": "web", "language": "en"},
         {"messages": [USER, MODEL], "tools": [], "system": ""},
+        {"messages": [USER, MODEL], "weight": 1, "train": True},
+        {"messages": [USER, MODEL], "weight": None, "train": np.True_},
+        # A column of text has JSON as text.
+        {"messages": [USER, MODEL], "tools": "[]", "functions": "{}", "system": "null"},
+        {"messages": [USER, MODEL | {"tool_calls": "[]", "name": " "}], "tools": " [] ", "system": "\n"},
+        {"messages": [USER, MODEL | {"weight": np.float32(1), "tool_calls": np.array([])}], "tools": np.array([])},
+        {"messages": [USER, MODEL], "embedding": np.array([1, 2])},
         {"messages": [USER, MODEL | {"weight": 1}]},
         {"messages": [USER, MODEL | {"weight": 1.0, "train": True}]},
         # As Parquet gives it: every turn has the keys of all.
@@ -55,11 +63,38 @@ def test_what_is_understood_is_taken(row):
         ),
         (
             {"messages": [USER, MODEL | {"weight": 0.5}]},
-            "turn 1 of field messages has 'weight', which is not understood; a turn is {role, content}",
+            "turn 1 of field messages has 'weight' 0.5, which is not understood; only 1 is",
         ),
         (
             {"messages": [USER, MODEL | {"tool_calls": [{"id": "1"}]}]},
             "turn 1 of field messages has 'tool_calls', which is not understood; a turn is {role, content}",
+        ),
+        *(
+            (
+                {"messages": [USER, MODEL], key: value},
+                f"the row has {key} {value}; turns that are not to be learned are not supported",
+            )
+            for key, value in [("weight", 0), ("weight", 0.0), ("train", False), ("train", 0), ("weight", np.int64(0))]
+        ),
+        ({"messages": [USER, MODEL], "weight": 0.5}, "the row has 'weight' 0.5, which is not understood; only 1 is"),
+        ({"messages": [USER, MODEL], "train": "no"}, "the row has 'train' no, which is not understood; only 1 is"),
+        ({"messages": np.array([])}, "field messages is a ndarray, not a list of {role, content}"),
+        ({"messages": [USER, np.array([1, 2])]}, "turn 1 of field messages is a ndarray, not {role, content}"),
+        (
+            {"messages": [USER, MODEL | {"extra": np.array([1, 2])}]},
+            "turn 1 of field messages has 'extra', which is not understood; a turn is {role, content}",
+        ),
+        (
+            {"messages": [USER, MODEL | {"weight": np.array([0, 1])}]},
+            "turn 1 of field messages has 'weight' [0 1], which is not understood; only 1 is",
+        ),
+        (
+            {"messages": [USER, MODEL], "tools": np.array(["a", "b"])},
+            "the row has tools beside messages, which would be dropped; put them into the turns",
+        ),
+        (
+            {"messages": [USER, MODEL], "tools": '[{"name": "f"}]'},
+            "the row has tools beside messages, which would be dropped; put them into the turns",
         ),
         (
             {"messages": [USER, MODEL | {"loss": False}]},
