@@ -64,11 +64,30 @@ def full() -> OSError:
         (FileNotFoundError("gs://a/b"), {"output": "gs://a"}, "gs://a/b (of --output): No such file or directory"),
         (PermissionError("gs://a"), {"output": "gs://a"}, "--output gs://a: Permission denied"),
         (FileNotFoundError("no file a"), {"output": "a"}, "no file a"),
+        # A text that is no path may be the same as one, or the name of a directory above it.
+        *(
+            (
+                OSError(errno.EACCES, "Permission denied", file),
+                more | {"checkpoint": "sub"},
+                f"{line}: Permission denied",
+            )
+            for file, more, line in [
+                ("sub/x.json", {"stop": ["sub/x.json"]}, "sub/x.json (of --checkpoint)"),
+                ("sub", {"format": "sub"}, "--checkpoint sub"),
+                ("other/x.json", {"stop": ["."], "prompt": ["other"]}, "other/x.json"),
+                ("own.json", {"regex": ".", "model": "own.json"}, "--model own.json"),
+            ]
+        ),
         (OSError("3 saves in a row failed"), {"workdir": "run"}, "3 saves in a row failed"),
     ],
 )
 def test_the_line_names_the_file_and_the_flag(error, flags, line):
     assert os_error.describe(error, argparse.Namespace(json=True, seed=3, **flags)) == line
+
+
+def test_every_flag_that_is_a_path_may_be_named():
+    actions = [action for verb, _ in program.VERBS.values() for action in verb.parser()._actions]
+    assert {a.dest for a in actions if terminal.PATHS.search(a.metavar or "")} == set(os_error.PATHS)
 
 
 def test_a_working_directory_that_was_removed_is_named(tmp_path, monkeypatch, capsys):

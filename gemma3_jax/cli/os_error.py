@@ -7,6 +7,8 @@ import re
 
 _OUTPUTS = ("output", "target", "workdir", "cache")
 _INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "tools", "schema", "compare", "include_path")
+# Every flag with a path; of the last three, few values are paths.
+PATHS = (*_OUTPUTS, *_INPUTS, "model", "teacher_model", "tool_command")
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # What fsspec raises for a file of an object store has the file alone.
 _OF_TYPE = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES, FileExistsError: errno.EEXIST}
@@ -35,8 +37,8 @@ def _name(file: str, flags: argparse.Namespace) -> str:
         return file
     absolute = os.path.abspath(file)
     best, flag = "", ""
-    for name in vars(flags):
-        for path in map(os.path.abspath, _texts(getattr(flags, name))):
+    for name in PATHS:
+        for path in map(os.path.abspath, _texts(getattr(flags, name, None))):
             if f"{absolute}/".startswith(f"{path.rstrip('/')}/") and len(path) > len(best):
                 best, flag = path, name
     if not flag:
