@@ -32,6 +32,7 @@ _JSON_CALL = re.compile(r'\s*\[?\s*\{\s*"(?:name|parameters)"\s*:')
 _PYTHON_FENCE = re.compile(r"```tool_code[ \t]*\n(.*?)(?:```[ \t]*(?:\n|\Z)|\Z)", re.DOTALL)
 _PYTHON_LIST = re.compile(r"\[\s*([^\W\d][\w.]*)\s*\(")
 _PYTHON_CALL = re.compile(r"(?:print\s*\(\s*\[?\s*)?([^\W\d]\w*)\s*\(.*\)\Z", re.DOTALL)
+_OF_PRINT = ("sep", "end", "flush")  # they change nothing of a call that is printed
 _JSON_NAMES = {"true": True, "false": False, "null": None}  # models write them in Python, too
 
 
@@ -170,15 +171,18 @@ def _python_calls(body: str, names: Sequence[str]) -> list[Call]:
 
 
 def _call_nodes(value: ast.AST, names: Sequence[str]) -> Iterator[ast.AST]:
-    """The calls in a list or in a call of print, as in Google's examples; `print` may also be the name of a tool."""
+    """The calls in lists and in calls of print, as in Google's examples; `print` may also be the name of a tool."""
+    nodes = None
     match value:
-        case ast.List(elts=nodes):
-            yield from nodes
-        case ast.Call(func=ast.Name(id="print"), args=[_, *_] as nodes, keywords=[]) if "print" not in names:
-            for node in nodes:
-                yield from _call_nodes(node, names)
-        case _:
-            yield value
+        case ast.List():
+            nodes = value.elts
+        case ast.Call(func=ast.Name(id="print"), args=[_, *_]) if "print" not in names:
+            if all(keyword_node.arg in _OF_PRINT for keyword_node in value.keywords):
+                nodes = value.args
+    if nodes is None:
+        yield value
+    for node in nodes or ():
+        yield from _call_nodes(node, names)
 
 
 def _python_call(node: ast.AST, body: str) -> Call:
