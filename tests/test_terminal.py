@@ -29,7 +29,11 @@ class Terminal(io.StringIO):
     [
         (BAD, ESCAPED),
         ("a\tb\nc\r\nd", "a\tb\nc\r\nd"),
-        ("naïve 東京 😀 \u200d \u2028", "naïve 東京 😀 \u200d \u2028"),
+        ("naïve 東京 😀 \u200d שלום", "naïve 東京 😀 \u200d שלום"),
+        # Overrides of the direction show other text than there is; terminals may break lines at the others.
+        ("a\u202eb\u202c", r"a\u202eb\u202c"),
+        ("\u202a\u202b\u202d\u2066\u2067\u2068\u2069", r"\u202a\u202b\u202d\u2066\u2067\u2068\u2069"),
+        ("a\u2028b\u2029", r"a\u2028b\u2029"),
         ("a\rb\r", r"a\u000db\u000d"),
         (r"\u001b", r"\u001b"),
         ("\x0b\x0c\x85", r"\u000b\u000c\u0085"),
@@ -55,6 +59,30 @@ def test_results_have_none_on_a_terminal_and_all_elsewhere(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     terminal.show(BAD, "next", end="")
     assert sys.stdout.getvalue() == f"{ESCAPED}\nnext"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "shown"),
+    [
+        ("ascii", "naïve 😀", rb"na\xefve \U0001f600"),
+        ("latin-1", "naïve 東", b"na\xefve \\u6771"),
+        ("cp1252", "€ 東", b"\x80 \\u6771"),
+    ],
+)
+def test_what_stdout_cannot_encode_is_escaped_and_said_once(monkeypatch, capsys, encoding, text, shown):
+    """The text may have taken hours."""
+    terminal._say_escaped.cache_clear()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    terminal.show("plain")
+    assert not capsys.readouterr().err
+    terminal.show(text, end="")
+    terminal.show(text, end="")
+    assert sys.stdout.buffer.getvalue() == b"plain\n" + shown * 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"gemma3_jax: the encoding of stdout, {encoding}, lacks some characters, which become escapes; "
+        "set PYTHONIOENCODING=utf-8 for all of them"
+    )
 
 
 def test_errors_have_none(capsys, tmp_path):

@@ -8,13 +8,15 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
+# With Unicode's line breaks, and its overrides of the direction that text is shown in.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|\r(?!\n)")
 
 PATHS = re.compile(r"\b(DIR|FILE|PATH|PROGRAM)\b")  # in the metavar of a flag
 STARTED = time.monotonic()  # the program imports this module first
@@ -95,7 +97,7 @@ def printable(text: str) -> str:
 
     The escapes are those of JSON, and keep it valid.
     """
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def say(*lines: str) -> None:
@@ -106,10 +108,27 @@ def say(*lines: str) -> None:
 
 
 def show(*texts: str, sep: str = "\n", end: str = "\n") -> None:
-    """Prints texts on stdout; files and pipes get them as they are. Raises: OSError that names stdout."""
+    """Prints texts on stdout; files and pipes get them as they are. Raises: OSError that names stdout.
+
+    Characters that its encoding lacks become escapes: what took hours to compute is not lost.
+    """
     text = sep.join(texts)
+    text = printable(text) if sys.stdout.isatty() else text
     with of_stdout():
-        print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+        try:
+            print(text, end=end, flush=True)
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding
+            print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
+            _say_escaped(encoding)
+
+
+@functools.cache
+def _say_escaped(encoding: str) -> None:
+    say(
+        f"gemma3_jax: the encoding of stdout, {encoding}, lacks some characters, which become escapes; "
+        "set PYTHONIOENCODING=utf-8 for all of them"
+    )
 
 
 @contextlib.contextmanager

@@ -42,9 +42,9 @@ class Detokenizer:
 
     def _cut_at_stop(self, text: str) -> bool:
         """Cuts `self.text` before a stop string in `text`, its beginning; returns whether there is one."""
-        found = [(start + len(string), start) for string in self._stop if (start := text.find(string)) >= 0]
-        if found:
-            _, start = min(found)
+        stops = [(start + len(string), start) for string in self._stop if (start := text.find(string)) >= 0]
+        if stops:
+            _, start = min(stops)
             self.text, self.is_stopped = text[:start], True
         return self.is_stopped
 
