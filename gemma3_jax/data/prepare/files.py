@@ -18,6 +18,7 @@ from typing import IO
 
 import fsspec
 import fsspec.compression
+import fsspec.implementations.local
 import fsspec.utils
 
 from gemma3_jax.data.prepare import zstd
@@ -32,7 +33,7 @@ _UNREAD = {
     ".lz4": "compressed with lz4",
     ".snappy": "compressed with snappy",
     ".sz": "compressed with snappy",
-    ".z": "compressed with compress",
+    ".Z": "compressed with compress",  # a file called x.z may be anything
 }
 
 
@@ -51,7 +52,8 @@ def find(pattern: str) -> Iterator[tuple[str, int, str]]:
         if not system.exists(file):
             raise ValueError("it does not exist")
         if not system.isdir(file):
-            name = posixpath.normpath(file) if "://" not in pattern else system.unstrip_protocol(file)
+            is_local = isinstance(system, fsspec.implementations.local.LocalFileSystem)
+            name = posixpath.normpath(file) if is_local else system.unstrip_protocol(file)
             with naming(name):
                 yield from _members(system, file, name)
         elif not is_glob:
@@ -80,8 +82,13 @@ def _is_junk(member: str) -> bool:
 
 
 def _check_can_be_unpacked(name: str) -> None:
+    last = pathlib.PurePosixPath(name).suffix
     suffixes = [suffix.lower() for suffix in pathlib.PurePosixPath(name).suffixes]
-    what = _UNREAD.get(suffixes[-1] if suffixes else "") or ("a tar archive" if ".tar" in suffixes[-2:-1] else "")
+    what = _UNREAD.get(last) or _UNREAD.get(last.lower())
+    if ".tar" in suffixes[-2:-1]:
+        what = "a tar archive"
+    elif fsspec.utils.infer_compression(name):
+        what = None  # fsspec reads more with libraries that are installed
     if what:
         raise ValueError(f"it is {what}, which is not read; unpack it, and name its files")
     if suffixes[-1:] == [".zst"] and not importlib.util.find_spec("zstandard"):
@@ -99,6 +106,16 @@ def _is_member(path: str) -> bool:
     return path.startswith("zip://") and "::" in path
 
 
+def _split(path: str) -> tuple[str, str]:
+    """The member of an archive, which may have "::" in its name, and the archive; ("", path) if it is no member."""
+    if not _is_member(path):
+        return "", path
+    member, _, archive = path.removeprefix("zip://").rpartition("::")
+    while (cut := member.rpartition("::"))[1] and cut[2] in fsspec.available_protocols():  # as simplecache::s3://...
+        member, archive = cut[0], f"{cut[2]}::{archive}"
+    return member, archive
+
+
 def is_packed(path: str) -> bool:
     """Whether a file cannot be read from the middle."""
     return _is_member(path) or _compression(path) is not None
@@ -106,7 +123,7 @@ def is_packed(path: str) -> bool:
 
 def kind_of(path: str) -> str:
     """Returns the kind of source that a file is by the ending of its name. Raises: ValueError if it is JSON in one."""
-    name = (path.partition("::")[0] if _is_member(path) else path).lower()
+    name = (_split(path)[0] or path).lower()
     if _compression(path):
         name = name.rpartition(".")[0]
     if name.endswith(".json"):
@@ -119,7 +136,7 @@ def kind_of(path: str) -> str:
 @contextlib.contextmanager
 def open_unpacked(path: str) -> Iterator[IO[bytes]]:
     """Opens a file that `find` has yielded, decompressed by the ending of its name."""
-    member, _, archive_path = path.removeprefix("zip://").partition("::") if _is_member(path) else ("", "", path)
+    member, archive_path = _split(path)
     with contextlib.ExitStack() as stack:
         packed = stack.enter_context(fsspec.open(archive_path, "rb"))
         if member:
@@ -130,7 +147,7 @@ def open_unpacked(path: str) -> Iterator[IO[bytes]]:
 
 
 def _compression(path: str) -> str | None:
-    return fsspec.utils.infer_compression(path.partition("::")[0] if _is_member(path) else path)
+    return fsspec.utils.infer_compression(_split(path)[0] or path)
 
 
 @functools.cache

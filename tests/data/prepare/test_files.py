@@ -149,6 +149,43 @@ def test_a_file_that_two_globs_match_is_read_once(tmp_path):
     assert all_texts(*paths) == ["b.jsonl", "a.jsonl"]
 
 
+@pytest.mark.parametrize("prefix", ["file://", "local://", "file:"])
+def test_a_local_file_is_one_however_it_is_written(tmp_path, monkeypatch, prefix):
+    path = texts.write_lines(tmp_path / "a.jsonl", ["a"])
+    packed = archive(tmp_path / "b.zip", {"x.jsonl": lines("b")})
+    monkeypatch.chdir(tmp_path)
+    assert all_texts(path, f"{prefix}{path}", f"{prefix}{tmp_path}/*.jsonl", f"{tmp_path}//a.jsonl") == ["a"]
+    assert all_texts(packed, f"{prefix}{packed}", f"zip://x.jsonl::{packed}") == ["b"]
+    assert [name for name, _, _ in files.find(f"{prefix}{path}")] == [path]
+
+
+def test_a_member_may_have_two_colons_in_its_name(tmp_path):
+    path = archive(
+        tmp_path / "a.zip", {"std::string.jsonl": lines("one"), "b::c::d.txt.jsonl.gz": gzip.compress(lines("two"))}
+    )
+    assert all_texts(path) == ["two", "one"]
+    for prefix in ("", "file://", "simplecache::file://"):
+        assert all_texts(f"zip://std::string.jsonl::{prefix}{path}") == ["one"]
+
+
+def test_what_a_library_can_unpack_is_read(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl.lz4").write_bytes(lines("one")[::-1])
+    assert "lz4" not in files.fsspec.compression.compr
+    with pytest.raises(ValueError, match="it is compressed with lz4, which is not read"):
+        all_texts(f"{tmp_path}/a.jsonl.lz4")
+    monkeypatch.setitem(files.fsspec.compression.compr, "lz4", lambda file, mode: io.BytesIO(file.read()[::-1]))
+    monkeypatch.setitem(files.fsspec.utils.compressions, "lz4", "lz4")
+    assert all_texts(f"{tmp_path}/a.jsonl.lz4") == ["one"]
+
+
+def test_of_z_the_case_says_whether_it_is_compressed(tmp_path):
+    (tmp_path / "a.z").write_bytes(b"a text")
+    assert all_texts(f"{tmp_path}/a.z", kind="text") == ["a text"]
+    (tmp_path / "a.jsonl.Z").write_bytes(b"\x1f\x9d")
+    with pytest.raises(ValueError, match="a.jsonl.Z cannot be read: it is compressed with compress, which is not read"):
+        all_texts(f"{tmp_path}/a.jsonl.Z")
+
+
 def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
     assert all_texts(str(tmp_path / "a.txt"), kind="text") == ["one"]
