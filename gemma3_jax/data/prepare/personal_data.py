@@ -22,7 +22,7 @@ KINDS = ("email", "secret", "iban", "card", "ssn", "ip", "phone")
 _DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,24}\b")
 _LOCAL = re.compile(r"[\w.%+-]+\Z")
 _IBAN = re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
-_CARD = re.compile(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?!\w)|\d{4}([ -]?)\d{6}\2\d{5}(?!\w)|\d{13,19}(?!\w)")
+_CARD = re.compile(r"(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|\d{4}([ -]?)\d{6}\2\d{5}|\d{13,19})(?![^\W_])")
 # Lengths and first digits of the issuers (ISO/IEC 7812): a fifth of the numbers of 16 digits that pass Luhn's check.
 _ISSUER = re.compile(
     r"4\d{12}(?:\d{3}(?:\d{3})?)?"  # Visa

@@ -7,9 +7,10 @@ import ipaddress
 import re
 
 _BEFORE = 40  # characters
-# An identifier goes on over a hyphen: "a716-4155-552671", "SKU-12-3456789-0". A word without digits is a label: "Tel-".
-_JOINED_BEFORE = re.compile(r"\w*\d\w*[-_]\Z")
-_JOINED_AFTER = re.compile(r"[-_]\w*\d|\.\d")
+# An identifier goes on over a hyphen: "a716-4155-552671", "4155-5526-71x1". A count before a number ("ref2-"), and an
+# expiry date, a code or cents after it ("-12/27", "-123", ".50") are no part of it.
+_JOINED_BEFORE = re.compile(r"(?:\A|[\W_])(?=[A-Fa-f]*\d)[\dA-Fa-f]{3,}[-_]\Z")
+_JOINED_AFTER = re.compile(r"[-_](?:(?!(?:0[1-9]|1[0-2])\d\d(?![\w-]))\d{4}|(?=\w*\d)\w*[A-Za-z])|\.\d{3}")
 _FRACTION = re.compile(r"\d[.,]\Z")
 _SIXTIETHS = re.compile(r"[0-5]\d(?!\d)")
 # "T10:" and "10:" begin a time, "line2:" does not.
@@ -24,26 +25,51 @@ _BOOK = re.compile(r"(?:97[89]([- ]))?\d{1,5}([- ])\d+\2\d+\2\d\Z")
 _QUAD = re.compile(r"\A(?!0\d)\d{1,3}(?:\.(?!0\d)\d{1,3}){3}\Z")
 # Numbers with a name of their own. "Fax" and "phone" are none of them.
 _LABEL = re.compile(
-    r"\b(?:ISBN|ISSN|EAN|UPC|GTIN|DOI|PMID|CVE|RFC|ORCID|VIN|SKU|serial|version|build|commit)"
+    r"\b(?:ISBN|ISSN|EAN|UPC|GTIN|DOI|PMID|CVE|RFC|ORCID|VIN|SKU|commit)"
     r"(?:[- ]?1[03])?(?: ?(?:no|number|#))?[.:#= \"']*\Z",
     re.IGNORECASE,
 )
 # Chrome/120.0.0.0 is a product; in https://host/8.8.8.8 a host with dots stands before.
-_PRODUCT = re.compile(r"(?:\A|[\s\"'(;,])[A-Za-z][\w+-]*/\Z")
+_PRODUCT = r"(?:\A|[\s\"'(;,])[A-Za-z][\w+-]*/"
 _VERSION = re.compile(
-    r"(?:(?:versions?|\b(?:v|ver|release|released|build|revision|rev|firmware|driver|patch|upgraded|upgrade|update"
-    r"|sections?|chapter|clause|oid))\b[\"']?[.:=(\s]*[\"'v]?|[\w\])](?:==|>=|<=|~=|!=)|[A-Za-z][-_])\Z",
+    r"(?:(?:versions?|\b(?:v|ver|release|released|firmware|driver|oid))\b[\"']?[.:=(\s]*[\"'v]?"
+    r"|[\w\])](?:==|>=|<=|~=|!=))\Z",
+    re.IGNORECASE,
+)
+# What stands after these is as often an address, so that its numbers have to look like a version too.
+_PERHAPS_VERSION = re.compile(
+    _PRODUCT
+    + r"\Z|(?:\b(?:build|revision|rev|patch|upgraded|upgrade|update|sections?|chapter|clause)\b[\"']?[.:=(\s]*[\"'v]?"
+    r"|[A-Za-z]-)\Z",
+    re.IGNORECASE,
+)
+_HOST = re.compile(
+    r"(?:\b|_)(?:ip|ipv4|addr|address|host|hostname|server|remote|client|peer|node|src|dst|source|destination|tcp|udp)"
+    r"[-_/=!<>~]{1,2}\Z",
     re.IGNORECASE,
 )
 _PREFIX_LENGTH = re.compile(r"/(?:[1-9]|[12]\d|3[01])(?!\d)")  # of more addresses than one
 SMALL, SMALL_LAST = 20, 100  # most versions are below 20.20.20.100, and one in 5,000 addresses is
+# Most versions after a name are below 30.100.100 or have a zero in the middle, and so has one in 35 addresses.
+FIRST, MIDDLE = 30, 100
 
 _LOGINS = ("git", "hg", "svn", "cvs", "anoncvs")  # of servers of code, for everybody
-_KEYWORDS = ("this", "super", "return", "break", "continue", "self")  # with a label: return@name.method, in Kotlin
+_SHELL = re.compile(r"\bssh\b[^@]*\Z")  # ssh://git@host, ssh -T git@host
+_PATH = re.compile(r"[:/](?! )")
+_KEYWORDS = ("this", "super", "return", "break", "continue")  # with a label: return@name.method, in Kotlin
 _FILES = re.compile(
-    r"(?:png|jpe?g|gif|svg|webp|bmp|ico|tiff?|tgz|gz|bz2|xz|jsx?|tsx?|mjs|cjs|css|scss|html?|json|xml|ya?ml|toml|txt|csv|log"
-    r"|exe|dll|jar|java|cpp|hpp|patch|diff|whl|deb|rpm)\Z",
+    r"(?:png|jpe?g|gif|svg|webp|bmp|ico|tiff?|tar|tgz|gz|bz2|xz|jsx?|tsx?|mjs|cjs|css|scss|html?|json|xml|ya?ml|toml"
+    r"|txt|csv|log|exe|dll|jar|java|cpp|hpp|patch|diff|whl|deb|rpm)\Z",
     re.IGNORECASE,
+)
+
+# Countries without telephones of their own, and what is no country.
+_TWO_LETTERS = ("aq", "bv", "eu", "gs", "hm", "pn", "su", "tf", "uk")
+# The longer endings of most mail, of the 1,400 that are registered.
+_LONGER = frozenset(
+    "com org net edu gov mil int biz pro app dev xyz top icu fun cat tel info name mobi aero coop jobs museum travel"
+    " asia online store site tech club shop cloud space world live agency digital company solutions email life group"
+    " berlin london media network services center academy consulting foundation health science university".split()
 )
 
 
@@ -67,12 +93,10 @@ def is_no_phone(text: str, start: int, end: int, region: str) -> bool:
     before = text[max(0, start - _BEFORE) : start]
     if joins(text, start, end) or _FRACTION.search(before) or _TIME_AFTER.match(text[end : end + 4]):
         return True
-    if _LABEL.search(before):
+    if candidate.startswith("+"):  # a country code: only a line that was added, as in +2010-10-12, looks like it
+        return bool(_DATE.match(candidate, 1))
+    if _LABEL.search(before) or any(pattern.search(candidate) for pattern in (_DATE, _DECIMAL, _QUAD)):
         return True
-    if any(pattern.search(candidate) for pattern in (_DATE, _DECIMAL, _QUAD)):
-        return True
-    if candidate.startswith("+"):
-        return False
     if sum(map(str.isdigit, candidate)) < 7:  # the end of something else
         return True
     if _THOUSANDS.match(candidate) or (_BOOK.match(candidate) and isbn.is_valid(candidate)):
@@ -98,7 +122,10 @@ def is_no_address(text: str, start: int, end: int, address: ipaddress.IPv4Addres
         return True
     before = text[max(0, start - _BEFORE) : start]
     is_network = numbers[3] == 0 and _PREFIX_LENGTH.match(text[end : end + 4])
-    return bool(is_network or _PRODUCT.search(before) or _VERSION.search(before))
+    if is_network or _HOST.search(before):
+        return bool(is_network)
+    is_shaped = ((numbers[0] < FIRST and max(numbers[1:3]) < MIDDLE) or 0 in numbers[1:3]) and len(set(numbers)) > 1
+    return bool(_VERSION.search(before) or (is_shaped and _PERHAPS_VERSION.search(before)))
 
 
 _HOSTS_6 = ipaddress.ip_network("2000::/3")  # all that are assigned to hosts
@@ -106,15 +133,20 @@ _HOSTS_6 = ipaddress.ip_network("2000::/3")  # all that are assigned to hosts
 
 def is_no_mail(text: str, start: int, end: int) -> bool:
     """Whether what is written like an e-mail address is a login of a server, a file or code."""
+    local, _, domain = text[start:end].partition("@")
+    top = domain.rpartition(".")[2]
+    calls = text[end : end + 1] == "("
+    if _FILES.match(top) or (len(top) == 2 and not _is_top_level(top)):
+        return True
+    if local.lower() in _LOGINS:
+        return bool(_PATH.match(text[end : end + 2])) or bool(_SHELL.search(text[max(0, start - _BEFORE) : start]))
+    if local in _KEYWORDS:  # names of Kotlin have capitals, domains have none
+        return calls or domain != domain.lower() or not _is_top_level(top)
+    return calls and len(top) > 3 and not _is_top_level(top)  # a@b.transpose(): a product of matrices
+
+
+def _is_top_level(name: str) -> bool:
     import phonenumbers
 
-    local, _, domain = text[start:end].partition("@")
-    first, _, rest = domain.partition(".")
-    top = domain.rpartition(".")[2]
-    if local.lower() in _LOGINS or local in _KEYWORDS or _FILES.match(top):
-        return True
-    if re.fullmatch(r"\d+x?", first) and not re.search(r"\.", rest):  # icon@2x.png, package@3.tar
-        return True
-    if len(top) == 2 and top.upper() not in phonenumbers.SUPPORTED_REGIONS and top.lower() not in ("eu", "uk", "su"):
-        return True
-    return len(top) > 3 and text[end : end + 1] == "("  # a@b.transpose(): a product of matrices
+    name = name.lower()
+    return name in _TWO_LETTERS or name.upper() in phonenumbers.SUPPORTED_REGIONS or name in _LONGER

@@ -193,6 +193,140 @@ def test_mail_cards_and_social_security_numbers_are_found_wherever_they_stand():
         assert ("ssn", "536-22-1234") in finds(around.format("536-22-1234")), around
 
 
+# Kinds of personal data whose surroundings look like those of something else.
+FOUND = {
+    "mail at a domain of digits": ("email", ["wang@163.com", "a@126.com", "b@139.com", "x@9x.com", "p@247.ai"]),
+    "mail of a person with a login's name": (
+        "email",
+        ["git@gmail.com", "write to svn@acme.org, please", "hg@web.de.", "git@acme.com: hello"],
+    ),
+    "mail of a person with a keyword's name": (
+        "email",
+        ["self@gmail.com", "this@acme.com", "super@acme.io", "break@a.info"],
+    ),
+    "mail before a bracket": (
+        "email",
+        ["john@example.info(home)", "a@b.name(work)", "jane@acme.email(2)", "a@b.com(x)"],
+    ),
+    "mail in a country without telephones of its own": ("email", ["u@station.aq", "u@land.gs", "u@shop.tf", "u@x.pn"]),
+    "card with an expiry date": (
+        "card",
+        ["4111 1111 1111 1111-12/27", "4111111111111111-12/2027", "4111111111111111-1227", "4111111111111111-12-27"],
+    ),
+    "card with a code or an amount": (
+        "card",
+        ["4111111111111111-123", "4111-1111-1111-1111-123", "4111111111111111.50", "4111111111111111_1"],
+    ),
+    "card with a count": (
+        "card",
+        ["card-1-4111111111111111", "ref2-4111111111111111", "card-12-4111111111111111", "row17-4111 1111 1111 1111"],
+    ),
+    "social security number with a count": ("ssn", ["emp1-536-22-1234", "emp-1-536-22-1234", "536-22-1234.5"]),
+    "address after a slash or a hyphen": (
+        "ip",
+        ["Server/52.14.22.111", "TCP/52.14.22.111", "Remote-52.14.22.111", "host-52.14.22.111", "peer-3.14.22.111"],
+    ),
+    "address after a word": (
+        "ip",
+        [
+            "section 52.14.22.111",
+            "upgrade: 52.14.22.111",
+            "update 203.14.22.111",
+            "ip.addr==52.14.22.111",
+            "src!=3.14.22.111",
+        ],
+    ),
+    "number that holds a date": ("phone", ["+49 30 2010-10-12", "+46 8 1999 10 10", "+49 30 2010.10.12"]),
+    "number after a word": (
+        "phone",
+        [
+            "build: +44 20 7946 0958",
+            "version: +44 20 7946 0958",
+            "for the build: 650-253-0000",
+            "Serial number 650-253-0000",
+            "version 2, 650-253-0000",
+        ],
+    ),
+    "number with a count or cents": (
+        "phone",
+        [
+            "ref2-650-253-0000",
+            "650-253-0000.50",
+            "row-1-+13032366319",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+def test_what_is_personal_is_found_where_it_looks_like_something_else(what):
+    kind, lines = FOUND[what]
+    assert [line for line in lines if [found for found, _ in finds(line)] != [kind]] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "git@github.com:",
+        "ssh -T git@github.com",
+        "git+ssh://git@example.com",
+        "this@Activity.id, this@Outer.name, return@forEach.info",
+        "4111111111111111-4111-1111, 9f86d081-4111111111111111, 4111-1111-1111-1111-5678, 4111111111111111-a1b2",
+        "4111111111111111.123",
+        "110-536-90-4399",
+        "YaBrowser/24.1.0.80 Edg/120.0.2.91 curl/29.4.6.7 libx-22.33.44.55",
+        "release 71.80.90.100, section 12.80.31.7, package==112.34.56.78",
+        "+2010-10-12 10:30, +1999 10 10 1234",
+    ],
+)
+def test_what_is_not_personal_is_still_told_apart(line):
+    assert finds(line) == []
+
+
+def card(draw: random.Random) -> str:
+    first = draw.choice(["4", "51", "2221", "6011", "3530"])
+    number = first + digits(draw, 15 - len(first))
+    number += luhn.calc_check_digit(number)
+    separator = draw.choice(["", " ", "-"])
+    return separator.join(number[place : place + 4] for place in range(0, 16, 4))
+
+
+def mail(draw: random.Random) -> str:
+    local = draw.choice(["jane", "j.doe", "bob99", "X", "git", "anna-maria+x", "this", "info", "42"])
+    domain = draw.choice(["163", "gmail", "acme", "uni-x", "mail.example", "9x", "4real"])
+    return f"{local}@{domain}.{draw.choice(['com', 'org', 'de', 'co.uk', 'info', 'io', 'aq', 'photography'])}"
+
+
+def host(draw: random.Random) -> str:
+    while True:
+        address = ipaddress.ip_address(draw.getrandbits(32))
+        if address.is_global and not address.is_multicast:
+            return str(address)
+
+
+FRAMES = [
+    "{}",
+    "from {} on",
+    "Jane,{},2025-01-15",
+    '{{"id": 7, "value": "{}"}}',
+    "ref2-{}",
+    "field={};",
+    "[{}](x)",
+    "2025-01-15 10:30:00 INFO {} 200",
+    "update: {}, thanks.",
+    "build {}-12/27",
+]
+
+
+@pytest.mark.parametrize(("kind", "draw_one"), [("card", card), ("email", mail), ("ip", host)])
+def test_most_of_300_are_found_in_every_surrounding(kind, draw_one):
+    draw = random.Random(0)
+    true = [draw_one(draw) for _ in range(300)]
+    for frame in FRAMES:
+        missed = [one for one in true if kind not in [found for found, _ in finds(frame.format(one))]]
+        assert len(missed) <= 15, (frame, missed[:5])
+
+
 def test_of_real_code_and_documentation_only_mail_addresses_are_taken():
     found = [find for text in texts.library()[:16] for find in finds(text)]
     assert {kind for kind, _ in found} <= {"email"}
