@@ -173,12 +173,31 @@ def resolve(
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _rounding_notes(source, plan, dtype) + notes
     if kind == "hf" and source.kind == "hf":
-        carried = hf_extra_files.read(source.path)
-        if tokenizer or (words is None and TOKENIZER in carried):
-            carried = {name: carried[name] for name in carried.keys() - set(hf_extra_files.TOKENIZER_FILES)}
-        elif words is None and carried:
-            notes += (f"{', '.join(sorted(carried))} of {source.path} are copied unread",)
+        carried, more = _carried(source, words, tokenizer)
+        notes += more
     return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, words, notes, carried)
+
+
+def _carried(
+    source: checkpoint_open.Checkpoint, tokenizer: vocabulary.Tokenizer | None, named: str | None
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Returns the files of a Hugging Face directory that are carried into another, and notes for the user.
+
+    Those of its tokenizer are not if the new directory has another, or if its tokenizer.model cannot be read.
+    """
+    carried = hf_extra_files.read(source.path)
+    left_out = sorted(carried.keys() & set(hf_extra_files.TOKENIZER_FILES))
+    others = {name: content for name, content in carried.items() if name not in left_out}
+    if named and left_out:
+        original, _ = find_tokenizer(None, source)
+        if not original or original.digest != tokenizer.digest:
+            files = f"{', '.join(left_out)} of {source.path} are left out"
+            return others, (f"{files}, as {named} is another tokenizer; what a directory needs is made of that",)
+    if tokenizer is None and TOKENIZER in carried:
+        return others, ()
+    if tokenizer is None and carried:
+        return carried, (f"{', '.join(sorted(carried))} of {source.path} are copied unread",)
+    return carried, ()
 
 
 def _rounding_notes(

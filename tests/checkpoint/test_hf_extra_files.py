@@ -8,7 +8,7 @@ import sentencepiece
 
 from gemma3_jax.checkpoint import export, hf_extra_files
 from gemma3_jax.checkpoint import open as checkpoint_open
-from gemma3_jax.tokenizer import directory, templates, vocabulary
+from gemma3_jax.tokenizer import directory, pieces, templates, vocabulary
 from tests import texts, toys
 from tests.checkpoint.test_gguf_file import MODEL
 
@@ -130,10 +130,28 @@ def test_a_named_tokenizer_replaces_that_of_the_source(tmp_path):
     source = write(tmp_path / "in")
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "own"}))
     (source / "generation_config.json").write_text(json.dumps({"temperature": 0.5}))
-    (tmp_path / "my.model").write_bytes(texts.tokenizer_model())
+    other = {7: pieces.VocabularyPiece("<think>", 0.0, pieces.PieceKind.USER_DEFINED)}
+    (tmp_path / "my.model").write_bytes(pieces.replaced(texts.tokenizer_model(), other))
     convert(source, tmp_path / "out", tokenizer=str(tmp_path / "my.model"))
     assert content(tmp_path / "out", "tokenizer_config.json")["chat_template"] == templates.JINJA
     assert content(tmp_path / "out", "generation_config.json") == {"temperature": 0.5}
+
+
+def test_the_tokenizer_of_the_source_by_its_name_replaces_nothing(tmp_path):
+    source = write(tmp_path / "in")
+    (source / "chat_template.jinja").write_text("{{ own }}")
+    (source / "tokenizer_config.json").write_text(json.dumps({"extra": 3}))
+    named = str(source / "tokenizer.model")
+    assert convert(source, tmp_path / "out", tokenizer=named) == (f"tokenizer {named}",)
+    for name in ("chat_template.jinja", "tokenizer_config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    (source / "added_tokens.json").write_text('{"<new>": 800}')  # so that it is another tokenizer
+    notes = convert(source, tmp_path / "other", tokenizer=named)
+    files = "added_tokens.json, chat_template.jinja, tokenizer.json, tokenizer.model, tokenizer_config.json"
+    assert notes[-1] == (
+        f"{files} of {source} are left out, as {named} is another tokenizer; what a directory needs is made of that"
+    )
+    assert content(tmp_path / "other", "tokenizer_config.json")["chat_template"] == templates.JINJA
 
 
 @pytest.mark.parametrize(
