@@ -122,15 +122,12 @@ def is_packed(path: str) -> bool:
 
 
 def kind_of(path: str) -> str:
-    """Returns the kind of source that a file is by the ending of its name. Raises: ValueError if it is JSON in one."""
+    """Returns the kind of source that a file is by the ending of its name; "json" is one JSON value."""
     name = (_split(path)[0] or path).lower()
     if _compression(path):
         name = name.rpartition(".")[0]
-    if name.endswith(".json"):
-        raise ValueError(
-            f"{path} is one JSON value by its name, which is not read; write a row on each line, as .jsonl"
-        )
-    return {"jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}.get(name.rpartition(".")[2], "text")
+    kinds = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
+    return kinds.get(name.rpartition(".")[2], "text")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ same records come in the same order on one core or a thousand.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from gemma3_jax.data.prepare import builtin, files, settings
 
@@ -74,14 +74,36 @@ def _read_lines(unit, source: settings.SourceConfig):
 
 def _parse(line: bytes) -> Mapping | str:
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # editors may write a byte order mark
-    except UnicodeDecodeError as error:
-        return f"not UTF-8 ({error.reason} at byte {error.start} of the line)"
-    except json.JSONDecodeError as error:
-        return f"not JSON (column {error.colno}: {error.msg})"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deeply
-        return f"not JSON that can be read ({error})"
+        row = _value(line)
+    except ValueError as error:
+        return str(error)
     return row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
+
+
+def _value(content: bytes) -> object:
+    """The JSON value of a line or a file. Raises: ValueError."""
+    try:
+        return json.loads(content.decode("utf-8-sig"))  # editors may write a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON (column {error.colno}: {error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested too deeply
+        raise ValueError(f"not JSON that can be read ({error})") from error
+
+
+def read_list(path: str) -> Sequence[Mapping]:
+    """The rows of a file that is a JSON list of them. Raises: ValueError."""
+    with files.naming(path):
+        with files.open_unpacked(path) as file:
+            rows = _value(file.read())
+        if not isinstance(rows, list) or not rows:
+            what = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
+            raise ValueError(f"it is {what}, not a list of rows; a file with a row on each line is called .jsonl")
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is a JSON {type(row).__name__}, not an object")
+    return rows
 
 
 def _read_text(unit, source: settings.SourceConfig):

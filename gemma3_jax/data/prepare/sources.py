@@ -112,7 +112,7 @@ def describe(
 
 
 def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yields (name, text) of every item of an evaluation set: a row of JSONL or Parquet, or a whole text file.
+    """Yields (name, text) of every item of an evaluation set: a row of JSON or Parquet, or a whole text file.
 
     Raises: ValueError if the path matches nothing, or something cannot be read.
     """
@@ -126,15 +126,24 @@ def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _items(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    source = settings.SourceConfig(kind=files.kind_of(path), paths=(path,))
+    kind = files.kind_of(path)
+    if kind == "json":
+        for number, row in enumerate(source_kinds.read_list(path), start=1):
+            yield f"{path}, row {number}", _joined(row, fields)
+        return
+    source = settings.SourceConfig(kind=kind, paths=(path,))
     for number, cut in enumerate(source_kinds.cut(source)):
         unit = Unit(number, "evaluation", 0, *cut)
         for position, row in source_kinds.read_rows(unit, source):
             where = describe({"": source}, [unit], record_ids.RecordId(0, unit.file, position))
             if isinstance(row, str):
                 raise ValueError(f"{where}: {row}")
-            values = [row.get(field) for field in fields] if fields else row.values()
-            yield where, " ".join(value for value in values if isinstance(value, str))
+            yield where, _joined(row, fields)
+
+
+def _joined(row: Mapping, fields: tuple[str, ...]) -> str:
+    values = [row.get(field) for field in fields] if fields else row.values()
+    return " ".join(value for value in values if isinstance(value, str))
 
 
 @contextlib.contextmanager

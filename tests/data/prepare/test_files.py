@@ -232,17 +232,34 @@ def test_evaluation_sets_are_what_their_names_say(tmp_path):
         (tmp_path / name).write_bytes(row)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row))
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfwhy")
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf[{"question": "why"},\n {"question": "why", "id": 3}]')
+    (tmp_path / "a.json.bz2").write_bytes(bz2.compress(b'[{"question": "why"}]'))
     parquet.write_table(pyarrow.table({"question": ["why"]}), tmp_path / "a.parquet")
     archive(tmp_path / "a.zip", {"x.jsonl": row, "y.txt": b"why"})
     found = [text for _, text in sources.read_texts(f"{tmp_path}/a.*", ())]
-    assert found == ["why"] * 8
-    (tmp_path / "b.json").write_bytes(b"[]")
-    with pytest.raises(
-        ValueError, match=r"b.json is one JSON value by its name, .* as .jsonl \(config.decontamination.pa"
-    ):
-        list(sources.read_texts(f"{tmp_path}/b.json", ()))
+    assert found == ["why"] * 11
+    [_, (where, text)] = sources.read_texts(f"{tmp_path}/a.json", ("id", "question"))
+    assert where == f"{tmp_path}/a.json, row 2" and text == "why"
     with pytest.raises(ValueError, match=r"none cannot be read: it does not exist \(config.decontamination.paths\)"):
         list(sources.read_texts(f"{tmp_path}/none", ()))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[]", "b.json cannot be read: it is an empty list, not a list of rows; a file with a row on each line is"),
+        (b'{"data": [{"question": "why"}]}', "b.json cannot be read: it is a JSON dict, not a list of rows"),
+        (b"3", "b.json cannot be read: it is a JSON int, not a list of rows"),
+        (b'[{"question": "why"}, "why"]', "b.json cannot be read: row 2 is a JSON str, not an object"),
+        (b'[{"question": "why"', "b.json cannot be read: not JSON \\(column 20"),
+        (b"[" * 100_000, "b.json cannot be read: not JSON that can be read"),
+        (b'["\xff"]', "b.json cannot be read: not UTF-8"),
+    ],
+)
+def test_an_evaluation_set_in_one_json_value_is_a_list_of_rows(tmp_path, content, problem):
+    (tmp_path / "b.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{problem}.*\(config.decontamination.paths\)"):
+        list(sources.read_texts(f"{tmp_path}/b.json", ()))
 
 
 def test_a_member_is_a_file_that_can_be_named(tmp_path):
