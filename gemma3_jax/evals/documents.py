@@ -7,21 +7,21 @@ import hashlib
 import json
 import lzma
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 
 _KINDS = "a .jsonl file of rows with a text, a text file, or a directory of these"
 _ROWS = (".jsonl", ".ndjson")
+_ROW = re.compile(r'\s*\[?\s*\{[^{}]*"text"\s*:')
 _UNPACK = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 # Of files that are no text and no rows, whatever they hold.
 _REFUSED = (
     ".zip",
     ".tar",
-    ".tgz",
-    ".7z",
-    ".zst",
-    ".lz4",
-    ".br",
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
+    *(".7z", ".rar"),
+    *(".zst", ".lz4", ".br", ".snappy", ".sz", ".Z"),
     ".parquet",
     ".arrow",
     ".array_record",
@@ -42,9 +42,9 @@ def read(path: pathlib.Path) -> list[EvalDocument]:
     """The documents of a file, or of all files under a directory, in the order of their names.
 
     A .jsonl or .ndjson file has a document on each line, {"text": ...}; a .json file is one such row, or a list of
-    them; any other text file is one document. Files may be compressed (.gz, .bz2, .xz). The source is the row's
-    "source", or the file's path under the directory without its suffix. Hidden files and documents of white space are
-    left out.
+    them. Any other text file is one document, and so is a .json file without rows in a directory. Files may be
+    compressed (.gz, .bz2, .xz). The source is the row's "source", or the file's path under the directory without its
+    suffix. Hidden files and documents of white space are left out.
     Raises: ValueError if there is no document, or something cannot be read.
     """
     if not path.exists():
@@ -57,7 +57,7 @@ def read(path: pathlib.Path) -> list[EvalDocument]:
     documents = []
     for file in files:
         name = file.relative_to(path if path.is_dir() else path.parent)
-        rows = _rows(file, name)
+        rows = _rows(file, name, has_rows=not path.is_dir())
         documents += [document for document in rows if document.text.strip()]
     if not documents:
         raise ValueError(f"documents {path} has no text in it; name {_KINDS}")
@@ -72,8 +72,8 @@ def digest(documents: Sequence[EvalDocument]) -> str:
     return sha256.hexdigest()
 
 
-def _rows(file: pathlib.Path, name: pathlib.Path) -> Iterator[EvalDocument]:
-    """The documents of a file; by its name without suffixes they are called."""
+def _rows(file: pathlib.Path, name: pathlib.Path, has_rows: bool) -> Iterator[EvalDocument]:
+    """The documents of a file; by its name without suffixes they are called. `has_rows`: a .json is not a text."""
     content = _content(file)
     if name.suffix.lower() in _UNPACK:
         name = name.with_suffix("")
@@ -88,7 +88,7 @@ def _rows(file: pathlib.Path, name: pathlib.Path) -> Iterator[EvalDocument]:
             if line.strip():
                 position = f"documents {file}, line {number}"
                 yield _row(_parse(line, position), source, position)
-    elif suffix == ".json":
+    elif suffix == ".json" and (has_rows or _begins_with_a_row(text)):
         value = _parse(text, f"documents {file}")
         rows = value if isinstance(value, list) else [value]
         yield from (_row(row, source, f"documents {file}, row {number}") for number, row in enumerate(rows, start=1))
@@ -98,7 +98,7 @@ def _rows(file: pathlib.Path, name: pathlib.Path) -> Iterator[EvalDocument]:
 
 def _content(file: pathlib.Path) -> bytes:
     packing = file.suffix.lower()
-    for suffix in (packing, pathlib.Path(file.stem).suffix.lower() if packing in _UNPACK else ""):
+    for suffix in (file.suffix, packing, pathlib.Path(file.stem).suffix.lower() if packing in _UNPACK else ""):
         if suffix in _REFUSED:
             raise ValueError(f"documents {file} is a {suffix} file, which is not read; unpack it, or name {_KINDS}")
     try:
@@ -107,6 +107,16 @@ def _content(file: pathlib.Path) -> bytes:
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise ValueError(f"documents {file} cannot be read: {reason or error}") from error
+
+
+def _begins_with_a_row(text: str) -> bool:
+    """Whether JSON, or what was to be JSON, is a row or a list of rows."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return _ROW.match(text) is not None
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and "text" in first
 
 
 def _parse(text: str, position: str) -> object:

@@ -7,6 +7,7 @@ import lzma
 
 import pytest
 
+from gemma3_jax.data.prepare import files
 from gemma3_jax.evals import documents
 from gemma3_jax.evals.documents import EvalDocument
 from tests import texts
@@ -77,6 +78,52 @@ def test_a_json_object_is_one_row_and_a_compressed_text_one_document(tmp_path):
 def test_what_is_neither_rows_nor_text_is_named(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"documents {tmp_path}/{name}.*{problem}"):
+        documents.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"compilerOptions": {"strict": true}}',
+        '{// a comment\n"files": []}',
+        '[1, {"text": "x"}]',
+        "[]",
+        '"text"',
+        "[" * 100_000,
+        "not JSON",
+    ],
+)
+def test_json_without_rows_is_a_text_among_others(tmp_path, content):
+    (tmp_path / "tsconfig.json").write_text(content)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(content.encode(), mtime=0))
+    texts.write_lines(tmp_path / "b.jsonl", ["one"])
+    assert documents.read(tmp_path) == [
+        EvalDocument("a", content),
+        EvalDocument("b", "one"),
+        EvalDocument("tsconfig", content),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('[{"text": "x"}, 3]', "row 2: no text"),
+        ('{"text": 3}', "row 1: no text"),
+        ('[{"source": "a {b}", "text": "x"}, {}]', "row 2: no text"),
+        ('[{"text": "x"}, {"te', "not JSON"),
+        (ROWS.decode(), "a file with a row on each line is called .jsonl"),
+    ],
+)
+def test_json_with_a_row_in_it_is_rows_among_others_too(tmp_path, content, problem):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"documents {tmp_path}/a.json.*{problem}"):
+        documents.read(tmp_path)
+
+
+@pytest.mark.parametrize("ending", files._UNREAD)
+def test_what_data_cannot_be_prepared_from_is_refused_here_too(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_bytes(b"x")
+    with pytest.raises(ValueError, match=rf"a{ending} is a {ending} file, which is not read"):
         documents.read(tmp_path)
 
 
