@@ -25,11 +25,13 @@ def run(flags: argparse.Namespace, stages: Iterable) -> None:
     from gemma3_jax.data import verify
 
     stages = list(stages)
-    bar = terminal.bar if jax.process_index() == 0 else console.silent_bar
+    is_first = jax.process_index() == 0
+    bar = terminal.bar if is_first else console.silent_bar
+    say = terminal.say if is_first else lambda line: None
     with hosts.raise_on_all():
         for path in dict.fromkeys(stage.data for stage in stages if stage.data):
             size = verify.data_set(pathlib.Path(path), bar)
-            terminal.say(f"verified {path}: {size / 2**20:,.1f} MiB")
+            say(f"verified {path}: {size / 2**20:,.1f} MiB")
         for path in dict.fromkeys(stage.targets for stage in stages if stage.targets):
             count = verify.targets(pathlib.Path(path), bar)
-            terminal.say(f"verified {path}: targets of {count:,} sequences")
+            say(f"verified {path}: targets of {count:,} sequences")

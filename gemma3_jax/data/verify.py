@@ -66,6 +66,10 @@ def _problem(path: pathlib.Path, file: dict, progress) -> str:
 
 
 def _check_record(content: bytes, record: int, path: pathlib.Path, stored: targets_reader.StoredTargets) -> None:
+    """Compares a record with its own header, which says how many tokens it has, and not with its row.
+
+    Raises: ValueError that names the file and the record.
+    """
     try:
         decoded = codec.decode(content)
         codec.check(decoded, len(decoded["ids"]), stored.origin["num_samples"], stored.origin["vocab_size"])

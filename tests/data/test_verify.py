@@ -1,11 +1,14 @@
 """Every byte that is read is what was written; --verify says which file is not."""
 
+import argparse
 import json
 import shutil
+import types
 
+import jax
 import pytest
 
-from gemma3_jax.cli import program
+from gemma3_jax.cli import program, verification
 from gemma3_jax.data import verify
 from gemma3_jax.data.prepare import settings
 from tests import runs, texts
@@ -73,6 +76,18 @@ def test_targets_are_read_to_the_last_record(copy):
     flip(copy / test_damaged.FILE, 150)
     with pytest.raises(ValueError, match="array_record is damaged"):
         verify.targets(copy)
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_only_the_first_host_says_what_was_verified(data, copy, monkeypatch, capsys, host):
+    monkeypatch.setattr(jax, "process_index", lambda: host)
+    stage = types.SimpleNamespace(data=str(data), targets=str(copy))
+    verification.run(argparse.Namespace(verify=True), [stage, stage])
+    err = capsys.readouterr().err
+    assert err.count("verified ") == (0 if host else 2)
+    flip(shard(data, "documents"), 200)
+    with pytest.raises(ValueError, match="is not what the manifest has the digest of"):
+        verification.run(argparse.Namespace(verify=True), [stage])
 
 
 toys = runs.data
