@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "teach": "checkpoint console data distill hosts settings sharding stages train",
     "planning": "chips model settings sharding stages train",
     "provenance": "",
-    "run": "checkpoint chips console durable provenance renamed settings stages train",
+    "run": "checkpoint chips console durable hosts provenance renamed settings stages train",
     "report": "evals model provenance renamed train",
     "cli": "checkpoint console data durable evals hosts inference planning renamed report run settings sharding "
     "teach train",
