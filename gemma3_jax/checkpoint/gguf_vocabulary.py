@@ -5,7 +5,6 @@ There are two exceptions: llama.cpp takes U+2581 itself for a space, and where i
 """
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,6 @@ import gguf
 from gemma3_jax.checkpoint import gguf_header
 from gemma3_jax.tokenizer import pieces, templates, vocabulary
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Role -> the name of Gemma's piece, which counts: some files of instruct models name <end_of_turn> as the EOS.
 _NAMES = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
 _TYPES = {
@@ -140,7 +138,7 @@ def _kind(text: str, kind: int, roles: Mapping[str, str]) -> pieces.PieceKind:
         return pieces.PieceKind.UNKNOWN
     if text in roles.values() or text == vocabulary.END_OF_IMAGE:
         return pieces.PieceKind.CONTROL
-    if _BYTE.fullmatch(text):
+    if pieces.is_byte_name(text):
         return pieces.PieceKind.BYTE
     if vocabulary.is_control_name(text):
         return pieces.PieceKind.USER_DEFINED

@@ -87,8 +87,8 @@ def open_sampler(
     """Opens the checkpoint at `path`, with its tokenizer if it has one.
 
     `mesh` None puts all devices on axis `model`. `model` is for Orbax trees of the gemma library; `tokenizer` is a
-    SentencePiece file; `dtype` is that of activations and parameters; `context` 0 is the model's. Weights of a
-    quantization-aware run are rounded as in training.
+    SentencePiece file, a tokenizer.json, or a directory with one; `dtype` is that of activations and parameters;
+    `context` 0 is the model's. Weights of a quantization-aware run are rounded as in training.
     Raises: ValueError if there is no such checkpoint or tokenizer.
     """
     execute = execution.Execution(dtype=dtype)

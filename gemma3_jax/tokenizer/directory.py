@@ -25,7 +25,7 @@ def load(path: pathlib.Path, warn: Callable[[str], None] | None = None) -> vocab
         return _of_directory(path, warn)
     if path.suffix == ".json":
         if not path.is_file():
-            raise ValueError(f"{path} does not exist; a tokenizer is {MODEL} or {JSON}, or a directory with one")
+            raise ValueError(f"{path} does not exist; {vocabulary.A_TOKENIZER}")
         content = json_file.read_object(path)
         return _convert(path, content, _without_image(dict(_in_tokenizer_json(path, content))))
     return vocabulary.load(path)

@@ -6,14 +6,12 @@ Source: huggingface/tokenizers tokenizers/src/models/bpe; google/sentencepiece s
 
 import itertools
 import pathlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from gemma3_jax.durable import json_file
 from gemma3_jax.tokenizer import pieces, vocabulary
 
 IMAGE = "<image_soft_token>"  # the placeholder of an image, behind the pieces of Gemma 3: no text has it
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # In every way that a text is normalized, cut and spelled: digits, spaces, lines, tabs, scripts, emoji, bytes, tags.
 SAMPLE = (
     "The year 2024, or 12345: digits; one    run   of" + " " * 31 + "spaces,\ta tab\t\tand two\n\n\nlines  \r\n\n"
@@ -103,7 +101,9 @@ def _listed(
         token: pieces.PieceKind.CONTROL for token, text in texts.items() if text in controls
     }
     normal = {
-        text for text, token in vocab.items() if token not in added and token not in fixed and not _BYTE.fullmatch(text)
+        text
+        for text, token in vocab.items()
+        if token not in added and token not in fixed and not pieces.is_byte_name(text)
     }
     scores = _scores(model["merges"], normal)
     listed = []

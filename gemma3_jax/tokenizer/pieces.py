@@ -5,6 +5,7 @@ Source: sentencepiece_model.proto; ggml-org/llama.cpp src/llama-vocab.cpp and gg
 
 import dataclasses
 import enum
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -22,6 +23,7 @@ class PieceKind(enum.IntEnum):
     BYTE = 6
 
 
+is_byte_name = re.compile(r"<0x[0-9A-F]{2}>").fullmatch  # whether a piece is spelled as a byte
 _KINDS = {int(kind): kind for kind in PieceKind}  # of others, a protocol buffer has the default
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import sentencepiece
 
 SPACE = "\u2581"  # SentencePiece's spelling of a space; it decodes this character to a space
+A_TOKENIZER = "a tokenizer is a SentencePiece model file, a tokenizer.json, or a directory with one"
 START_OF_TURN, END_OF_TURN = "<start_of_turn>", "<end_of_turn>"
 START_OF_IMAGE, END_OF_IMAGE = "<start_of_image>", "<end_of_image>"
 # User-defined pieces that are not text. SentencePiece would parse all of them. HTML tags and runs of newlines, spaces
@@ -129,7 +130,7 @@ class Tokenizer:
 def load(file: pathlib.Path) -> Tokenizer:
     """Returns the tokenizer in a SentencePiece file. Raises: ValueError if there is none."""
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; a tokenizer is a SentencePiece model file, or a directory with one")
+        raise ValueError(f"{file} does not exist; {A_TOKENIZER}")
     if not (content := file.read_bytes()):  # SentencePiece would load it as a tokenizer without pieces
         raise ValueError(f"{file} is not a SentencePiece model; it is empty")
     try:

@@ -278,7 +278,12 @@ def test_files_beside_that_are_damaged_or_of_another_tokenizer_are_named(files, 
 
 
 def test_without_any_file_it_says_what_a_tokenizer_is(tmp_path):
-    for path, problem in ((tmp_path, "tokenizer.model does not"), (tmp_path / "tokenizer.json", "json does not exist")):
+    what = r"a tokenizer is a SentencePiece model file, a tokenizer\.json, or a directory with one"
+    for path, problem in (
+        (tmp_path, "tokenizer.model does not"),
+        (tmp_path / "tokenizer.json", "json does not exist; " + what),
+        (tmp_path / "my.model", "my.model does not exist; " + what),
+    ):
         with pytest.raises(ValueError, match=problem):
             directory.load(path)
     assert vocabulary.is_control_name("<|im_start|>") and not vocabulary.is_control_name("<b>")

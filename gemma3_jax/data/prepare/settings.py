@@ -75,7 +75,7 @@ class DuplicatesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    path: str = ""  # a SentencePiece model; empty: one of `size` pieces is trained on the filtered sources
+    path: str = ""  # a model, tokenizer.json or directory; empty: one of `size` pieces is trained on filtered sources
     size: int = 2_048
     max_characters: int = 50_000_000  # of training text; all of it is held in memory
 

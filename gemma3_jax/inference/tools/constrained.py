@@ -12,7 +12,7 @@ import numpy as np
 
 from gemma3_jax.inference import constraint
 from gemma3_jax.inference.tools import json_schema
-from gemma3_jax.tokenizer import vocabulary
+from gemma3_jax.tokenizer import pieces, vocabulary
 
 # Between the parts of a document: enough for a line break and its indent, and bounded.
 _WHITESPACE = r"[ \t\r\n]{1,32}"
@@ -30,7 +30,7 @@ def token_bytes(tokenizer: vocabulary.Tokenizer) -> list[bytes]:
         piece = tokenizer.piece(token)
         if not counts[token] or token == tokenizer.end_of_image:
             result.append(b"")
-        elif counts[token] == 1 and re.fullmatch("<0x[0-9A-F]{2}>", piece):
+        elif counts[token] == 1 and pieces.is_byte_name(piece):
             result.append(bytes([int(piece[3:5], 16)]))
         else:
             result.append(piece.replace(vocabulary.SPACE, " ").encode())
@@ -143,10 +143,10 @@ class _LlguidanceVocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: vocabulary.Tokenizer, pieces: list[bytes]):
-        self.tokens = [*pieces, b"<end>"]
-        self.eos_token_id = len(pieces)
-        self.special_token_ids = [len(pieces)]
+    def __init__(self, tokenizer: vocabulary.Tokenizer, tokens: list[bytes]):
+        self.tokens = [*tokens, b"<end>"]
+        self.eos_token_id = len(tokens)
+        self.special_token_ids = [len(tokens)]
         self._encode = tokenizer.encode
 
     def __call__(self, text: str) -> list[int]:
