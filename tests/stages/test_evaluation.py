@@ -247,6 +247,7 @@ def test_the_start_of_a_stage_is_no_teacher_for_teach(data, tmp_path, capsys):
     assert "teacher is start, which is for one stage; set config.stages.NAME.teacher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_teacher_that_knows_nothing_is_warned_of(data, tmp_path, capsys):
     short = ["num_steps=1", "optimizer.warmup_steps=0", "evaluation.every_steps=0"]
     short = [f"--config.stages.second.{setting}" for setting in short]
