@@ -27,9 +27,8 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
 
 def _sweep(directory: pathlib.Path, names: str) -> None:
     """Removes what killed processes of this host left of the targets whose names match a glob."""
-    pid_in = re.compile(
-        rf"{PARTIAL}(?:{re.escape(platform.node())}-)?(\d+)(?:\.|$)"
-    )  # until December 2026 without host
+    host = re.escape(platform.node())
+    pid_in = re.compile(rf"{re.escape(PARTIAL)}(?:{host}-)?(\d+)(?:\.|$)")  # before December 2026 without the host
     for path in directory.glob(f".{names}{PARTIAL}*"):
         pid = pid_in.search(path.name)
         if pid and not _is_being_written(path, int(pid[1])):
@@ -43,8 +42,8 @@ def _is_being_written(path: pathlib.Path, pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # a process of another user
-        return True
+    except PermissionError:  # a process of another user
+        pass
     return True
 
 
