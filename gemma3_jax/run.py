@@ -21,7 +21,7 @@ import jax
 
 from gemma3_jax import chips, console, hosts, provenance, renamed, settings
 from gemma3_jax.checkpoint import manager
-from gemma3_jax.durable import atomic, jsonl, lock
+from gemma3_jax.durable import atomic, json_file, jsonl, lock
 from gemma3_jax.stages import build, inputs
 from gemma3_jax.train import (
     goodput,
@@ -264,11 +264,10 @@ def _write_config(
     now, path = dataclasses.asdict(config), workdir / provenance.CONFIG
     try:
         if path.exists():
-            before = json.loads(path.read_text())
-            before = renamed.current(before) if isinstance(before, dict) else before
+            before = renamed.current(json_file.read_object(path))
             say(*(f"changed since the last start: {line}" for line in differences(before, now)))
     except ValueError as error:
-        say(f"warning: {path} is not a config that a run wrote, and is replaced: {error}")
+        say(f"warning: {error}; it is not a config that a run wrote, and is replaced")
     _write(path, json.dumps(jsonl.finite(now), indent=2).encode() + b"\n", say)
     start = {
         "time": time.time(),

@@ -344,10 +344,15 @@ def test_checkpoints_none_of_which_can_be_read_end_the_run_and_cost_it_nothing(s
 
 def test_a_config_that_was_cut_short_is_written_anew(straight, train):
     workdir = copy(straight, train)
-    (workdir / "config.json").write_text("")
-    status, err = train()
-    assert status == 0 and "config.json is not a config that a run wrote, and is replaced" in err
-    assert json.loads((workdir / "config.json").read_text())["stage_order"] == ["first", "second"]
+    for content, problem in (
+        ("", "is not JSON"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[]", "must be a JSON object"),
+    ):
+        (workdir / "config.json").write_text(content)
+        status, err = train()
+        assert status == 0 and re.search(rf"config\.json.*{problem}.*is not a config that a run wrote, and is rep", err)
+        assert json.loads((workdir / "config.json").read_text())["stage_order"] == ["first", "second"]
 
 
 def test_a_directory_that_is_removed_while_it_trains_is_an_error_not_a_success(train, monkeypatch):

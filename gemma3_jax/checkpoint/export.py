@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -269,16 +268,19 @@ def _in_gguf(file: pathlib.Path, vocab_size: int) -> tuple[vocabulary.Tokenizer,
 
     One that is rebuilt has the same pieces as the original, but another digest.
     """
-    tokenizer, place = gguf_vocabulary.read(file, vocab_size), file.parent
-    if (place / TOKENIZER).is_file():
+    rebuilt = gguf_vocabulary.read(file, vocab_size)
+    if (file.parent / TOKENIZER).is_file():
         try:
-            original = tokenizer_directory.load(place, console.ignore)
+            original = tokenizer_directory.load(file.parent, console.ignore)
         except (ValueError, OSError):  # it belongs to something else
-            return tokenizer, file
-        listed = ([(piece.text, piece.kind) for piece in pieces.listed(words)] for words in (original, tokenizer))
-        if original.size == tokenizer.size and operator.eq(*listed):
-            return original, place
-    return tokenizer, file
+            return rebuilt, file
+        if _texts_and_kinds(original) == _texts_and_kinds(rebuilt):
+            return original, file.parent
+    return rebuilt, file
+
+
+def _texts_and_kinds(tokenizer: vocabulary.Tokenizer) -> list[tuple[str, pieces.PieceKind]]:
+    return [(piece.text, piece.kind) for piece in pieces.listed(tokenizer)]
 
 
 def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
@@ -292,4 +294,4 @@ def _tokenizer_files(source: checkpoint_open.Checkpoint) -> list[pathlib.Path]:
     else:
         inside = path.parent.parent if path.parent.name == manager.CHECKPOINTS else path
         directories = [inside, inside.parent] if source.tokenizer else [inside]
-    return [path] * path.is_file() + [place for place in directories if tokenizer_directory.file_of(place)]
+    return [path] * path.is_file() + [one for one in directories if tokenizer_directory.file_of(one)]

@@ -11,7 +11,7 @@ from typing import Any
 from gemma3_jax.checkpoint import gguf_header
 
 _NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-NUMBER, COUNT, NUM_TENSORS = "split.no", "split.count", "split.tensors.count"  # keys; numbers start at 0
+NUMBER, COUNT, NUM_TENSORS = "split.no", "split.count", "split.tensors.count"  # keys; parts count from 0
 
 
 def paths(path: pathlib.Path) -> list[pathlib.Path]:
@@ -39,7 +39,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, gguf_header.Tens
             f"{path} is one of {count!r:.20} parts of a model, so its name must end in "
             f"-00001-of-{count!r:0>5.20}.gguf, and the other parts must be beside it"
         )
-    _check_numbers(path, metadata, int(match[2]) - 1, count)
+    _check_part(path, metadata, int(match[2]) - 1, count)
     if int(match[2]) != 1:
         raise ValueError(f"{path} is part {match[2]} of {match[3]} of a model; name the first: {_path(path, match, 0)}")
     for part in range(1, count):
@@ -53,12 +53,12 @@ def _add_part(path: pathlib.Path, part: int, count: int, infos: dict[str, gguf_h
     if not path.is_file():
         raise ValueError(f"{path} does not exist; a model of {count} parts needs them all in one directory")
     metadata, more = gguf_header.read(path)
-    _check_numbers(path, metadata, part, count)
+    _check_part(path, metadata, part, count)
     if repeated := more.keys() & infos.keys():
         raise ValueError(f"{path}: tensor {min(repeated)} is in another part of the model, too")
     infos.update(more)
 
 
-def _check_numbers(path: pathlib.Path, metadata: dict[str, Any], part: int, count: int) -> None:
-    if (numbers := (metadata.get(NUMBER), metadata.get(COUNT))) != (part, count):
-        raise ValueError(f"{path}: {NUMBER} and {COUNT} are {numbers!r:.60}; by its name they must be {(part, count)}")
+def _check_part(path: pathlib.Path, metadata: dict[str, Any], part: int, count: int) -> None:
+    if (stored := (metadata.get(NUMBER), metadata.get(COUNT))) != (part, count):
+        raise ValueError(f"{path}: {NUMBER} and {COUNT} are {stored!r:.60}; by its name they must be {(part, count)}")

@@ -55,7 +55,9 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     if num_others:
         notes.append(f"{path}: text part only; {num_others} vision tensors left out")
     slots = {names.hf_name(slot): slot for slot in names.slots(model)}
-    tensor_source.check_names(str(weights), set(slots), text.keys() - {hf_names.HEAD})
+    # What is unknown is named as the file names it.
+    known = {name if name in slots else text[name] for name in text.keys() - {hf_names.HEAD}}
+    tensor_source.check_names(str(weights), set(slots), known)
 
     padded = names.dim_sizes(model, padded=True)
     tensors = {}

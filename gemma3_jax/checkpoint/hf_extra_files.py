@@ -34,23 +34,21 @@ def read(directory: pathlib.Path) -> dict[str, bytes]:
     """
     files = {}
     for name in (*TOKENIZER_FILES, GENERATION):
-        if (directory / name).is_file():
-            files[name] = (directory / name).read_bytes()
-            if name == tokenizer_directory.JSON and not _is_object(files[name]):
-                del files[name]  # whoever looks for the tokenizer says why
-            elif name.endswith(".json"):
-                content = json_file.read_object(files[name], str(directory / name))
-                if name == GENERATION:
-                    _check_ids(content, str(directory / name))
+        path = directory / name
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if name.endswith(".json"):
+            try:
+                fields = json_file.read_object(content, str(path))
+            except ValueError:
+                if name == tokenizer_directory.JSON:
+                    continue  # whoever looks for the tokenizer says why
+                raise
+            if name == GENERATION:
+                _check_ids(fields, str(path))
+        files[name] = content
     return files
-
-
-def _is_object(content: bytes) -> bool:
-    try:
-        json_file.read_object(content, "it")
-    except ValueError:
-        return False
-    return True
 
 
 def _check_ids(content: dict, name: str) -> None:

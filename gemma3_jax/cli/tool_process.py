@@ -76,8 +76,8 @@ def _signals_held() -> Iterator[None]:
         yield
         return
     held: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in numbers}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in stops}
     try:
         yield
     finally:

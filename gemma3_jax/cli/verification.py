@@ -27,7 +27,7 @@ def run(flags: argparse.Namespace, stages: Iterable) -> None:
     stages = list(stages)
     is_first = jax.process_index() == 0
     bar = terminal.bar if is_first else console.silent_bar
-    say = terminal.say if is_first else lambda line: None
+    say = terminal.say if is_first else console.ignore
     with hosts.raise_on_all():
         for path in dict.fromkeys(stage.data for stage in stages if stage.data):
             size = verify.data_set(pathlib.Path(path), bar)

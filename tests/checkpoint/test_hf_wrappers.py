@@ -77,7 +77,7 @@ def test_the_image_part_of_a_wrapped_model_is_left_out(tmp_path):
             r"model\.safetensors has tensor .*lora_A\.weight of an adapter that is not merged; merge it with PEFT",
         ),
         ("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight", r"of an adapter that is not merged"),
-        ("module.model.layers.0.x", r"has an unknown tensor model\.layers\.0\.x"),
+        ("module.model.layers.0.x", r"has an unknown tensor module\.model\.layers\.0\.x"),
     ],
 )
 def test_names_that_fit_twice_or_not_at_all_are_refused(extra, problem, tmp_path):

@@ -49,9 +49,10 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 _PREFIX_LENGTH = re.compile(r"/(?:[1-9]|[12]\d|3[01])(?!\d)")  # of more addresses than one
-SMALL, SMALL_LAST = 20, 100  # most versions are below 20.20.20.100, and one in 5,000 addresses is
+# Most versions are below 20.20.20.100, and one in 5,000 addresses is.
+_MOST_VERSIONS = (20, 20, 20, 100)
 # Most versions after a name are below 30.100.100 or have a zero in the middle, and so has one in 35 addresses.
-FIRST, MIDDLE = 30, 100
+_MOST_NAMED_VERSIONS = (30, 100, 100)
 
 _LOGINS = ("git", "hg", "svn", "cvs", "anoncvs")  # of servers of code, for everybody
 _SHELL = re.compile(r"\bssh\b[^@]*\Z")  # ssh://git@host, ssh -T git@host
@@ -113,19 +114,20 @@ def is_no_address(text: str, start: int, end: int, address: ipaddress.IPv4Addres
     """Whether an IP address is more likely a version, a network or a section, or is not one of a host at all."""
     if address.version == 6:
         return address not in _HOSTS_6
-    numbers = address.packed
-    if (
-        address.is_multicast
-        or numbers[2:] == b"\0\0"
-        or (max(numbers[:3]) < SMALL and numbers[3] < SMALL_LAST and len(set(numbers)) > 1)
-    ):
+    octets = address.packed
+    has_others = len(set(octets)) > 1  # 8.8.8.8 is no version
+    if address.is_multicast or octets[2:] == b"\0\0" or (has_others and _are_below(octets, _MOST_VERSIONS)):
         return True
     before = text[max(0, start - _BEFORE) : start]
-    is_network = numbers[3] == 0 and _PREFIX_LENGTH.match(text[end : end + 4])
+    is_network = octets[3] == 0 and _PREFIX_LENGTH.match(text[end : end + 4])
     if is_network or _HOST.search(before):
         return bool(is_network)
-    is_shaped = ((numbers[0] < FIRST and max(numbers[1:3]) < MIDDLE) or 0 in numbers[1:3]) and len(set(numbers)) > 1
+    is_shaped = has_others and (_are_below(octets, _MOST_NAMED_VERSIONS) or 0 in octets[1:3])
     return bool(_VERSION.search(before) or (is_shaped and _PERHAPS_VERSION.search(before)))
+
+
+def _are_below(octets: bytes, limits: tuple[int, ...]) -> bool:
+    return all(octet < limit for octet, limit in zip(octets, limits, strict=False))
 
 
 _HOSTS_6 = ipaddress.ip_network("2000::/3")  # all that are assigned to hosts
