@@ -52,11 +52,11 @@ def kill_and_finish(
         status = server.run(arguments, kill_after=draw.uniform(0, seconds if is_whole else seconds / 8))
         assert status in (0, -9)
         num_killed += status == -9
-        if num_killed == num_kills:
-            break
         if status == 0 or (is_whole and target.exists()):  # killed after its last write
             for path in target.parent.glob(f"{target.stem}*"):  # and the Modelfile of a GGUF file
                 atomic.remove(path)
+        if num_killed == num_kills:
+            break
     assert num_killed == num_kills
     assert server.run(arguments) == 0
     names = sorted(path.name for path in target.parent.iterdir())
