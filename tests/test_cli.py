@@ -255,7 +255,11 @@ def test_a_damaged_source_leaves_no_target(capsys, hf_directory, tmp_path):
 )
 @pytest.mark.parametrize(
     "kind, moment",
-    [("orbax", "writing"), ("hf", "writing"), ("gguf", "writing"), ("hf", "reading"), ("hf", "importing")],
+    [
+        ("gguf", "writing"),
+        ("hf", "importing"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("orbax", "writing"), ("hf", "reading"))),
+    ],
 )
 def test_stopping_a_conversion_leaves_nothing(kill, status, kind, moment, tmp_path):
     """A real process, stopped at different moments; a model large enough to take seconds."""

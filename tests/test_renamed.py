@@ -185,6 +185,7 @@ def test_its_export_has_the_bits_of_the_export_of_that_time(run_before):
     assert hashlib.sha256(exported).hexdigest() == expected["hf_sha256"]
 
 
+@pytest.mark.slow
 def test_it_continues_under_todays_names(run_before):
     directory, expected = run_before
     (directory / "config.py").write_text(CONFIG)

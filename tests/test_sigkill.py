@@ -1,4 +1,7 @@
-"""25 SIGKILLs of each verb that writes: it ends as if nothing had happened, and nothing is left behind."""
+"""25 SIGKILLs of each verb that writes: it ends as if nothing had happened, and nothing is left behind.
+
+Those of `train` are in test_kill.py.
+"""
 
 import dataclasses
 import pathlib
@@ -101,16 +104,3 @@ def test_teach(server, data, tmp_path):
     target = out / "target"
     kill_and_finish(server, [*line, f"--output={target}"], target=target, is_whole=False)
     assert names_in(target) == names_in(straight_of(target))
-
-
-def test_train(server, data, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    target = out / "target"
-    kill_and_finish(server, runs.command(data, target, "--config.mesh.data=2"), target=target, is_whole=False)
-    runs.assert_same_end(straight_of(target), target)
-    names = [
-        [name for name in names_in(run) if "tensorboard/" not in name and "checkpoints/" not in name]
-        for run in (target, straight_of(target))
-    ]
-    assert names[0] == names[1]

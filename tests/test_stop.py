@@ -92,6 +92,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_step_that_hangs(data, tmp_path):
     assert "SIGINT again: stopped at once; steps since the last checkpoint are lost" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_ends_at_once(data, tmp_path):
     process = start_hanging(data, tmp_path / "run", "start_up")
     while "hanging" not in process.stderr.readline():

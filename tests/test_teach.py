@@ -138,6 +138,7 @@ def test_the_same_is_said_on_any_mesh(stored):
     assert_same_said(stored(), stored("--config.mesh.seq=4"))
 
 
+@pytest.mark.slow
 def test_the_same_is_said_of_a_part_of_the_rows_at_a_time(stored):
     assert_same_said(stored(), stored(TWO_MICROBATCHES))
 

@@ -49,10 +49,8 @@ def delete(file: pathlib.Path) -> None:
 UNREAD = re.compile(r"commit_success\.txt|ocdbt\.process_0/|array_metadatas/|_sharding")
 
 
-SLOW_ONES = [pytest.param(damage, marks=pytest.mark.slow) for damage in (truncate, delete)]
-
-
-@pytest.mark.parametrize("damage", [overwrite, *SLOW_ONES], ids=lambda damage: damage.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [overwrite, truncate, delete], ids=lambda damage: damage.__name__)
 def test_any_file_that_is_damaged_is_noticed_or_does_not_matter(damage, two_saved, tmp_path, make_series, mesh, said):
     """Every file of the newest checkpoint in turn: what is read is what was saved, or the one before."""
     files = sorted(str(path.relative_to(two_saved / "6")) for path in (two_saved / "6").rglob("*") if path.is_file())

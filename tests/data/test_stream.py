@@ -65,7 +65,7 @@ def straight(data, rows, mesh):
 
 @pytest.mark.parametrize(
     "num_hosts, num_workers",
-    [(1, 0), (2, 0), (4, 0), (1, 2), (2, 2), pytest.param(4, 2, marks=pytest.mark.slow)],
+    [(1, 0), (2, 0), (4, 0), (2, 2), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1, 2), (4, 2)))],
 )
 def test_any_number_of_hosts_and_workers_reads_the_same_rows(data, rows, mesh, straight, num_hosts, num_workers):
     devices = mesh.devices.reshape(num_hosts, -1)
@@ -140,7 +140,9 @@ def stored(data, rows, straight, tmp_path_factory):
     return targets_reader.open_targets(path), read
 
 
-@pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 0), (2, 0), (1, 2)])
+@pytest.mark.parametrize(
+    ("num_hosts", "num_workers"), [(1, 0), (2, 0), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
 def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, stored, num_hosts, num_workers):
     stored_targets, read = stored
     devices = mesh.devices.reshape(num_hosts, -1)

@@ -6,8 +6,8 @@ from gemma3_jax.report import svg
 from tests.fuzz import cases, families
 
 # Cases of a family, 300 in all; ten times as many with the slow tests. Those that compile a program take seconds each.
-NUM_CASES = {"generate": 6, "evaluate": 10, "steps": 13, "orbax_checkpoint": 15} | dict.fromkeys(
-    ("hf_directory", "hf_index", "gguf", "data_set", "stored_targets", "train_config", "prepare_inputs", "report"), 32
+NUM_CASES = {"generate": 5, "evaluate": 10, "steps": 8, "orbax_checkpoint": 5} | dict.fromkeys(
+    ("hf_directory", "hf_index", "gguf", "data_set", "stored_targets", "train_config", "prepare_inputs", "report"), 34
 )
 
 

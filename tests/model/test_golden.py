@@ -15,7 +15,7 @@ from tests import toys
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "hf_logits.npz")
 
 
-@pytest.mark.parametrize("path", ["dense", "banded"])
+@pytest.mark.parametrize("path", ["banded", pytest.param("dense", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", toys.VARIANTS)
 def test_logits_equal_those_of_transformers(name, path, tmp_path):
     (tmp_path / "config.json").write_text(str(GOLDEN[f"{name}/config"]))

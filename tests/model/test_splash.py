@@ -209,6 +209,7 @@ def program_and_saved(attention_path, remat):
     return str(jax.make_jaxpr(jax.grad(loss))(shapes, tokens)), sum(x.size for x in jax.tree.leaves(pullback))
 
 
+@slow
 def test_keep_attention_saves_what_the_backward_kernels_need_once():
     _, of_dense = program_and_saved("dense", "keep_attention")
     program, of_splash = program_and_saved("splash", "keep_attention")

@@ -235,12 +235,12 @@ def command(tmp_path, *flags):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_it_ends_the_same(tmp_path):
+def test_killed_at_random_moments_its_workers_end_and_it_ends_the_same(tmp_path):
     started = time.monotonic()
     subprocess.run(command(tmp_path, f"--output={tmp_path}/straight"), check=True, capture_output=True)
     seconds = time.monotonic() - started
     draw, num_killed, num_outputs = random.Random(0), 0, 0
-    while num_killed < 10:
+    while num_killed < 4:
         num_outputs += 1
         output = tmp_path / f"out{num_outputs}"
         while not (output / "manifest.json").exists():

@@ -84,6 +84,7 @@ def test_parquet_row_groups_are_units(tmp_path):
     assert {record.language for record in records} == {"en", "de"}
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_always_there_as_code_and_documentation():
     units, parts = read(settings.SourceConfig(kind="python"))
     records = [record for part in parts for record in part]
