@@ -1,6 +1,6 @@
 """The cost of quantization-aware training: a step of the demo's `qat` by format, against the same step unrounded.
 
-    python experiments/benchmarks/rounding.py [--devices=1] [--steps=10] [--rounds=3]
+    python experiments/benchmarks/rounding.py [--formats=q4_0,int4] [--devices=1] [--steps=10] [--rounds=3]
 
 Prints one JSON line for each format: seconds (of the fastest round), their ratio to the step without rounding (same
 teacher, same loss over the whole distribution), and the compiler's temporary bytes on a device. Rounds alternate. The
@@ -15,6 +15,7 @@ import demo_steps
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--formats", default="", help="formats to measure, with commas between (default: all)")
     flags = demo_steps.parse(parser)
 
     import demo
@@ -24,7 +25,10 @@ def main() -> None:
     from gemma3_jax.quant import formats
 
     model = config.Config(**demo.STUDENT)
-    names = {"unrounded": "", **{format: format for format in formats.MATRICES}}
+    chosen = flags.formats.split(",") if flags.formats else formats.MATRICES
+    if unknown := set(chosen) - set(formats.MATRICES):
+        parser.error(f"--formats has {', '.join(sorted(unknown))}; it can have {', '.join(formats.MATRICES)}")
+    names = {"unrounded": "", **{format: format for format in chosen}}
     steps = {name: demo_steps.make("qat", {"quant.format": format}, model, flags) for name, format in names.items()}
     unrounded = steps["unrounded"]
     rows = demo_steps.make_rows(unrounded)

@@ -140,9 +140,7 @@ def stored(data, rows, straight, tmp_path_factory):
     return targets_reader.open_targets(path), read
 
 
-@pytest.mark.parametrize(
-    ("num_hosts", "num_workers"), [(1, 0), (2, 0), pytest.param(1, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("num_hosts", "num_workers"), [(1, 0), (2, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, stored, num_hosts, num_workers):
     stored_targets, read = stored
     devices = mesh.devices.reshape(num_hosts, -1)
