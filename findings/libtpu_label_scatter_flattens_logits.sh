@@ -9,8 +9,8 @@
 #   part of one fusion:
 #   scatter: 512 MiB of temporaries, 7988247 cycles estimated, 2 operations on a flat array
 #   comparison: 0 MiB of temporaries, 4733308 cycles estimated, 0 operations on a flat array
-# Here: gemma3_jax/losses/vocab_parallel.py still scatters; chunks bound its memory, not its passes. New code should
-#   compare with an iota inside the expression. Cycles are the compiler's estimates, not measured times.
+# Here: gemma3_jax/losses/id_weights.py compares with an iota on a TPU, and scatters elsewhere. Cycles are the
+#   compiler's estimates, not measured times.
 set -euo pipefail
 
 work="$(mktemp -d)"

@@ -16,11 +16,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gemma3_jax import sharding
-from gemma3_jax.losses import chunk_targets, soft_targets, vocab_parallel
+from gemma3_jax.losses import chunk_targets, id_weights, soft_targets, vocab_parallel
 from gemma3_jax.model import matmul
 
 Sums = dict[str, jax.Array]
-Chunk = chunk_targets.SparseChunk | chunk_targets.DenseChunk
 STUDENT_METRICS = ("soft_loss", "cross_entropy", "agreement", "squares")
 
 
@@ -57,12 +56,12 @@ class _Tokens(NamedTuple):
     soft: soft_targets.SparseTargets | Float[Array, "B T _"] | None
 
 
-class _Stats(NamedTuple):
-    """Of each token, over the whole vocabulary, in nats."""
+class _Normalizers(NamedTuple):
+    """Of each token, over the whole vocabulary."""
 
-    lse: Float[Array, "B T"]  # at temperature 1
+    top: Float[Array, "B T"]  # the largest logit
+    lse: Float[Array, "B T"]  # nats, at temperature 1
     soft_lse: Float[Array, "B T"]  # at the temperature of the targets
-    metrics: dict[str, Shaped[Array, "B T"]]  # STUDENT_METRICS, and TEACHER_METRICS with a teacher
 
 
 def cross_entropy_sum(
@@ -127,35 +126,68 @@ def _scan_chunks(
     def per_device(tables, hidden, tokens):
         whole_tables = [layout.gather(table) for layout, table in zip(layouts, tables, strict=True)]
 
-        def chunk(carry, local):
+        def chunk(carry, gathered):
+            # One dim of tokens: of two, XLA's TPU backend multiplies smaller blocks, and reads the logits more slowly.
+            together = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), gathered)
             # Tied to the chunk, as XLA's CPU backend would transpose the table before the scan, and keep both.
-            local, (table, *teacher_tables) = jax.lax.optimization_barrier((local, whole_tables))
-            hidden, tokens = jax.tree.map(shard.gather_tokens, local)
+            (hidden, tokens), (table, *teacher_tables) = jax.lax.optimization_barrier((together, whole_tables))
             logits = matmul.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
             targets = _targets(tokens, blend.temperature, shard, *teacher_tables)
-            stats = _stats(logits, tokens.labels, targets, blend.temperature, shard)
+            normalizers = _normalizers(logits, blend.temperature, shard)
             sums, grad_table = carry
-            sums = {name: sums[name] + _masked_sum(tokens.mask, x) for name, x in stats.metrics.items()}
+            slope = _slope(tokens, targets.total_weight, normalizers, blend, hidden.dtype)
+            weighted_sum, grad_hidden, grad_table = _gradients(
+                logits, targets, slope if differentiate else None, hidden, table, grad_table
+            )
+            metrics = _metrics(logits, weighted_sum, targets, normalizers, blend.temperature, shard)
+            sums = {name: sums[name] + _masked_sum(tokens.mask, x) for name, x in metrics.items()}
             if not differentiate:
                 return (sums, None), None
-            # Both products run at the speed of the activations' dtype.
-            grad_logits = _grad_logits(logits, tokens, targets, stats, blend, shard).astype(hidden.dtype)
-            grad_hidden = matmul.einsum("BTV,VD->BTD", grad_logits, table, jnp.float32)
-            grad_table = _add_product(grad_table, grad_logits, hidden)
+            grad_hidden = grad_hidden.reshape(gathered[0].shape)
             return (sums, grad_table), shard.sum_to_local_tokens(grad_hidden).astype(hidden.dtype)
 
         names = STUDENT_METRICS if tokens.soft is None else STUDENT_METRICS + chunk_targets.TEACHER_METRICS
         zeros = jnp.zeros(whole_tables[0].shape) if differentiate else None
-        (sums, grad_table), grad_hidden = vocab_parallel.scan_tokens(
+        (sums, grad_table), grad_hidden = vocab_parallel.scan_gathered_tokens(
             chunk, (dict.fromkeys(names, jnp.zeros(())), zeros), (hidden, tokens), shard=shard
         )
-        return shard.sum_tokens(sums), grad_hidden, layout.sum(grad_table) if differentiate else None
+        return shard.sum_everywhere(sums), grad_hidden, layout.sum(grad_table) if differentiate else None
 
     spec, specs = vocab_parallel.tokens_spec(), [layout.spec for layout in layouts]
     run = vocab_parallel.shard_map(per_device, (specs, spec, spec), (PartitionSpec(), spec, layout.spec))
     at_rest = [sharding.constrain_at_rest(table.astype(hidden.dtype), "VD") for table in tables]
     sums, grad_hidden, grad_table = run(at_rest, hidden, tokens)
     return sums, grad_hidden, None if grad_table is None else sharding.constrain_at_rest(grad_table, "VD")
+
+
+def _gradients(
+    logits: Float[Array, "B T V"],
+    targets: chunk_targets.ChunkTargets,
+    slope: id_weights.Slope | None,
+    hidden: Float[Array, "B T D"],
+    table: Float[Array, "V D"],
+    grad_table: Float[Array, "V D"] | None,
+) -> tuple[Float[Array, "B T"], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """The sum of weight times logit, the gradient of the hidden states, and `grad_table` plus that of the table.
+
+    Without a slope there are no gradients. Both products run at the speed of the activations' dtype.
+    """
+    weights = targets.weights
+    if slope is None:
+        return weights.dot(logits), None, None
+    if isinstance(weights, id_weights.FewIdsByKernel):
+        weighted_sum, grad = weights.dot_and_gradient(logits, slope, targets.label)
+    else:
+        weighted_sum, grad = weights.dot(logits), slope.of(logits, weights, targets.label)
+    grad_hidden = matmul.einsum("BTV,VD->BTD", grad, table, jnp.float32)
+    if not id_weights.compares():
+        return weighted_sum, grad_hidden, _add_product(grad_table, grad, hidden)
+    if isinstance(weights, id_weights.OneId):
+        # A product makes this gradient from the logits that it reads, in no more time. XLA would see that both products
+        # read the same array, and store it: one more pass over all logits.
+        logits, grad_hidden = jax.lax.optimization_barrier((logits, grad_hidden))
+        grad = slope.of(logits, weights, targets.label)
+    return weighted_sum, grad_hidden, grad_table + matmul.einsum("BTV,BTD->VD", grad, hidden, jnp.float32)
 
 
 def _add_product(
@@ -174,39 +206,47 @@ def _add_product(
     return jax.lax.fori_loop(0, num_ids // size, block, grad_table) if size < num_ids else block(0, grad_table)
 
 
-def _targets(tokens: _Tokens, temperature: float, shard: vocab_parallel.Shard, teacher_table=None) -> Chunk:
+def _targets(
+    tokens: _Tokens, temperature: float, shard: vocab_parallel.Shard, teacher_table=None
+) -> chunk_targets.ChunkTargets:
     """The targets of a chunk of tokens."""
     if tokens.soft is None:
         return chunk_targets.of_labels(tokens.labels, shard)
     if teacher_table is None:
-        return chunk_targets.of_sparse(tokens.soft, tokens.mask, shard)
+        return chunk_targets.of_sparse(tokens.soft, tokens.labels, tokens.mask, shard)
     dense = soft_targets.DenseTargets(tokens.soft, teacher_table)
     return chunk_targets.of_dense(dense, tokens.labels, temperature, shard)
 
 
-def _stats(
+def _normalizers(logits: Float[Array, "B T V"], temperature: float, shard: vocab_parallel.Shard) -> _Normalizers:
+    """All that a chunk needs of the other shards, in one exchange: each sums powers relative to its own largest."""
+    temperatures = (1.0,) if temperature == 1 else (1.0, temperature)
+    top = jnp.max(logits, axis=-1)
+    sums = [jnp.sum(jnp.exp((logits - top[..., None]) / t), axis=-1) for t in temperatures]
+    if shard.axes:
+        tops, *sums = jnp.moveaxis(shard.all_gather(jnp.stack([top, *sums])), 1, 0)
+        top = jnp.max(tops, axis=0)
+        sums = [jnp.sum(x * jnp.exp((tops - top[None]) / t), axis=0) for x, t in zip(sums, temperatures, strict=True)]
+    lse, *soft_lse = (top / t + jnp.log(x) for x, t in zip(sums, temperatures, strict=True))
+    return _Normalizers(top, lse, *(soft_lse or [lse]))
+
+
+def _metrics(
     logits: Float[Array, "B T V"],
-    labels: Int[Array, "B T"],
-    targets: Chunk,
+    weighted_sum: Float[Array, "B T"],
+    targets: chunk_targets.ChunkTargets,
+    normalizers: _Normalizers,
     temperature: float,
     shard: vocab_parallel.Shard,
-) -> _Stats:
-    top = shard.max(jnp.max(logits, axis=-1))
-
-    def log_sum_exp(temperature: float):
-        powers = jnp.exp((logits - top[..., None]) / temperature)
-        return top / temperature + jnp.log(shard.sum(jnp.sum(powers, axis=-1)))
-
-    lse = log_sum_exp(1.0)
-    soft_lse = lse if temperature == 1 else log_sum_exp(temperature)
-    scores = targets.score(logits, labels, top)
-    metrics = {
-        "soft_loss": targets.total_weight() * soft_lse - scores.mean_logit / temperature,
-        "cross_entropy": lse - scores.label_logit,
-        "agreement": scores.agrees,
-        "squares": jnp.square(lse),
+) -> dict[str, Shaped[Array, "B T"]]:
+    """STUDENT_METRICS, and TEACHER_METRICS with a teacher: each shard's part, to be summed over all shards."""
+    whole = {"squares": jnp.square(normalizers.lse), **targets.metrics}
+    return {
+        "soft_loss": targets.weights.total() * normalizers.soft_lse - weighted_sum / temperature,
+        "cross_entropy": targets.label.total() * normalizers.lse - targets.label.dot(logits),
+        "agreement": targets.agrees(logits, normalizers.top, shard),
+        **{name: jnp.where(shard.index() == 0, x, 0) for name, x in whole.items()},
     }
-    return _Stats(lse, soft_lse, metrics | targets.metrics)
 
 
 def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Array, ""]:
@@ -214,28 +254,32 @@ def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Arra
     return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0))
 
 
-def _grad_logits(
-    logits: Float[Array, "B T V"],
+def _slope(
     tokens: _Tokens,
-    targets: Chunk,
-    stats: _Stats,
+    total_weight: Float[Array, "B T"],
+    normalizers: _Normalizers,
     blend: _Blend,
-    shard: vocab_parallel.Shard,
-) -> Float[Array, "B T V"]:
-    """The gradient of _Blend.total with respect to the logits."""
+    dtype: jnp.dtype,
+) -> id_weights.Slope:
+    """The gradient of _Blend.total with respect to the logits, in `dtype`."""
     soft, hard = (jnp.where(tokens.mask, factor, 0.0) for factor in (blend.soft_grad_weight, blend.hard_label_weight))
-    soft_total = soft * targets.total_weight()
-    hard_total = hard + jnp.where(tokens.mask, 2 * blend.z_loss * stats.lse, 0)
+    soft_total = soft * total_weight
+    hard_total = hard + jnp.where(tokens.mask, 2 * blend.z_loss * normalizers.lse, 0)
+    label_factor = hard if blend.hard_label_weight else None
     if blend.temperature == 1:
-        grad = (soft_total + hard_total)[..., None] * jnp.exp(logits - stats.lse[..., None])
+        numbers = soft_total + hard_total, normalizers.lse
     else:
-        grad = soft_total[..., None] * jnp.exp(logits / blend.temperature - stats.soft_lse[..., None])
+        numbers = soft_total, normalizers.soft_lse
         if blend.hard_label_weight or blend.z_loss:
-            grad += hard_total[..., None] * jnp.exp(logits - stats.lse[..., None])
-    grad = targets.subtract_from(grad, soft)
-    if blend.hard_label_weight:
-        grad = shard.add(grad, tokens.labels[..., None], -hard[..., None])
-    return grad
+            numbers += hard_total, normalizers.lse
+    return id_weights.Slope(functools.partial(_softmaxes, blend.temperature), numbers, soft, label_factor, dtype)
+
+
+def _softmaxes(temperature: float, logits, factor, lse, factor_at_1=None, lse_at_1=None):
+    """factor * softmax(logits / temperature), and factor_at_1 * softmax(logits) if there is one."""
+    scores = logits if temperature == 1 else logits / temperature
+    total = factor * jnp.exp(scores - lse)
+    return total if factor_at_1 is None else total + factor_at_1 * jnp.exp(logits - lse_at_1)
 
 
 def label_log_probs(
@@ -244,8 +288,6 @@ def label_log_probs(
     """Log-probability of each label, in nats. It has no gradient."""
 
     def of_chunk(shard, logits, labels):
-        top = shard.max(jnp.max(logits, axis=-1, keepdims=True))
-        lse = top + jnp.log(shard.sum(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True)))
-        return (shard.pick(logits, labels[..., None]) - lse)[..., 0]
+        return shard.pick_one(logits, labels) - _normalizers(logits, 1.0, shard).lse
 
     return vocab_parallel.map_logits(of_chunk, hidden, table, labels)

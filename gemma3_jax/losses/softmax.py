@@ -52,4 +52,4 @@ def entropy(dist: Softmax) -> Float[Array, "B T"]:
 
 def log_prob(dist: Softmax, ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
     """Log-probability of one id for each token, in nats."""
-    return dist.shard.pick(dist.scores, ids[..., None])[..., 0] - dist.max_score - jnp.log(dist.total_mass)
+    return dist.shard.pick_one(dist.scores, ids) - dist.max_score - jnp.log(dist.total_mass)

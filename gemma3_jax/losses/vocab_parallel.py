@@ -5,15 +5,17 @@ table. A mesh with neither axis splits V over `data` instead, so that no device 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from gemma3_jax import sharding
+from gemma3_jax.losses import id_weights
 from gemma3_jax.model import matmul
 
 AXES = ("seq", "model")  # mesh axes that split V
@@ -61,10 +63,15 @@ class Shard:
         """Sum over the devices that score different tokens."""
         return jax.lax.psum(x, self.token_axes) if self.token_axes else x
 
-    def gather_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "_ _ ..."]:
-        """The tokens of all shards, to be scored together."""
+    def sum_everywhere(self, x):
+        """Sum over the shards, and over the devices that score different tokens."""
+        axes = (*self.token_axes, *self.axes)
+        return jax.lax.psum(x, axes) if axes else x
+
+    def gather_tokens(self, x: Shaped[Array, "..."], first_dim: int = 0) -> Shaped[Array, "..."]:
+        """The tokens of all shards, to be scored together; B and T are the dims of `x` from `first_dim` on."""
         for axis in self.gathered_axes:
-            x = jax.lax.all_gather(x, axis, axis=TOKEN_DIMS[axis], tiled=True)
+            x = jax.lax.all_gather(x, axis, axis=first_dim + TOKEN_DIMS[axis], tiled=True)
         return x
 
     def local_tokens(self, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "_ _ ..."]:
@@ -82,23 +89,19 @@ class Shard:
             x = sharding.reduce_scatter(x, axis, TOKEN_DIMS[axis])
         return x
 
+    def local_ids(self, ids: Int[Array, "*B"]) -> Int[Array, "*B"]:
+        """Ids counted from the first of this shard: negative, or at least `size`, where another shard holds them."""
+        return ids - self.first_id()
+
     def pick(self, values: Float[Array, "*B V"], ids: Int[Array, "*B M"]) -> Float[Array, "*B M"]:
         """The values at these ids, whichever shard holds them."""
-        local, is_here = self._local(ids)
+        local = self.local_ids(ids)
+        is_here = (local >= 0) & (local < self.size)
         return self.sum(jnp.where(is_here, jnp.take_along_axis(values, jnp.where(is_here, local, 0), axis=-1), 0))
 
-    def add(
-        self, values: Float[Array, "B T V"], ids: Int[Array, "B T M"], amounts: Float[Array, "B T M"]
-    ) -> Float[Array, "B T V"]:
-        """`values` plus the amounts at these ids; amounts of a repeated id add up."""
-        local, is_here = self._local(ids)
-        rows, columns = (jax.lax.broadcasted_iota(ids.dtype, ids.shape, dim) for dim in (0, 1))
-        return values.at[rows, columns, jnp.where(is_here, local, self.size)].add(amounts, mode="drop")
-
-    def _local(self, ids: Int[Array, "*B M"]) -> tuple[Int[Array, "*B M"], Bool[Array, "*B M"]]:
-        """The index of each id in this shard, and whether the shard holds it."""
-        local = ids - self.first_id()
-        return local, (local >= 0) & (local < self.size)
+    def pick_one(self, values: Float[Array, "B T V"], ids: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        """The value at one id of each token, whichever shard holds it."""
+        return self.sum(id_weights.of_one(self.local_ids(ids), self.size).dot(values))
 
 
 def shard_of(vocab_size: int) -> Shard:
@@ -207,10 +210,57 @@ def scan_tokens(f: Callable, carry, tokens, *, shard: Shard):
 
     `tokens` and `out` are trees of [B, T, ...], T being the chunk's in `out`. Returns the last carry and all of `out`.
     """
+    size = _chunk_size_of(tokens, shard)
+    if size is None:
+        return f(carry, tokens)
+    carry, out = jax.lax.scan(f, carry, _split_chunks(tokens, size))
+    return carry, _join_chunks(out)
+
+
+def scan_gathered_tokens(f: Callable, carry, tokens, *, shard: Shard):
+    """`scan_tokens` whose chunks have the tokens of all shards; `out` stays local.
+
+    Numbers of each token are gathered before the loop. Vectors of each token are gathered while the chunk before them
+    is worked on, those of the first chunk once more at the end, where nothing reads them.
+    """
+    size = _chunk_size_of(tokens, shard)
+    if size is None or not shard.gathered_axes:
+        return scan_tokens(
+            lambda carry, local: f(carry, jax.tree.map(shard.gather_tokens, local)), carry, tokens, shard=shard
+        )
+    leaves, tree = jax.tree.flatten(_split_chunks(tokens, size))
+    numbers = [shard.gather_tokens(x, 1) if x.ndim == 3 else None for x in leaves]
+    vectors = [x if x.ndim > 3 else None for x in leaves]
+    gather = functools.partial(jax.tree.map, shard.gather_tokens)
+
+    def vectors_of(index):
+        return gather([x if x is None else jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in vectors])
+
+    def step(state, chunk):
+        (carry, now), (numbers, next_index) = state, chunk
+        following = vectors_of(next_index)
+        both = [vector if number is None else number for number, vector in zip(numbers, now, strict=True)]
+        carry, out = f(carry, tree.unflatten(both))
+        return (carry, following), out
+
+    num_chunks = leaves[0].shape[0]
+    next_indices = jnp.arange(1, num_chunks + 1) % num_chunks
+    (carry, _), out = jax.lax.scan(step, (carry, vectors_of(0)), (numbers, next_indices))
+    return carry, _join_chunks(out)
+
+
+def _chunk_size_of(tokens, shard: Shard) -> int | None:
+    """The size of the chunks of these local tokens; None if they are one chunk."""
     num_rows, num_tokens = jax.tree.leaves(tokens)[0].shape[:2]
     size = chunk_size(shard, num_rows, num_tokens)
-    if size == num_tokens:
-        return f(carry, tokens)
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(num_rows, -1, size, *x.shape[2:]), 1, 0), tokens)
-    carry, out = jax.lax.scan(f, carry, parts)
-    return carry, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(num_rows, num_tokens, *x.shape[3:]), out)
+    return None if size == num_tokens else size
+
+
+def _split_chunks(tokens, size: int):
+    """A tree of [B, T, ...] -> [chunks, B, size, ...]."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0), tokens)
+
+
+def _join_chunks(out):
+    """The inverse of `_split_chunks`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), out)

@@ -1,5 +1,6 @@
 """The loss over V = 262,144 as XLA compiles it for TPUs, none of which is needed: its arrays and its collectives."""
 
+import functools
 import json
 import math
 import os
@@ -8,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+from gemma3_jax.planning import hlo
 
 pytest.importorskip("libtpu")
 
@@ -18,14 +21,14 @@ COMPILE = """
 import functools, json, sys
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
 from gemma3_jax.losses import cross_entropy, soft_targets, vocab_parallel
 from gemma3_jax.distill import settings, targets
+from gemma3_jax.planning import topologies
 
 topology, axes, what = json.loads(sys.argv[1])
-devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+devices = topologies.find(topology).devices()
 mesh = Mesh(sharding.device_grid(devices, tuple(axes)), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 rows = sharding.batch_sharding(mesh)
 table = NamedSharding(mesh, sharding.parameter_spec(("V", "D"), (262_144, 1152), mesh.shape))
@@ -66,15 +69,67 @@ def num_elements(shape):
     return math.prod(int(size) for size in shape.split(",") if size)
 
 
+CHUNK = 1 << 26  # logits of a chunk
+LOSSES = [
+    ("v5e:2x2", "sparse"),
+    ("v5e:2x2", "dense"),
+    ("v5e:2x2", "labels"),
+    ("v4:2x2x1", "sparse"),
+    ("v5p:2x2x1", "labels"),
+]
+
+
+@functools.cache
+def small_program(topology, what):
+    return compiled(topology, [1, 2, 2, 1], what)
+
+
 @pytest.mark.parametrize("what", ["sparse", "dense", "labels", "draw"])
 def test_no_device_holds_the_logits_of_its_tokens(what):
-    temporary_bytes, text = compiled("v5e:2x2", [1, 2, 2, 1], what)
+    temporary_bytes, text = small_program("v5e:2x2", what)
     table, logits = 131_072 * 1152, 2 * 8192 * 131_072  # of one device: half of V, and both halves of its two rows
     arrays = {num_elements(shape) for shape in re.findall(r"\bf32\[([\d,]+)\]", text)}
-    assert 1 << 26 in arrays  # the logits of a chunk
+    assert CHUNK in arrays
     assert max(arrays) < 1.05 * table < logits / 10  # its gradient, padded: whole on no device
     assert temporary_bytes < 4 * logits / 4
     assert "[262144,1152]" not in text
+
+
+def of_logits(text):
+    """(whether inside a fusion, instruction) of those that read or make an array of a chunk's logits."""
+    module = hlo.read(text)
+    fused = {callee for one in instructions(module) if one.opcode == "fusion" for _, callee in one.called}
+    for computation in module.computations.values():
+        for one in computation.instructions.values():
+            operands = [computation.instructions[name] for name in one.operands if name in computation.instructions]
+            if any(shape.num_elements == CHUNK for x in (one, *operands) for shape in x.shapes):
+                yield computation.name in fused, one
+
+
+def instructions(module):
+    return [one for computation in module.computations.values() for one in computation.instructions.values()]
+
+
+@pytest.mark.parametrize("topology, what", LOSSES)
+def test_logits_are_neither_scattered_nor_gathered_nor_laid_out_anew(topology, what):
+    found = list(of_logits(small_program(topology, what)[1]))
+    assert not [one.name for _, one in found if one.opcode in ("scatter", "gather", "sort")]
+    relayouts = ("copy", "copy-start", "transpose", "reshape", "convert")
+    assert not [one.name for is_fused, one in found if not is_fused and one.opcode in relayouts]
+
+
+@pytest.mark.parametrize("topology, what", LOSSES)
+def test_the_gradient_of_the_logits_is_made_in_one_pass_and_stored_as_bfloat16_if_at_all(topology, what):
+    stored = [
+        one.opcode
+        for is_fused, one in of_logits(small_program(topology, what)[1])
+        if not is_fused and one.opcode in ("fusion", "custom-call") and ("bf16", CHUNK) in elements(one)
+    ]
+    assert stored == {"labels": [], "sparse": ["custom-call"], "dense": ["fusion"]}[what]
+
+
+def elements(instruction):
+    return [(shape.dtype, shape.num_elements) for shape in instruction.shapes]
 
 
 def test_chunks_exchange_tokens_and_never_the_table():

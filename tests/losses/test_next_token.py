@@ -40,7 +40,7 @@ def test_the_logits_of_a_chunk_fit_and_are_the_largest_array(monkeypatch, params
     """No array of tokens x vocabulary is made, forward or backward."""
     monkeypatch.setattr(vocab_parallel, "LOGITS_PER_CHUNK", 2 * 2 * MODEL.vocab_size)
     text = jax.jit(jax.grad(lambda params: loss(params, rows)[0])).lower(params).as_text()
-    assert "tensor<2x2x96xf32>" in text and "tensor<2x12x96x" not in text
+    assert "tensor<1x4x96xf32>" in text and "x24x96x" not in text and "x12x96x" not in text
 
 
 def test_a_sharded_loss_is_that_of_one_device(params, rows):

@@ -1,0 +1,155 @@
+"""Weights on the ids of one shard of the vocabulary, their sum with logits, and the gradient they give.
+
+On a TPU a gather or a scatter takes some 8 cycles for each element, and XLA lays out all logits anew for it, as one
+flat dim. A comparison with all ids costs nothing there inside another pass over the logits, and few ids of each token
+are the work of a kernel (docs/tpu_loss.md). Elsewhere gathers and scatters are cheap and comparisons are not.
+
+Ids count from the first of the shard; one that is negative, or at least the shard's size, has no weight there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma3_jax import sharding
+from gemma3_jax.losses import sparse_kernel
+
+
+class Slope(NamedTuple):
+    """The gradient of a loss with respect to logits: base(logits, *numbers) minus `factor` * weight at each id.
+
+    `base` works elementwise on logits and numbers of their tokens.
+    """
+
+    base: Callable
+    numbers: tuple[Float[Array, "B T"], ...]
+    factor: Float[Array, "B T"]
+    label_factor: Float[Array, "B T"] | None  # of a weight of 1 on the label, to be subtracted too
+    dtype: DTypeLike  # of the result
+
+    def of(self, logits: jax.Array, weights: "IdWeights", label: "OneId | FewIds") -> jax.Array:
+        gradient = self.base(logits, *(x[..., None] for x in self.numbers))
+        gradient = weights.subtract_from(gradient, self.factor)
+        if self.label_factor is not None:
+            gradient = label.subtract_from(gradient, self.label_factor)
+        return gradient.astype(self.dtype)
+
+
+class IdWeights(Protocol):
+    """Weights of each token on ids of the shard."""
+
+    def total(self) -> Float[Array, "B T"]:
+        """The sum of the weights."""
+
+    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        """The sum of weight times value."""
+
+    def subtract_from(self, values: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        """`values` minus factor * weight at each id."""
+
+
+class OneId(NamedTuple):
+    """Weight 1 on one id of each token, found by comparison with all ids."""
+
+    ids: Int[Array, "B T"]
+    is_here: Bool[Array, "B T"]
+
+    def total(self) -> Float[Array, "B T"]:
+        return self.is_here.astype(jnp.float32)
+
+    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        return jnp.sum(jnp.where(self._hits(values), values, 0), axis=-1)
+
+    def subtract_from(self, values: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        return values - jnp.where(self._hits(values), factor[..., None], 0)
+
+    def _hits(self, values: Float[Array, "B T V"]) -> Bool[Array, "B T V"]:
+        return jax.lax.broadcasted_iota(jnp.int32, values.shape, 2) == self.ids[..., None]
+
+
+class FewIds(NamedTuple):
+    """Weights on a list of ids, found by gathers and scatters. Weights of a repeated id add up."""
+
+    ids: Int[Array, "B T M"]
+    weights: Float[Array, "B T M"]
+    is_here: Bool[Array, "B T M"]
+
+    def total(self) -> Float[Array, "B T"]:
+        return jnp.sum(jnp.where(self.is_here, self.weights, 0), axis=-1)
+
+    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        picked = jnp.take_along_axis(values, jnp.where(self.is_here, self.ids, 0), axis=-1)
+        return jnp.sum(jnp.where(self.is_here, self.weights * picked, 0), axis=-1)
+
+    def subtract_from(self, values: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        rows, columns = (jax.lax.broadcasted_iota(self.ids.dtype, self.ids.shape, dim) for dim in (0, 1))
+        ids = jnp.where(self.is_here, self.ids, values.shape[-1])  # a negative index would count from the end
+        return values.at[rows, columns, ids].add(-factor[..., None] * self.weights, mode="drop")
+
+
+class FewIdsByKernel(NamedTuple):
+    """FewIds on a TPU. The gradient comes with the sum, as neither writes out the weights of all ids."""
+
+    few: FewIds
+
+    def total(self) -> Float[Array, "B T"]:
+        return self.few.total()
+
+    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        return sparse_kernel.dot(values, self.few.ids, self.few.weights)
+
+    def dot_and_gradient(
+        self, logits: Float[Array, "B T V"], slope: Slope, label: OneId | FewIds
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
+        numbers = [slope.factor, *slope.numbers]
+        if slope.label_factor is not None:
+            numbers += [slope.label_factor, label.ids.astype(jnp.float32)]  # exact below 2**24
+
+        def gradient(logits, weights, ids, factor, *numbers):
+            if slope.label_factor is None:
+                return slope.base(logits, *numbers) - factor * weights
+            *numbers, label_factor, label = numbers
+            is_label = ids == label.astype(jnp.int32)
+            return slope.base(logits, *numbers) - factor * weights - jnp.where(is_label, label_factor, 0.0)
+
+        return sparse_kernel.dot_and_gradient(
+            logits, self.few.ids, self.few.weights, gradient, *numbers, dtype=slope.dtype
+        )
+
+
+class AllIds(NamedTuple):
+    """A weight on every id."""
+
+    weights: Float[Array, "B T V"]
+
+    def total(self) -> Float[Array, "B T"]:
+        return jnp.sum(self.weights, axis=-1)
+
+    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+        return jnp.sum(self.weights * values, axis=-1)
+
+    def subtract_from(self, values: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
+        return values - factor[..., None] * self.weights
+
+
+def compares() -> bool:
+    """Whether the platform that the current trace will run on compares with all ids rather than gather and scatter."""
+    return sharding.platform() == "tpu"
+
+
+def of_one(ids: Int[Array, "B T"], size: int) -> OneId | FewIds:
+    """Weight 1 on an id of each token, in a shard of `size` ids."""
+    is_here = (ids >= 0) & (ids < size)
+    if compares():
+        return OneId(ids, is_here)
+    return FewIds(ids[..., None], jnp.ones((*ids.shape, 1), jnp.float32), is_here[..., None])
+
+
+def of_few(ids: Int[Array, "B T M"], weights: Float[Array, "B T M"], size: int) -> FewIds | FewIdsByKernel:
+    """Weights on few ids of each token, in a shard of `size` ids."""
+    few = FewIds(ids, weights, (ids >= 0) & (ids < size))
+    return FewIdsByKernel(few) if compares() else few
