@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 
 def token_keys(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Key[Array, "B T"]:
@@ -18,6 +18,12 @@ def token_keys(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T
 def uniform(keys: Key[Array, "B T"], count: int) -> Float[Array, "B T M"]:
     """Uniform draws in [0, 1). The first draws do not depend on `count`."""
     return _vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32), 2)(keys)
+
+
+def words(keys: Key[Array, "B T"]) -> tuple[UInt32[Array, "B T"], UInt32[Array, "B T"]]:
+    """Two uniform words: the key itself, which is a hash. Not to be used beside other draws from these keys."""
+    data = jax.random.key_data(keys)
+    return data[..., 0], data[..., 1]
 
 
 def fold_in(keys: Key[Array, "B T"], data: Int[Array, "B T M"]) -> Key[Array, "B T M"]:

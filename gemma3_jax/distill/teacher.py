@@ -6,17 +6,18 @@ from collections.abc import Callable
 
 import jax
 
-from gemma3_jax.distill import settings, targets
-from gemma3_jax.losses import soft_targets, vocab_parallel
+from gemma3_jax.distill import online, settings, targets
+from gemma3_jax.losses import cross_entropy, drawn_targets, soft_targets, vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 
 
 def make(
-    model: config.Config, execute: execution.Execution, *, samples: settings.Samples, seed: int
-) -> Callable[[dict, object], soft_targets.SoftTargets]:
-    """Returns teach(params, rows) -> soft targets, which can be traced with a mesh set or without one.
+    model: config.Config, execute: execution.Execution, *, samples: settings.Samples, seed: int, in_loss: bool = False
+) -> Callable[[dict, object], cross_entropy.Targets]:
+    """Returns teach(params, rows) -> targets, which can be traced with a mesh set or without one.
 
-    `rows` has tokens, labels, segments, positions and row_ids, each [B, T].
+    `rows` has tokens, labels, segments, positions and row_ids, each [B, T]. Targets are lists of ids and weights, which
+    can be stored; with `in_loss` the loss draws them chunk by chunk where online.py can, and no ids are looked for.
     """
     execute = dataclasses.replace(execute, remat="none")  # nothing is differentiated
 
@@ -26,10 +27,15 @@ def make(
             hidden = transformer(rows.tokens, masks.TokenLayout(rows.segments, rows.positions), execute=execute)
             if samples.estimator == settings.WHOLE:
                 return soft_targets.DenseTargets(hidden, params["embedder"]["table"])
+            table = params["embedder"]["table"]
             # Positions in the row: those in a document come again in the same row.
             row_positions = jax.lax.broadcasted_iota(rows.row_ids.dtype, rows.row_ids.shape, 1)
+            if in_loss and online.draws(samples, table.shape[0]):
+                draw = functools.partial(online.draw, samples=samples, seed=seed)
+                return drawn_targets.DrawnTargets(
+                    hidden, table, rows.row_ids, row_positions, jax.tree_util.Partial(draw)
+                )
             draw = functools.partial(targets.draw, samples=samples, seed=seed)
-            table = params["embedder"]["table"]
             return vocab_parallel.map_logits(draw, hidden, table, rows.labels, rows.row_ids, row_positions)
 
     return teach

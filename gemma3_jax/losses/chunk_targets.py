@@ -60,6 +60,14 @@ def of_sparse(
     return ChunkTargets(few, jnp.sum(weights, axis=-1), of_one(labels), of_one(targets.best_id), metrics)
 
 
+def of_drawn(drawn: soft_targets.DenseWeights, labels: Int[Array, "B T"], shard: vocab_parallel.Shard) -> ChunkTargets:
+    """Weights on all ids, drawn from a teacher."""
+    of_one = lambda ids: id_weights.of_one(shard.local_ids(ids), shard.size)  # noqa: E731
+    metrics = _metrics(drawn.captured_mass, drawn.entropy, -drawn.label_log_prob)
+    weights = id_weights.AllIds(drawn.weights)
+    return ChunkTargets(weights, drawn.total_weight, of_one(labels), of_one(drawn.best_id), metrics)
+
+
 def of_dense(
     targets: soft_targets.DenseTargets,
     labels: Int[Array, "B T"],

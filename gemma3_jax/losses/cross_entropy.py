@@ -16,10 +16,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gemma3_jax import sharding
-from gemma3_jax.losses import chunk_targets, id_weights, soft_targets, vocab_parallel
+from gemma3_jax.losses import chunk_targets, drawn_targets, id_weights, soft_targets, vocab_parallel
 from gemma3_jax.model import matmul
 
 Sums = dict[str, jax.Array]
+Targets = soft_targets.SoftTargets | drawn_targets.DrawnTargets
 STUDENT_METRICS = ("soft_loss", "cross_entropy", "agreement", "squares")
 
 
@@ -52,8 +53,8 @@ class _Tokens(NamedTuple):
 
     mask: Bool[Array, "B T"]
     labels: Int[Array, "B T"]
-    # Of dense targets only the hidden states: their table has no dim of tokens. None without a teacher.
-    soft: soft_targets.SparseTargets | Float[Array, "B T _"] | None
+    # Of dense and drawn targets without the table, which has no dim of tokens. None without a teacher.
+    soft: soft_targets.SparseTargets | drawn_targets.DrawnTargets | Float[Array, "B T _"] | None
 
 
 class _Normalizers(NamedTuple):
@@ -69,7 +70,7 @@ def cross_entropy_sum(
     table: Float[Array, "V D"],
     labels: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
-    soft: soft_targets.SoftTargets | None,
+    soft: Targets | None,
     *,
     temperature: float = 1.0,
     hard_label_weight: float = 0.0,
@@ -86,6 +87,8 @@ def cross_entropy_sum(
     blend, teacher_table = _Blend(temperature, hard_label_weight, z_loss), None
     if isinstance(soft, soft_targets.DenseTargets):
         soft, teacher_table = soft
+    elif isinstance(soft, drawn_targets.DrawnTargets):
+        soft, teacher_table = soft._replace(table=None), soft.table
     total, sums = _cross_entropy_sum(blend, hidden, table, _Tokens(mask, labels, soft), teacher_table)
     teacher_metrics = () if soft is None else ("soft_loss", "agreement", *chunk_targets.TEACHER_METRICS)
     reported = {"loss": blend.loss(sums)} | {name: sums[name] for name in ("cross_entropy", *teacher_metrics)}
@@ -131,8 +134,8 @@ def _scan_chunks(
             together = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), gathered)
             # Tied to the chunk, as XLA's CPU backend would transpose the table before the scan, and keep both.
             (hidden, tokens), (table, *teacher_tables) = jax.lax.optimization_barrier((together, whole_tables))
-            logits = matmul.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
             targets = _targets(tokens, blend.temperature, shard, *teacher_tables)
+            logits = matmul.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
             normalizers = _normalizers(logits, blend.temperature, shard)
             sums, grad_table = carry
             slope = _slope(tokens, targets.total_weight, normalizers, blend, hidden.dtype)
@@ -214,6 +217,8 @@ def _targets(
         return chunk_targets.of_labels(tokens.labels, shard)
     if teacher_table is None:
         return chunk_targets.of_sparse(tokens.soft, tokens.labels, tokens.mask, shard)
+    if isinstance(tokens.soft, drawn_targets.DrawnTargets):
+        return tokens.soft.of_chunk(teacher_table, tokens.labels, shard)
     dense = soft_targets.DenseTargets(tokens.soft, teacher_table)
     return chunk_targets.of_dense(dense, tokens.labels, temperature, shard)
 

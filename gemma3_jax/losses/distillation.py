@@ -19,7 +19,7 @@ def make(
     knows_kl: bool,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
-    targets_of: Callable[[Mapping[str, dict], object], soft_targets.SoftTargets],
+    targets_of: Callable[[Mapping[str, dict], object], cross_entropy.Targets],
 ) -> forward.Loss:
     """Returns loss(params, frozen, batch) against the soft targets `targets_of(frozen, batch)`.
 

@@ -122,12 +122,12 @@ class FewIdsByKernel(NamedTuple):
 
 
 class AllIds(NamedTuple):
-    """A weight on every id."""
+    """A weight on every id: float32, or bfloat16, which float32 values make float32 again."""
 
     weights: Float[Array, "B T V"]
 
     def total(self) -> Float[Array, "B T"]:
-        return jnp.sum(self.weights, axis=-1)
+        return jnp.sum(self.weights, axis=-1, dtype=jnp.float32)
 
     def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
         return jnp.sum(self.weights * values, axis=-1)

@@ -23,4 +23,15 @@ class DenseTargets(NamedTuple):
     table: Float[Array, "V _"]
 
 
+class DenseWeights(NamedTuple):
+    """Weights on all ids of a shard for each token, as they are drawn; the other fields are as in SparseTargets."""
+
+    weights: Float[Array, "*B V"]
+    total_weight: Float[Array, "*B"]  # of all shards
+    captured_mass: Float[Array, "*B"]
+    entropy: Float[Array, "*B"]
+    label_log_prob: Float[Array, "*B"]
+    best_id: Int[Array, "*B"]
+
+
 SoftTargets = SparseTargets | DenseTargets

@@ -10,6 +10,7 @@ TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data o
 # Matrix products for each pair of a query block and a key block. Forward: scores, and their product with the values.
 # Backward: the scores again, and the products for the gradients of keys and values (dkv) or of queries (dq).
 _NUM_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+_DRAWING = re.compile(r"teacher_(summary|weights)")  # distill/page_kernels.py: elementwise, no products
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)(_segmented)?_")
 
 
@@ -26,6 +27,8 @@ def flops(call: costs.CustomCall) -> float | None:
     lists. In a global (segmented) layer it meets those up to its own: exact for a sequence of one document, as a mean
     over the shards of the sequence.
     """
+    if _DRAWING.search(call.name):
+        return 0.0
     match = _SPLASH.search(call.name)
     if not match:
         return None

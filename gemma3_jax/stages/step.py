@@ -91,5 +91,5 @@ def make_loss(
 
 def make_teacher(config: settings.StageConfig, model: model_config.Config) -> Callable:
     """Returns `(frozen, batch) -> soft targets`, from a teacher that runs in the step."""
-    targets_of = teacher.make(model, config.execution, samples=config.samples, seed=config.seed)
+    targets_of = teacher.make(model, config.execution, samples=config.samples, seed=config.seed, in_loss=True)
     return lambda frozen, batch: targets_of(frozen["teacher"], batch)

@@ -36,3 +36,8 @@ def test_a_global_layer_multiplies_up_to_its_own_block():
 
 def test_another_kernel_is_not_guessed_at():
     assert kernels.flops(call("ragged_dot.1", (1, 1))) is None
+
+
+def test_drawing_weights_has_no_products():
+    for name in ("teacher_summary.1", "teacher_weights.3"):
+        assert kernels.flops(call(name, (1, 1))) == 0

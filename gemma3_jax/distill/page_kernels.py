@@ -1,0 +1,270 @@
+"""The two passes of pages.py as TPU kernels: each reads the logits once, and keeps all else in vector memory.
+
+As XLA compiles pages.py for a TPU, most of its steps would be passes of their own over [tokens, vocabulary], some with
+a change of layout. A kernel takes a block of tokens and ids, and walks it page by page, some rows at a time; what
+follows from all ids before, a block of the vocabulary leaves to the next one.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from gemma3_jax.distill import pages
+
+TOKENS = 32  # of a block
+LARGEST_BLOCK = 1 << 14  # ids of a block: 2 MiB of float32, twice, as the next one is fetched meanwhile
+PAGE = pages.NUM_LINES * pages.NUM_COLUMNS
+_COLUMN_BITS = pages.NUM_COLUMNS.bit_length() - 1
+NOWHERE = 1 << 20  # no line
+_SUMMARY, _TOTALS = len(pages.Summary._fields), 2
+
+
+def fits(num_ids: int) -> bool:
+    """Whether a shard is whole pages, which the kernels need."""
+    return num_ids % PAGE == 0
+
+
+def summarize(
+    logits: Float[Array, "T V"], labels: Int[Array, "T"], *, temperature: float, interpret: bool = False
+) -> tuple[pages.Summary, pages.Maxima]:
+    """pages.summarize, as a kernel."""
+    num_tokens, num_ids = logits.shape
+    grid, block = _grid(logits)
+    per_maximum = pages.NUM_LINES, pages.NUM_LINES * pages.num_together(num_ids)
+    columns = pltpu.VMEM((TOKENS, pages.NUM_COLUMNS), jnp.float32)
+    call = pl.pallas_call(
+        functools.partial(_summarize, temperature=temperature),
+        grid=grid,
+        in_specs=[_by_token(1), block],
+        out_specs=[
+            _by_token(pages.NUM_COLUMNS),
+            *(pl.BlockSpec((TOKENS, block.block_shape[1] // size), _both) for size in per_maximum),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((num_tokens, size), jnp.float32)
+            for size in (pages.NUM_COLUMNS, *(num_ids // size for size in per_maximum))
+        ],
+        scratch_shapes=[columns] * (_SUMMARY - 1) + [pltpu.VMEM((TOKENS, pages.NUM_COLUMNS), jnp.int32)],
+        compiler_params=_COMPILER_PARAMS,
+        cost_estimate=_cost(logits, num_tokens * num_ids // pages.NUM_LINES * 4),
+        interpret=interpret,
+        name="teacher_summary",
+    )
+    stats, *maxima = call(labels[:, None], logits)
+    *floats, best_id = (stats[:, i] for i in range(_SUMMARY))
+    return pages.Summary(*floats, best_id.astype(jnp.int32)), pages.Maxima(*maxima)
+
+
+def weigh(
+    logits: Float[Array, "T V"],
+    draw: pages.Draw,
+    *,
+    temperature: float,
+    num_draws: int,
+    dtype: DTypeLike,
+    interpret: bool = False,
+) -> pages.Weights:
+    """pages.weigh, as a kernel."""
+    num_tokens, num_ids = logits.shape
+    grid, block = _grid(logits)
+    columns = (TOKENS, pages.NUM_COLUMNS)
+    call = pl.pallas_call(
+        functools.partial(_weigh, temperature=temperature, num_draws=num_draws),
+        grid=grid,
+        in_specs=[*(_by_token(1) for _ in draw), block],
+        out_specs=[block, _by_token(pages.NUM_COLUMNS)],
+        out_shape=[
+            jax.ShapeDtypeStruct((num_tokens, num_ids), dtype),
+            jax.ShapeDtypeStruct((num_tokens, pages.NUM_COLUMNS), jnp.float32),
+        ],
+        scratch_shapes=[pltpu.VMEM(columns, jnp.int32), *[pltpu.VMEM(columns, jnp.float32)] * _TOTALS],
+        compiler_params=_COMPILER_PARAMS,
+        cost_estimate=_cost(logits, num_tokens * num_ids * jnp.dtype(dtype).itemsize),
+        interpret=interpret,
+        name="teacher_weights",
+    )
+    weights, totals = call(*(x[:, None] for x in draw), logits)
+    return pages.Weights(weights, totals[:, 0], totals[:, 1])
+
+
+_COMPILER_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
+
+
+def _grid(logits: jax.Array) -> tuple[tuple[int, int], pl.BlockSpec]:
+    num_tokens, num_ids = logits.shape
+    size = math.gcd(num_ids, LARGEST_BLOCK)
+    return (pl.cdiv(num_tokens, TOKENS), num_ids // size), pl.BlockSpec((TOKENS, size), _both)
+
+
+def _both(token: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return token, ids
+
+
+def _by_token(num_columns: int) -> pl.BlockSpec:
+    return pl.BlockSpec((TOKENS, num_columns), lambda token, ids: (token, 0))
+
+
+def _cost(logits: jax.Array, num_written_bytes: int) -> pl.CostEstimate:
+    return pl.CostEstimate(
+        flops=0,  # of products
+        transcendentals=logits.size,
+        bytes_accessed=logits.size * logits.dtype.itemsize + num_written_bytes,
+    )
+
+
+def _lines(logits_ref, rows: pl.Slice, page: jax.Array | int, temperature: float) -> list[jax.Array]:
+    """The scores of one page, a line each."""
+    first = page * PAGE
+    lines = [
+        logits_ref[rows, pl.ds(_multiple(first + line * pages.NUM_COLUMNS), pages.NUM_COLUMNS)]
+        for line in range(pages.NUM_LINES)
+    ]
+    return [line if temperature == 1 else line * (1 / temperature) for line in lines]
+
+
+def _multiple(start):
+    return start if isinstance(start, int) else pl.multiple_of(start, pages.NUM_COLUMNS)
+
+
+def _columns_of(page: int) -> slice:
+    return slice(page * pages.NUM_COLUMNS, (page + 1) * pages.NUM_COLUMNS)
+
+
+def _over_rows(num_rows: int, body) -> None:
+    """body(rows) for each `num_rows` of a block's tokens."""
+
+    def step(index, _):
+        body(pl.ds(pl.multiple_of(index * num_rows, num_rows), num_rows))
+
+    jax.lax.fori_loop(0, TOKENS // num_rows, step, None)
+
+
+def _summarize(labels_ref, logits_ref, stats_ref, maxima_ref, coarse_ref, top_ref, *refs, temperature: float) -> None:
+    *sum_refs, label_ref, best_ref = refs
+    block, num_pages = pl.program_id(1), logits_ref.shape[1] // PAGE
+
+    @pl.when(block == 0)
+    def _():
+        top_ref[...] = jnp.full(top_ref.shape, pages.LOWEST)
+        best_ref[...] = jnp.zeros(best_ref.shape, jnp.int32)
+        for ref in (*sum_refs, label_ref):
+            ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+    def of_rows(rows):
+        before = top_ref[rows, :]
+        columns, together = before, coarse_ref.shape[1] // pages.NUM_COLUMNS
+        for group in range(together):
+            parts = []
+            for page in range(group * num_pages // together, (group + 1) * num_pages // together):
+                parts.append(pages.maxima_of(_lines(logits_ref, rows, page, temperature)))
+                maxima_ref[rows, _columns_of(page)] = parts[-1]
+            parts = pages.maxima_of(parts)
+            coarse_ref[rows, _columns_of(group)] = parts
+            columns = jnp.maximum(columns, parts)
+        top = jnp.broadcast_to(jnp.max(columns, axis=1, keepdims=True), columns.shape)
+        column = jax.lax.broadcasted_iota(jnp.int32, columns.shape, 1)
+        label = labels_ref[rows, :]
+        # Lines are counted over all pages of the shard.
+        label_line = jnp.where(column == label & (pages.NUM_COLUMNS - 1), label >> _COLUMN_BITS, -1)
+
+        def add(page, carry):
+            sums, label_score, best_line = carry
+            lines = _lines(logits_ref, rows, page, temperature)
+            sums = [x + y for x, y in zip(sums, pages.sums_of(lines, top, temperature), strict=True)]
+            first = (block * num_pages + page) * pages.NUM_LINES
+            label_in_page, best_in_page = label_line - first, jnp.full(columns.shape, pages.NUM_LINES)
+            for index, line in enumerate(lines):
+                label_score = jnp.where(label_in_page == index, line, label_score)
+            for index, line in reversed([*enumerate(lines)]):
+                best_in_page = jnp.where(line == top, index, best_in_page)
+            found = jnp.where(best_in_page < pages.NUM_LINES, first + best_in_page, NOWHERE)
+            return sums, label_score, jnp.minimum(best_line, found)
+
+        zeros = jnp.zeros(columns.shape, jnp.float32)
+        carry = [zeros] * len(sum_refs), label_ref[rows, :], jnp.full(columns.shape, NOWHERE)
+        sums, label_ref[rows, :], best_line = jax.lax.fori_loop(0, num_pages, add, carry)
+        best_ref[rows, :] = jnp.where(top > before, best_line, best_ref[rows, :])
+        top_ref[rows, :] = top
+        _add_moved(sum_refs, rows, sums, before, top, temperature)
+
+    _over_rows(8, of_rows)
+
+    @pl.when(block == pl.num_programs(1) - 1)
+    def _():
+        column = jax.lax.broadcasted_iota(jnp.int32, stats_ref.shape, 1)
+        best = jnp.min((best_ref[...] * pages.NUM_COLUMNS + column).astype(jnp.float32), axis=1, keepdims=True)
+        sums = [jnp.sum(ref[...], axis=1, keepdims=True) for ref in (*sum_refs, label_ref)]
+        stats = top_ref[:, :1], *sums, best
+        stats_ref[...] = sum(jnp.where(column == index, x, 0.0) for index, x in enumerate(stats))
+
+
+def _add_moved(sum_refs, rows: pl.Slice, sums: list[jax.Array], before: jax.Array, top: jax.Array, temperature: float):
+    """Adds sums relative to `top` to those of earlier blocks, which are relative to `before`."""
+    mass_ref, trailing_ref, times_score_ref, untempered_ref = sum_refs
+    factor = jnp.exp(before - top)
+    times_score_ref[rows, :] = (
+        factor * (times_score_ref[rows, :] + jnp.maximum(before - top, -1e30) * mass_ref[rows, :]) + sums[2]
+    )
+    mass_ref[rows, :] = factor * mass_ref[rows, :] + sums[0]
+    trailing_ref[rows, :] = factor * trailing_ref[rows, :] + sums[1]
+    untempered_ref[rows, :] = jnp.exp(temperature * (before - top)) * untempered_ref[rows, :] + sums[3]
+
+
+def _weigh(*refs, temperature: float, num_draws: int) -> None:
+    *draw_refs, logits_ref, weights_ref, totals_ref, start_ref, weight_ref, captured_ref = refs
+    draw_refs = pages.Draw(*draw_refs)
+    block, num_ids, dtype = pl.program_id(1), logits_ref.shape[1], weights_ref.dtype
+    num_rows = 8 * 4 // dtype.itemsize  # of one tile of the weights
+
+    @pl.when(block == 0)
+    def _():
+        start_ref[...] = jnp.broadcast_to(draw_refs.start[...], start_ref.shape)
+        for ref in (weight_ref, captured_ref):
+            ref[...] = jnp.zeros(ref.shape, jnp.float32)
+
+    def of_rows(rows):
+        column = jax.lax.broadcasted_iota(jnp.int32, (num_rows, pages.NUM_COLUMNS), 1)
+        draw = pages.Draw(*(jnp.broadcast_to(ref[rows, :], column.shape) for ref in draw_refs))
+        draw = draw._replace(dither=pages.column_dither(draw.dither, column))
+
+        def weigh(page, carry):
+            start, total, captured = carry
+            lines = _lines(logits_ref, rows, page, temperature)
+            stretches = pages.stretches_of(lines, draw)
+            units = functools.reduce(jnp.add, stretches.units)
+            ends = _cumulative(units, column)
+            weights = pages.weights_of(stretches, start + ends - units, draw, num_draws, dtype)
+            for index, (weight, mass) in enumerate(zip(weights, stretches.masses, strict=True)):
+                at = pl.multiple_of(page * PAGE + index * pages.NUM_COLUMNS, pages.NUM_COLUMNS)
+                weights_ref[rows, pl.ds(at, pages.NUM_COLUMNS)] = weight.astype(dtype)
+                total += weight
+                captured += jnp.where(weight > 0, mass, 0.0)
+            return start + jnp.broadcast_to(ends[:, -1:], ends.shape), total, captured
+
+        carry = start_ref[rows, :], weight_ref[rows, :], captured_ref[rows, :]
+        carry = jax.lax.fori_loop(0, num_ids // PAGE, weigh, carry)
+        start_ref[rows, :], weight_ref[rows, :], captured_ref[rows, :] = carry
+
+    _over_rows(num_rows, of_rows)
+
+    @pl.when(block == pl.num_programs(1) - 1)
+    def _():
+        column = jax.lax.broadcasted_iota(jnp.int32, totals_ref.shape, 1)
+        total = jnp.sum(weight_ref[...], axis=1, keepdims=True)
+        captured = jnp.sum(captured_ref[...], axis=1, keepdims=True) * draw_refs.weight_of_mass[...]
+        totals_ref[...] = jnp.where(column == 0, total, captured)
+
+
+def _cumulative(units: jax.Array, column: jax.Array) -> jax.Array:
+    """Sums of the columns up to each, by doubling."""
+    step = 1
+    while step < pages.NUM_COLUMNS:
+        units = units + jnp.where(column >= step, pltpu.roll(units, step, 1), 0)
+        step *= 2
+    return units

@@ -1,0 +1,185 @@
+"""Weights of all ids drawn in the loss: right in the mean, the same by kernels and on meshes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from gemma3_jax import sharding
+from gemma3_jax.distill import noise, online, page_kernels, pages, settings
+from gemma3_jax.losses import cross_entropy, drawn_targets, soft_targets, vocab_parallel
+
+V, NUM_KEYS = 48, 20_000
+
+
+@pytest.fixture(params=(False, True), ids=("one_line", "pages_of_2x4"))
+def small_pages(request, monkeypatch):
+    """Six pages in three groups, of a vocabulary that is otherwise a single line."""
+    if request.param:
+        for name, value in (("NUM_LINES", 2), ("NUM_COLUMNS", 4), ("PAGES_IN_GROUP", 2)):
+            monkeypatch.setattr(pages, name, value)
+    return request.param
+
+
+def logits(num_ids: int = V) -> np.ndarray:
+    """Two likely ids of one column, a long tail, and one id that is impossible."""
+    scores = np.random.default_rng(0).normal(size=num_ids).astype(np.float32)
+    scores[[8, 12]] = 4, 3.5
+    scores[5] = -np.inf
+    return scores
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    masses = np.exp(scores.astype(np.float64) - scores.max())
+    return masses / masses.sum()
+
+
+def draw(scores, *, num_keys=NUM_KEYS, dtype=jnp.float32, **options) -> soft_targets.DenseWeights:
+    """The weights [1, num_keys, V] of one distribution."""
+    samples, shard = settings.Samples(**options), vocab_parallel.Shard(scores.shape[-1])
+    rows = jnp.broadcast_to(jnp.asarray(scores), (1, num_keys, scores.shape[-1]))
+    zeros, positions = jnp.zeros((1, num_keys), jnp.int32), jnp.arange(num_keys, dtype=jnp.int32)[None]
+    run = functools.partial(online.draw, shard, samples=samples, seed=3, dtype=dtype)
+    return jax.jit(lambda *x: run(*x))(rows, zeros + 8, zeros, positions)
+
+
+def standard_errors_off(weights: np.ndarray, p: np.ndarray) -> float:
+    """1e-6 is rounding, where nothing is random."""
+    return (np.abs(weights.mean(axis=0) - p) / (weights.std(axis=0) / np.sqrt(len(weights)) + 1e-6)).max()
+
+
+@pytest.mark.parametrize(("estimator", "num_samples"), (("stratified", 1), ("stratified", 9), ("systematic", 8)))
+def test_the_mean_weight_of_an_id_is_its_probability_and_weights_add_up(estimator, num_samples, small_pages):
+    scores = logits()
+    drawn = draw(scores, estimator=estimator, num_samples=num_samples)
+    weights, p = np.asarray(drawn.weights[0], np.float64), softmax(scores)
+    assert standard_errors_off(weights, p) < 4.5
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(drawn.total_weight[0], weights.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(drawn.captured_mass[0], ((weights > 0) * p).sum(axis=1), rtol=1e-5)
+    assert (weights[:, 5] == 0).all() and (weights >= 0).all()
+
+
+def test_bfloat16_weights_are_right_in_the_mean():
+    scores = logits()
+    drawn = draw(scores, num_samples=9, dtype=jnp.bfloat16)
+    weights = np.asarray(drawn.weights[0], np.float64)
+    assert drawn.weights.dtype == jnp.bfloat16 and len(np.unique(weights[:, 8])) == 2  # neighbors of the probability
+    assert standard_errors_off(weights, softmax(scores)) < 4.5
+    np.testing.assert_allclose(drawn.total_weight[0], weights.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=2**-7)
+
+
+def test_the_probable_half_has_its_probability_and_leaders_alone_do(small_pages):
+    """Of two likely ids of one column the second is drawn, in proportion to within one draw."""
+    scores = logits()
+    p = softmax(scores)
+    weights = np.asarray(draw(scores, num_samples=16, num_keys=200).weights[0], np.float64)
+    exact = np.isclose(weights, p, rtol=1e-5).all(axis=0)
+    assert exact.sum() >= 8 and exact[8] and exact[12] != small_pages
+    each = np.unique(weights[:, ~exact][weights[:, ~exact] > 0]).min()
+    assert np.abs(weights[:, ~exact] / each - p[~exact] / each).max() < 1 + 1e-4
+
+
+def test_what_is_reported_beside_the_weights():
+    scores = logits()
+    drawn = draw(scores, num_samples=9, num_keys=3, temperature=2.0)
+    p, untempered = softmax(scores / 2), softmax(scores)
+    assert drawn.entropy[0, 0] == pytest.approx(-(p * np.log(np.maximum(p, 1e-300))).sum(), rel=1e-5)
+    assert drawn.label_log_prob[0, 0] == pytest.approx(np.log(untempered[8]), rel=1e-5)
+    assert (drawn.best_id == 8).all()
+    np.testing.assert_array_equal(drawn.weights, draw(scores / 2, num_samples=9, num_keys=3).weights)
+
+
+def test_equal_ids_are_all_exact_and_a_single_possible_id_has_all_weight():
+    even = draw(np.zeros(V, np.float32), num_samples=8, num_keys=3)
+    np.testing.assert_allclose(even.weights, 1 / V, rtol=1e-6)
+    one = np.full(V, -1e9, np.float32)
+    one[7] = 2
+    weights = np.asarray(draw(one, num_samples=8, num_keys=3).weights[0])
+    np.testing.assert_array_equal(weights, np.tile(np.arange(V) == 7, (3, 1)))
+
+
+def test_units_add_up_exactly_over_all_of_gemmas_ids():
+    """One float32 sum of as many masses is off by more than an id's part."""
+    scores = np.log(1 / np.random.default_rng(0).permutation(np.arange(1, (1 << 18) + 1))).astype(np.float32)
+    drawn = draw(scores, num_keys=4, estimator="systematic")
+    counts = np.asarray(drawn.weights[0], np.float64) * 256
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-4)
+    np.testing.assert_array_equal(np.round(counts).sum(axis=1), 256)
+    assert np.abs(counts - 256 * softmax(scores)).max() < 1 + 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("temperature", "dtype"), ((1.0, jnp.bfloat16), (2.0, jnp.float32)))
+def test_the_kernels_are_the_passes(temperature, dtype, monkeypatch):
+    """Two blocks of tokens, the second not full, and two of ids; the best id comes in the second, and again later."""
+    monkeypatch.setattr(page_kernels, "LARGEST_BLOCK", 2048)
+    rows = np.random.default_rng(0).normal(size=(40, 4096)).astype(np.float32) * 3
+    rows[:, 7], rows[:, [2077, 4000]] = -np.inf, 20
+    labels = np.random.default_rng(1).integers(-100, 4200, size=40).astype(np.int32)
+    one, maxima = jax.jit(functools.partial(pages.summarize, temperature=temperature))(rows, labels)
+    kernel = functools.partial(page_kernels.summarize, temperature=temperature, interpret=True)
+    other, other_maxima = jax.jit(lambda *x: kernel(*x))(rows, labels)
+    for name, x, y in zip(one._fields, one, other, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, err_msg=name)
+    assert (one.best_id == 2077).all()
+    jax.tree.map(np.testing.assert_array_equal, maxima, other_maxima)
+    ones, tokens = jnp.ones(40), jnp.arange(40)
+    units = 100.0 * 2 ** pages.spacing_bits(100) / one.mass
+    plan = pages.Draw(one.max_score, 5 * ones, 1 / one.mass, units, 0.01 * ones, tokens / 40, tokens * 999, tokens * 99)
+    options = {"temperature": temperature, "num_draws": 100, "dtype": dtype}
+    one = jax.jit(functools.partial(pages.weigh, **options))(rows, plan)
+    other = jax.jit(functools.partial(page_kernels.weigh, **options, interpret=True))(rows, plan)
+    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_allclose(one.total_weight, other.total_weight, rtol=1e-5)
+    np.testing.assert_allclose(one.captured_mass, other.captured_mass, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", ({"seq": 2, "model": 2}, {"data": 2, "seq": 2, "model": 2}))
+def test_a_vocabulary_split_over_devices_is_a_whole_one(sizes, monkeypatch):
+    for name, value in (("NUM_LINES", 2), ("NUM_COLUMNS", 4), ("PAGES_IN_GROUP", 1)):
+        monkeypatch.setattr(pages, name, value)
+    rows = np.round(np.random.default_rng(1).normal(size=(2, 30, 32)) * 4).astype(np.float32) / 4  # with ties
+    ids = np.arange(60, dtype=np.int32).reshape(2, 30)
+    options = {"samples": settings.Samples(num_samples=6), "seed": 0, "dtype": jnp.float32}
+    alone = jax.jit(functools.partial(online.draw, vocab_parallel.Shard(32), **options))(rows, ids % 32, ids, ids)
+    with jax.set_mesh(sharding.make_mesh(**sizes)):
+        shard, batch = vocab_parallel.shard_of(32), PartitionSpec(sharding.ACTIVATION_AXES["B"])
+        split = PartitionSpec(*batch, None, shard.axes)
+        out = soft_targets.DenseWeights(split, *[batch] * 5)
+        run = vocab_parallel.shard_map(
+            functools.partial(online.draw, shard, **options), (split, batch, batch, batch), out
+        )
+        together = jax.jit(run)(rows, ids % 32, ids, ids)
+    for name, x, y in zip(alone._fields, alone, together, strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed():
+    random = np.random.default_rng(0)
+    hidden, table, teacher, teacher_table = (
+        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 5, 8), (V, 8), (2, 5, 6), (V, 6))
+    )
+    labels = jnp.asarray(random.integers(0, V, size=(2, 5)), jnp.int32)
+    places = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    sample = functools.partial(online.draw, samples=settings.Samples(num_samples=6), seed=0)
+    drawn = drawn_targets.DrawnTargets(teacher, teacher_table, places, places, jax.tree_util.Partial(sample))
+    teacher_logits = jnp.einsum("BTD,VD->BTV", teacher, teacher_table)
+    dense = sample(vocab_parallel.Shard(V), teacher_logits, labels, places, places, dtype=jnp.float32)
+    ids = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), dense.weights.shape)
+    fields = dense.captured_mass, dense.entropy, dense.label_log_prob, dense.best_id
+    listed = soft_targets.SparseTargets(ids, dense.weights, *fields)
+    run = jax.jit(jax.value_and_grad(cross_entropy.cross_entropy_sum, argnums=(0, 1), has_aux=True))
+    mask = jnp.ones((2, 5), bool)
+    one, other = (run(hidden, table, labels, mask, soft) for soft in (drawn, listed))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_a_key_is_two_uniform_words():
+    positions = jnp.arange(4096, dtype=jnp.int32)[None]
+    for words in noise.words(noise.token_keys(0, jnp.zeros_like(positions), positions)):
+        assert abs(np.mean(np.asarray(words, np.float64)) / 2**32 - 0.5) < 4 * np.sqrt(1 / 12 / 4096)
