@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": "sharding",
     "checkpoint": "console durable hosts model quant renamed sharding tokenizer",
     "losses": "model sharding",
-    "distill": "losses model",
+    "distill": "losses model sharding",
     "inference": "checkpoint console model quant sharding tokenizer",
     "evals": "console durable inference losses model quant tokenizer",
     "data": "console distill durable losses renamed sharding tokenizer",

@@ -10,7 +10,7 @@ import pytest
 from gemma3_jax import sharding
 from gemma3_jax.data import stream
 from gemma3_jax.distill import settings, targets, teacher
-from gemma3_jax.losses import vocab_parallel
+from gemma3_jax.losses import drawn_targets, soft_targets, vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
 
@@ -67,6 +67,26 @@ def assert_same(one, other):
 @pytest.mark.parametrize("estimator", [pytest.param("stratified", marks=pytest.mark.slow), "gumbel_ht"])
 def test_targets_are_drawn_from_its_logits(params, rows, estimator):
     assert_same(teach(params, rows, estimator), by_hand(params, rows, estimator))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "platform", "in_loss", "drawn"),
+    [
+        ("stratified", "tpu", True, True),
+        ("systematic", "tpu", True, True),
+        ("gumbel_ht", "tpu", True, False),
+        ("stratified", "cpu", True, False),
+        ("stratified", "tpu", False, False),
+    ],
+)
+def test_in_the_loss_of_a_tpu_two_estimators_need_no_ids(
+    params, rows, monkeypatch, estimator, platform, in_loss, drawn
+):
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    samples = settings.Samples(estimator=estimator, num_samples=8)
+    teach = teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7, in_loss=in_loss)
+    kind = drawn_targets.DrawnTargets if drawn else soft_targets.SparseTargets
+    assert isinstance(jax.eval_shape(teach, params, rows), kind)
 
 
 def test_chunks_of_tokens_change_nothing(params, rows, whole, monkeypatch):
