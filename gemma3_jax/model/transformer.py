@@ -116,6 +116,7 @@ class Transformer(nnx.Module):
 
         run_local, run_global = _remat(layer, execution.REMAT_POLICIES[remat])
 
+        @jax.named_scope("local_layer")  # the names in profiles: planning/places.py
         def local_layer(x, inputs):
             block, layer_cache = inputs
             return run_local(x, block, local_angles, layer_cache)
@@ -125,7 +126,8 @@ class Transformer(nnx.Module):
             new_local = None
             if blocks.local_layers is not None:
                 x, new_local = jax.lax.scan(local_layer, x, (blocks.local_layers, local_cache))
-            x, new_global = run_global(x, blocks.global_layer, global_angles, global_cache)
+            with jax.named_scope("global_layer"):
+                x, new_global = run_global(x, blocks.global_layer, global_angles, global_cache)
             return x, (new_local, new_global)
 
         new_local = new_global = new_remaining = None

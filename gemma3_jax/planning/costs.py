@@ -13,7 +13,7 @@ from gemma3_jax import sharding
 from gemma3_jax.planning import hlo
 
 # Custom calls of TPU programs that compute nothing (libtpu 0.0.42). Every other target is reported.
-_BOOKKEEPING_TARGETS = {
+BOOKKEEPING_TARGETS = {
     "AllocateBuffer",
     "AssumeGatherIndicesInBound",
     "AsyncCollectiveDone",
@@ -61,7 +61,7 @@ def flops(module: hlo.Module) -> Flops:
                     by_dtype[operands[0].dtype] += num_times * count(instruction, *operands)
                 case "custom-call":
                     call = _custom_call(computation, instruction, num_times)
-                    calls += [] if call.target in _BOOKKEEPING_TARGETS else [call]
+                    calls += [] if call.target in BOOKKEEPING_TARGETS else [call]
     return Flops(by_dtype.total(), dict(by_dtype), tuple(calls), runs)
 
 

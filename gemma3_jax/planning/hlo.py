@@ -39,6 +39,7 @@ class Instruction(NamedTuple):
     name: str
     opcode: str
     shapes: tuple[Shape, ...]  # of the result; all leaves of a tuple, in order
+    layout: str  # of the result, if it is an array: the order of its dims and the tiles, as text
     operands: tuple[str, ...]  # names, in the same computation
     literal: str  # of a constant: its value as text; of a parameter: its number
     attributes: str  # the rest of the line
@@ -49,6 +50,7 @@ class Computation(NamedTuple):
     name: str
     instructions: dict[str, Instruction]
     root: str
+    thread: str  # empty: that of the program; sparsecore: runs beside it on another core of the chip
 
 
 class Module(NamedTuple):
@@ -113,7 +115,8 @@ def read(text: str) -> Module:
                 name, root, instructions = head[2], "", {}
                 entry = name if head[1] else entry
         elif line.startswith("}"):
-            computations[name] = Computation(name, instructions, root)
+            thread = re.search(r'execution_thread="(\w+)"', line)
+            computations[name] = Computation(name, instructions, root, thread[1] if thread else "")
             instructions = None
         elif match := _LINE.match(line):
             instruction = _instruction(line, match)
@@ -152,6 +155,7 @@ def _instruction(line: str, head: re.Match) -> Instruction:
         name=name,
         opcode=opcode,
         shapes=_shapes(shape),
+        layout=_layout(shape),
         operands=() if is_leaf else tuple(_OPERAND.findall(inside)),
         literal=inside if is_leaf else "",
         attributes=attributes,
@@ -165,6 +169,13 @@ def _shapes(text: str) -> tuple[Shape, ...]:
         Shape(dtype or token, tuple(int(size.lstrip("<=")) for size in dims.split(",") if size))
         for dtype, dims, token in _ARRAY.findall(text)
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _layout(text: str) -> str:
+    """Returns 1,0:T(8,128) of f32[8,128]{1,0:T(8,128)S(1)}: S is the memory, which is no part of the layout."""
+    match = re.match(r"\w+\[[^\]]*\]\{([^}]*)\}", text)
+    return re.sub(r"S\(\d+\)", "", match[1]) if match else ""
 
 
 def _called(attributes: str) -> tuple[tuple[str, str], ...]:
