@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "planning": "chips model settings sharding stages train",
     "provenance": "",
     "run": "checkpoint chips console durable hosts provenance renamed settings stages train",
-    "report": "evals model provenance renamed train",
+    "report": "evals model planning provenance renamed train",
     "cli": "checkpoint console data durable evals hosts inference planning renamed report run settings sharding "
     "teach train",
     "__main__": "cli",

@@ -12,7 +12,7 @@ from gemma3_jax.cli import program, terminal
 PATH_FLAGS = {
     "prepare": {"config", "output"},
     "train": {"config", "workdir", "cache"},
-    "plan": {"config", "teacher_model"},
+    "plan": {"config", "teacher_model", "profile", "compare"},
     "teach": {"config", "checkpoint", "output"},
     "convert": {"source", "target", "tokenizer", "model"},
     "generate": {"checkpoint", "tokenizer", "model", "tools", "tool_command", "schema"},

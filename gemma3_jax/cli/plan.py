@@ -23,16 +23,19 @@ def parser() -> terminal.Parser:
         prog="python -m gemma3_jax plan",
         description="Compiles the training step of a stage for a TPU topology, without a TPU. Prints the bytes on\n"
         "each chip and whether they fit, the FLOPs of a step by formula and as compiled, the bytes of\n"
-        "collectives by kind and mesh axes, and a lower bound for the time of a step.\n\n"
+        "collectives by kind and mesh axes, a lower bound for the time of a step, and the time that the\n"
+        "compiler's cost model estimates. --profile shows where that time goes.\n\n"
         "A distillation stage runs a teacher if the config names one or --teacher_model gives its size;\n"
         "otherwise it reads stored targets. The exit status is 0 also if the step does not fit. Takes one to\n"
         "ten minutes and 3 to 10 GB of host memory. --config.FIELD=VALUE sets any field of the recipe.\n\n"
-        "Needs the extra [tpu].",
+        "Needs the extra [tpu]; --profile also [plots].",
         epilog="example:\n  python -m gemma3_jax plan --config=experiments/recipe.py:27b --stage=pretrain \\\n"
         "      --topology=v5p:16x16x24 --teacher_model=27b --json\n"
         "  python -m gemma3_jax plan --config=experiments/recipe.py:1b --topology=v5e:4x4 --search \\\n"
         "      --config.mesh.replica=1 --config.mesh.data=16 --config.mesh.seq=1 \\\n"
-        "      --config.stages.pretrain.batch_size=16 --config.stages.pretrain.seq_len=8192",
+        "      --config.stages.pretrain.batch_size=16 --config.stages.pretrain.seq_len=8192\n"
+        "  python -m gemma3_jax plan --config=experiments/starter.py:1b --topology=v5e:4x4 \\\n"
+        "      --profile=runs/profiles/after --compare=runs/profiles/before/profile.json",
     )
     flags.takes_overrides = True
     flags.add_argument(
@@ -63,6 +66,15 @@ def parser() -> terminal.Parser:
     flags.add_argument(
         "--search", action="store_true", help="if the step does not fit, try changes of the config until one does"
     )
+    flags.add_argument(
+        "--profile",
+        metavar="DIR",
+        help="print the estimated cycles of the step by place in the model, kind of work and instruction, and write "
+        "them as DIR/profile.json and DIR/profile.html",
+    )
+    flags.add_argument(
+        "--compare", metavar="FILE", help="show the profile side by side with another profile.json; needs --profile"
+    )
     flags.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     return flags
 
@@ -80,6 +92,7 @@ def run(flags: argparse.Namespace) -> None:
     from gemma3_jax.cli import configs
     from gemma3_jax.planning import plan, topologies
 
+    compared = _check_profile(flags)
     config = configs.load(flags.config, flags.overrides, settings.Train)
     name = flags.stage or config.stage_order[0]
     if name not in config.stages:
@@ -101,9 +114,53 @@ def run(flags: argparse.Namespace) -> None:
         if not result.fits:
             result = dataclasses.replace(result, notes=(*result.notes, advice))
     if flags.json:
-        terminal.show(json.dumps(dataclasses.asdict(result)))
+        terminal.show(json.dumps(result.as_json()))
     else:
         _print(result)
+    if flags.profile is not None:
+        _write_profile(flags, result, compared)
+
+
+def _check_profile(flags: argparse.Namespace):
+    """Returns the profile to compare with, if any. Raises: ValueError before anything is compiled."""
+    if flags.profile is None:
+        if flags.compare is not None:
+            raise ValueError("--compare needs --profile=DIR, the directory for the profile that is compared")
+        return None
+    if not flags.profile:
+        raise ValueError("--profile is empty; it must be a directory, which is created if it does not exist")
+    directory = pathlib.Path(flags.profile)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"--profile {directory} is not a directory; name another one")
+
+    from gemma3_jax.planning import profile_file
+    from gemma3_jax.report import profile_page  # noqa: F401 (its libraries are missed here, and not after compilation)
+
+    return None if flags.compare is None else profile_file.load(pathlib.Path(flags.compare))
+
+
+def _write_profile(flags: argparse.Namespace, result, compared) -> None:
+    from gemma3_jax.cli import profile_tables
+    from gemma3_jax.durable import atomic
+    from gemma3_jax.planning import profile_file
+    from gemma3_jax.report import profile_page
+
+    if result.profile is None:
+        why = "the compiler estimated nothing" if result.fits else "the step does not fit"
+        terminal.say(f"--profile: {why}, so no profile is written")
+        return
+    job = f"{flags.config}, {result.stage}, {result.batch_size} x {result.seq_len:,} tokens"
+    of_step = dataclasses.replace(result.profile, title=f"{job}, {result.profile.title}")
+    if not flags.json:
+        profile_tables.show(of_step)
+        if compared:
+            profile_tables.show_comparison(of_step, compared)
+    directory = pathlib.Path(flags.profile)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = {"profile.json": profile_file.dump(of_step), "profile.html": profile_page.render(of_step, compared)}
+    for name, content in files.items():
+        atomic.replace(directory / name, content)
+        terminal.say(f"{directory / name}: {len(content) / 1e3:,.0f} kB")
 
 
 def _teacher_model(model_flag: str | None, config):
@@ -193,6 +250,13 @@ def _print(result) -> None:
         terminal.show(
             f"  a step takes at least   {result.step_seconds_bound:8.3f} s: MFU {result.mfu_bound:.1%} at most"
         )
+    if result.estimated_cycles:
+        terminal.show(
+            f"  estimated, not measured {result.estimated_step_seconds:8.3f} s: MFU {result.estimated_mfu:.1%}, "
+            f"by {result.estimated_cycles:.2e} cycles of the compiler's model"
+        )
+        missing = ", ".join(f"{runs:,} x {kind}" for kind, runs in result.runs_without_estimate.items())
+        terminal.show(f"  not in the estimate:    waiting for links and memory; {missing}")
     days = f"{result.days_per_stage:,.1f} days at an MFU of {result.mfu:.0%}"
     terminal.show(
         f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s"

@@ -1,13 +1,14 @@
 """The cost of a stage on a topology: memory, FLOPs, collectives, and a lower bound for the time of a step."""
 
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.model import config as model_config
-from gemma3_jax.planning import compiling, costs, hlo, kernels, topologies
+from gemma3_jax.planning import compiling, costs, hlo, kernels, profile, topologies
 from gemma3_jax.train import program
 
 SECONDS_PER_DAY = 86_400
@@ -38,11 +39,20 @@ class Plan:
     seconds_by_limit: dict[str, float] | None  # of a step that does nothing else
     step_seconds_bound: float | None  # the largest of them, as they may overlap: a lower bound
     mfu_bound: float | None
+    estimated_cycles: int | None  # of a chip in a step, by the compiler's model: what has no estimate is not in it
+    estimated_step_seconds: float | None
+    estimated_mfu: float | None
+    runs_without_estimate: dict[str, int] | None  # in a step, by kind of work
     tokens_per_stage: int
     days_per_stage: float  # at `mfu`
     mfu: float
     compile_seconds: float
     notes: tuple[str, ...]
+    profile: profile.Profile | None  # None too where the compiler estimates nothing, as for a CPU
+
+    def as_json(self) -> dict:
+        """Returns all fields but the profile, which has a file of its own."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "profile"}
 
 
 def make(
@@ -113,10 +123,15 @@ class _Counted(NamedTuple):
     seconds_by_limit: dict[str, float] | None
     step_seconds_bound: float | None
     mfu_bound: float | None
+    estimated_cycles: int | None
+    estimated_step_seconds: float | None
+    estimated_mfu: float | None
+    runs_without_estimate: dict[str, int] | None
     notes: tuple[str, ...]
+    profile: profile.Profile | None
 
 
-_NOT_COUNTED = _Counted(None, None, None, None, None, None, None, None, ())
+_NOT_COUNTED = _Counted(*[None] * 12, (), None)
 
 
 def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
@@ -144,6 +159,7 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
     unknown = [loop.name for loop in flops.runs.loops if loop.num_trips is None]
     notes = [f"not counted: FLOPs of {name}" for name in sorted(uncounted)]
     notes += [f"loop {name} is counted as one trip: its trip count depends on data" for name in unknown]
+    estimate = _profile(compiled, module, topology, formula)
     return _Counted(
         flops_per_step_hlo=per_chip * topology.num_chips,
         flops_ratio=per_chip * topology.num_chips / formula,
@@ -153,7 +169,31 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
         seconds_by_limit=seconds,
         step_seconds_bound=bound,
         mfu_bound=formula / (topology.num_chips * peak * bound),
+        estimated_cycles=estimate and estimate.cycles,
+        estimated_step_seconds=estimate and estimate.seconds,
+        estimated_mfu=estimate and estimate.mfu,
+        runs_without_estimate=estimate and estimate.runs_without_estimate,
         notes=tuple(notes),
+        profile=estimate,
+    )
+
+
+def _profile(
+    compiled: compiling.Compiled, module: hlo.Module, topology: topologies.Topology, formula: float
+) -> profile.Profile | None:
+    """Returns the profile of the step; None if nothing in it has an estimate."""
+    chip = topology.chip
+    instructions = profile.instruction_costs(compiled.text, module, chip)
+    if not any(one.cycles for one in instructions):
+        return None
+    return profile.Profile(
+        title=f"{topology.num_slices} x {topology.name}",
+        chip=chip.name,
+        clock_hz=chip.clock_hz,
+        peak_flops=chip.peak_flops,
+        formula_flops=formula / topology.num_chips,
+        instructions=instructions,
+        versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     )
 
 

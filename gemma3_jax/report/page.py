@@ -65,13 +65,13 @@ def sections(runs: Sequence[labeled_run.LabeledRun]) -> list[Section]:
         _curves(
             runs, TEACHER_CURVES, name="teacher", title="Teacher", otherwise="No stage was trained by distillation."
         ),
-        _charts(
+        chart_section(
             [context_curves.last_tokens(runs), context_curves.positions(runs)],
             name="context",
             title="Context",
             otherwise="The loss by context length was not evaluated: no stage has the evaluation “context”.",
         ),
-        _charts(
+        chart_section(
             [quantization_cost.bars(runs)],
             name="rounding",
             title="Rounding",
@@ -94,12 +94,18 @@ def render(runs: Sequence[labeled_run.LabeledRun], parts: Sequence[Section]) -> 
     """The page in UTF-8."""
     first, *compared = runs
     start, end = (first.data.stages[at].column("time")[at] for at in (0, -1))
+    lines = [f"{provenance_section.utc(float(start))} to {provenance_section.utc(float(end))}"]
+    lines += [f"compared with: {', '.join(run.label for run in compared)}"] if compared else []
+    return document(parts, title=first.label, about="run report", subtitle=" · ".join(lines))
+
+
+def document(parts: Sequence[Section], *, title: str, about: str, subtitle: str) -> bytes:
+    """A page of these sections in UTF-8; `about` follows the title in the name of its window."""
     html = template.render(
         "page.html",
-        title=first.label,
-        start=provenance_section.utc(float(start)),
-        end=provenance_section.utc(float(end)),
-        compared=[run.label for run in compared],
+        title=title,
+        about=about,
+        subtitle=subtitle,
         sections=parts,
         security_policy=CONTENT_SECURITY_POLICY,
         version=provenance.versions()["gemma3_jax"],
@@ -108,7 +114,7 @@ def render(runs: Sequence[labeled_run.LabeledRun], parts: Sequence[Section]) -> 
     return html.encode("utf-8", "replace")
 
 
-def _charts(
+def chart_section(
     charts: Sequence[chart.Chart | None], *, name: str, title: str, otherwise: str = "", notes: Sequence[str] = ()
 ) -> Section:
     """Charts in a grid of two columns; the last of an odd number of half-width charts takes the whole width.
@@ -135,7 +141,7 @@ def _curves(
     otherwise: str = "The metrics do not include this.",
 ) -> Section:
     charts = [metric_curves.over_tokens(runs, curve) for curve in curves]
-    return _charts(charts, name=name, title=title, otherwise=otherwise)
+    return chart_section(charts, name=name, title=title, otherwise=otherwise)
 
 
 def _summary(runs: Sequence[labeled_run.LabeledRun]) -> Section:
@@ -154,13 +160,13 @@ def _speed(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     notes = []
     if not any(run.data.has_column(metric_curves.MFU.column) for run in runs):
         notes.append("MFU is not shown: the peak FLOPs of the devices are unknown, as for CPUs.")
-    return _charts(charts, name="speed", title="Speed", otherwise="The metrics have no timings.", notes=notes)
+    return chart_section(charts, name="speed", title="Speed", otherwise="The metrics have no timings.", notes=notes)
 
 
 def _cache(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     of_runs = cache_memory.of_runs(runs)
     notes = [] if of_runs else ["The cache of the run's model is not shown: its config is unknown."]
-    return _charts([of_runs, cache_memory.of_figure_6()], name="memory", title="Cache memory", notes=notes)
+    return chart_section([of_runs, cache_memory.of_figure_6()], name="memory", title="Cache memory", notes=notes)
 
 
 def _samples(runs: Sequence[labeled_run.LabeledRun]) -> Section:

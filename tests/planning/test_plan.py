@@ -72,6 +72,10 @@ def test_flops_are_those_of_the_formula_and_of_recomputation(topology, made):
     assert 0 < once.mfu_bound < 1 and once.step_seconds_bound == max(once.seconds_by_limit.values())
 
 
+def test_a_cpu_has_no_estimate(made):
+    assert made.estimated_cycles is made.estimated_mfu is made.profile is None and "profile" not in made.as_json()
+
+
 def test_weights_are_gathered_over_the_shards_they_rest_in(made):
     by_kind = {}
     for one in made.collective_bytes:
@@ -245,6 +249,7 @@ def test_json_has_what_scripts_rely_on(verb):
     assert status == 0, err
     promised = {"fits", "hbm_bytes_per_chip", "hbm_bytes_by_kind", "flops_per_step_formula", "flops_per_step_hlo"}
     promised |= {"collective_bytes", "step_seconds_bound", "mfu_bound", "compile_seconds"}
+    promised |= {"estimated_cycles", "estimated_step_seconds", "estimated_mfu", "runs_without_estimate"}
     assert promised <= result.keys() and result["fits"] is True
     assert {"kind", "axes", "num_bytes", "crosses_slices"} <= result["collective_bytes"][0].keys()
 
