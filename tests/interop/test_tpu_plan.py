@@ -24,8 +24,9 @@ def environment():
     return {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
 
 
-def test_the_demo_is_planned_for_four_chips():
-    done = subprocess.run(COMMAND, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=1200)
+def test_the_demo_is_planned_and_profiled_for_four_chips(tmp_path):
+    command = [*COMMAND, f"--profile={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=1200)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fits"] and found["num_chips"] == 4 and 0 < found["hbm_bytes_per_chip"] < 1 << 30
@@ -33,6 +34,11 @@ def test_the_demo_is_planned_for_four_chips():
     assert found["hbm_bytes_by_kind"]["activations"] > 0
     gathered = [one for one in found["collective_bytes"] if one["kind"] == "all-gather"]
     assert [one["axes"] for one in gathered] == [["data"]] and gathered[0]["num_bytes"] > 0
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["cycles"] == found["estimated_cycles"] > 0 and b"</html>" in (tmp_path / "profile.html").read_bytes()
+    assert profile["seconds"] > found["seconds_by_limit"]["products"]  # which are not all that is estimated
+    places = {one["part"] for one in profile["by_place_and_kind"] if one["kind"] == "product"}
+    assert {"local layers", "global layers", "loss"} <= places
 
 
 def test_ctrl_c_ends_it_while_the_compiler_works():
