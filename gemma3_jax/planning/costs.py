@@ -182,8 +182,7 @@ def traffic(module: hlo.Module, mesh: sharding.AnyMesh, *, num_slices: int = 1) 
     is the program of one slice: its hosts exchange what crosses slices, between equal positions, along `replica`.
     Raises: ValueError if the program is not for this mesh, or if the text of its device groups cannot be parsed.
     """
-    _check(module, mesh, num_slices)
-    slice_size = mesh.size // num_slices  # devices are numbered slice by slice, as `replica` is the first axis
+    check_mesh(module, mesh, num_slices)
     runs = hlo.count_runs(module)
     fused = {
         callee
@@ -196,25 +195,56 @@ def traffic(module: hlo.Module, mesh: sharding.AnyMesh, *, num_slices: int = 1) 
     counts: Counter[tuple] = Counter()
     for computation, num_times in _computations(module, runs):
         for instruction in computation.instructions.values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in _COLLECTIVE_BYTES and not _is_continuation(computation, instruction):
-                groups = _groups(instruction, module.num_partitions)
-                num_devices, axes, crosses = _group_extent(groups, mesh, slice_size)
-            elif kind == "send" and (match := _HOST_TRANSFER.search(instruction.attributes)):
-                kind, num_devices, axes, crosses = _MEGASCALE[match[1]], num_slices, (sharding.AXES[0],), True
-            else:
+            if is_continuation(computation, instruction):
                 continue
-            if kind == "all-reduce" and computation.name in fused and _has(computation, "dynamic-slice"):
-                kind = "reduce-scatter"
-            if axes:
-                shapes = _operand_shapes(computation, instruction)
-                # The other operands of a ragged all-to-all, and of a send by the host, are not sent.
-                has_one = kind == "ragged-all-to-all" or instruction.opcode == "send"
-                operand_bytes = sum(shape.num_bytes for shape in (shapes[:1] if has_one else shapes))
-                num_bytes[kind, axes, crosses] += num_times * _COLLECTIVE_BYTES[kind](operand_bytes, num_devices)
-                counts[kind, axes, crosses] += num_times
+            is_fused = computation.name in fused
+            one = transfer(module, computation, instruction, mesh, num_slices=num_slices, is_fused=is_fused)
+            if one and one.axes:
+                num_bytes[one[:3]] += num_times * one.num_bytes
+                counts[one[:3]] += num_times
     collectives = tuple(Collective(*key, total, counts[key]) for key, total in num_bytes.most_common())
     return Traffic(collectives, runs)
+
+
+class Transfer(NamedTuple):
+    """One run of a collective."""
+
+    kind: str
+    axes: tuple[str, ...]  # empty: every device is alone in its group, and nothing moves
+    crosses_slices: bool
+    num_devices: int  # of the largest group
+    num_bytes: float  # that a device receives
+
+
+def transfer(
+    module: hlo.Module,
+    computation: hlo.Computation,
+    instruction: hlo.Instruction,
+    mesh: sharding.AnyMesh,
+    *,
+    num_slices: int,
+    is_fused: bool = False,
+) -> Transfer | None:
+    """Returns what one run of an instruction moves between devices; None if it is no collective, or the end of one.
+
+    `is_fused` says that its computation is that of a fusion: an all-reduce of which a fusion keeps a slice is a
+    reduce-scatter.
+    """
+    slice_size = mesh.size // num_slices  # devices are numbered slice by slice, as `replica` is the first axis
+    kind = instruction.opcode.removesuffix("-start")
+    if kind in _COLLECTIVE_BYTES:
+        num_devices, axes, crosses = _group_extent(_groups(instruction, module.num_partitions), mesh, slice_size)
+    elif kind == "send" and (match := _HOST_TRANSFER.search(instruction.attributes)):
+        kind, num_devices, axes, crosses = _MEGASCALE[match[1]], num_slices, (sharding.AXES[0],), True
+    else:
+        return None
+    if kind == "all-reduce" and is_fused and _has(computation, "dynamic-slice"):
+        kind = "reduce-scatter"
+    shapes = _operand_shapes(computation, instruction)
+    # The other operands of a ragged all-to-all, and of a send by the host, are not sent.
+    has_one = kind == "ragged-all-to-all" or instruction.opcode == "send"
+    operand_bytes = sum(shape.num_bytes for shape in (shapes[:1] if has_one else shapes))
+    return Transfer(kind, axes, crosses, num_devices, _COLLECTIVE_BYTES[kind](operand_bytes, num_devices))
 
 
 _HOST_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
@@ -231,7 +261,7 @@ def _has(computation: hlo.Computation, opcode: str) -> bool:
     return any(instruction.opcode == opcode for instruction in computation.instructions.values())
 
 
-def _is_continuation(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
+def is_continuation(computation: hlo.Computation, instruction: hlo.Instruction) -> bool:
     """Whether the instruction continues a collective that another fusion started.
 
     A TPU program spreads a collective over the matrix products that it overlaps with: the same instruction stands in
@@ -244,7 +274,7 @@ def _is_continuation(computation: hlo.Computation, instruction: hlo.Instruction)
     )
 
 
-def _check(module: hlo.Module, mesh: sharding.AnyMesh, num_slices: int) -> None:
+def check_mesh(module: hlo.Module, mesh: sharding.AnyMesh, num_slices: int) -> None:
     sharding.check_mesh(mesh)
     replica = mesh.shape[sharding.AXES[0]]
     if replica % num_slices or module.num_partitions not in (mesh.size, mesh.size // num_slices):

@@ -57,6 +57,7 @@ class Module(NamedTuple):
     computations: dict[str, Computation]  # callees before callers
     entry: str
     num_partitions: int  # devices that run it, each with its shard of every array
+    is_scheduled: bool  # computations run in the order of their text
 
 
 class Loop(NamedTuple):
@@ -124,8 +125,9 @@ def read(text: str) -> Module:
             root = instruction.name if match[1] else root
     if not entry:
         raise ValueError("the text has no ENTRY computation; pass what `compiled.as_text()` returns")
-    partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
-    return Module(computations, entry, int(partitions[1]) if partitions else 1)
+    head = text.partition("\n")[0]
+    partitions = re.search(r"num_partitions=(\d+)", head)
+    return Module(computations, entry, int(partitions[1]) if partitions else 1, "is_scheduled=true" in head)
 
 
 def _lines(text: str) -> Iterator[str]:
