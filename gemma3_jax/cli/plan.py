@@ -256,7 +256,11 @@ def _print(result) -> None:
             f"by {result.estimated_cycles:.2e} cycles of the compiler's model"
         )
         missing = ", ".join(f"{runs:,} x {kind}" for kind, runs in result.runs_without_estimate.items())
-        terminal.show(f"  not in the estimate:    waiting for links and memory; {missing}")
+        if result.estimated_exposed_seconds is None:
+            missing = f"waiting for links and memory; {missing}"
+        else:
+            terminal.show(f"  of it, waiting          {result.estimated_exposed_seconds:8.3f} s for links and memory")
+        terminal.show(f"  without an estimate:    {missing}")
     days = f"{result.days_per_stage:,.1f} days at an MFU of {result.mfu:.0%}"
     terminal.show(
         f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s"

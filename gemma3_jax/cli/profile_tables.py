@@ -15,6 +15,11 @@ def show(of_step: profile.Profile) -> None:
     _show_table(_by_place(of_step))
     terminal.show(f"\nthe {NUM_DEAREST} dearest of {len(of_step.instructions):,} instructions, in thousands of cycles")
     _show_table(_dearest(of_step))
+    if of_step.exposed:
+        terminal.show(
+            f"\nthe chip waits, by estimate, {of_step.exposed_seconds:.3f} s in a step: the {NUM_DEAREST} longest"
+        )
+        _show_table(_exposed(of_step))
     if rows := profile.without_estimate(of_step):
         terminal.show("\nwithout an estimate, and in no sum; the most elements x runs first")
         _show_table(_unestimated(rows[:NUM_DEAREST]))
@@ -80,6 +85,15 @@ def _dearest(of_step: profile.Profile) -> list[Sequence[str]]:
         + (str(one.place), one.kind, one.name, one.source)
         for one in of_step.instructions[:NUM_DEAREST]
         if one.cycles is not None
+    ]
+
+
+def _exposed(of_step: profile.Profile) -> list[Sequence[str]]:
+    head = ("seconds", "share", "for", "mesh axes", "place")
+    longest = of_step.exposed[:NUM_DEAREST]
+    share = lambda seconds: f"{seconds / of_step.seconds:.1%}"  # noqa: E731
+    return [head] + [
+        (f"{one.seconds:.4f}", share(one.seconds), one.kind, "+".join(one.axes), one.place) for one in longest
     ]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.model import config as model_config
-from gemma3_jax.planning import compiling, costs, hlo, kernels, profile, topologies
+from gemma3_jax.planning import compiling, costs, hlo, kernels, profile, schedule, topologies
 from gemma3_jax.train import program
 
 SECONDS_PER_DAY = 86_400
@@ -40,7 +40,8 @@ class Plan:
     step_seconds_bound: float | None  # the largest of them, as they may overlap: a lower bound
     mfu_bound: float | None
     estimated_cycles: int | None  # of a chip in a step, by the compiler's model: what has no estimate is not in it
-    estimated_step_seconds: float | None
+    estimated_exposed_seconds: float | None  # in which the chip waits for links and memory, by a walk of the program
+    estimated_step_seconds: float | None  # both
     estimated_mfu: float | None
     runs_without_estimate: dict[str, int] | None  # in a step, by kind of work
     tokens_per_stage: int
@@ -124,6 +125,7 @@ class _Counted(NamedTuple):
     step_seconds_bound: float | None
     mfu_bound: float | None
     estimated_cycles: int | None
+    estimated_exposed_seconds: float | None
     estimated_step_seconds: float | None
     estimated_mfu: float | None
     runs_without_estimate: dict[str, int] | None
@@ -131,7 +133,7 @@ class _Counted(NamedTuple):
     profile: profile.Profile | None
 
 
-_NOT_COUNTED = _Counted(*[None] * 12, (), None)
+_NOT_COUNTED = _Counted(*[None] * 13, (), None)
 
 
 def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
@@ -170,6 +172,7 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
         step_seconds_bound=bound,
         mfu_bound=formula / (topology.num_chips * peak * bound),
         estimated_cycles=estimate and estimate.cycles,
+        estimated_exposed_seconds=estimate and estimate.exposed_seconds,
         estimated_step_seconds=estimate and estimate.seconds,
         estimated_mfu=estimate and estimate.mfu,
         runs_without_estimate=estimate and estimate.runs_without_estimate,
@@ -186,6 +189,17 @@ def _profile(
     instructions = profile.instruction_costs(compiled.text, module, chip)
     if not any(one.cycles for one in instructions):
         return None
+    cycles = {one.name: one.cycles / one.num_times for one in instructions if one.cycles is not None}
+    places = {one.name: str(one.place) for one in instructions}
+    timeline = schedule.walk(
+        module,
+        compiled.program.mesh,
+        schedule.bandwidths(topology),
+        cycles_of=lambda instruction: cycles.get(instruction.name),
+        clock_hz=chip.clock_hz,
+        num_slices=topology.num_slices,
+        place_of=lambda instruction: places.get(instruction.name, ""),
+    )
     return profile.Profile(
         title=f"{topology.num_slices} x {topology.name}",
         chip=chip.name,
@@ -193,6 +207,7 @@ def _profile(
         peak_flops=chip.peak_flops,
         formula_flops=formula / topology.num_chips,
         instructions=instructions,
+        exposed=timeline.exposed,
         versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
     )
 

@@ -1,8 +1,8 @@
 """The profile of a compiled TPU program: estimated cycles of every instruction, by place in the model and kind of work.
 
 Cycles are estimates of the compiler's cost model, which it writes into the program; nothing is measured. It estimates
-neither Pallas kernels, scatters, gathers and sorts nor waiting for links and memory. What has no estimate is listed
-with how often it runs, and counts nowhere.
+neither Pallas kernels, scatters, gathers and sorts nor collectives. What has no estimate is listed with how often it
+runs, and counts nowhere; waiting for links and memory is estimated by a walk through the program (schedule.py).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gemma3_jax import chips
-from gemma3_jax.planning import call_stacks, hlo, kinds, places
+from gemma3_jax.planning import call_stacks, hlo, kinds, places, schedule
 
 
 class InstructionCost(NamedTuple):
@@ -60,12 +60,17 @@ class Profile:
     peak_flops: float  # of a chip, a second
     formula_flops: float  # of a step on one chip, without recomputation
     instructions: tuple[InstructionCost, ...]  # dearest first, then those without an estimate
-    exposed_seconds: float | None = None  # in which the chip waits for links; None: not estimated
+    exposed: tuple[schedule.Exposed, ...] | None = None  # waiting of the chip; None: not estimated
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def cycles(self) -> int:
         return sum(one.cycles or 0 for one in self.instructions)
+
+    @property
+    def exposed_seconds(self) -> float | None:
+        """Estimated seconds in which the chip waits for links and memory."""
+        return None if self.exposed is None else sum(one.seconds for one in self.exposed)
 
     @property
     def seconds(self) -> float:

@@ -4,10 +4,15 @@ import dataclasses
 import json
 import pathlib
 
-from gemma3_jax.planning import kinds, places, profile
+from gemma3_jax.planning import kinds, places, profile, schedule
 
 FORMAT = 1
-_DERIVED = ("cycles", "seconds", "mfu")  # in the file for its readers; computed again when it is loaded
+_DERIVED = (
+    "cycles",
+    "exposed_seconds",
+    "seconds",
+    "mfu",
+)  # in the file for its readers; computed again when it is loaded
 
 
 def dump(of_step: profile.Profile) -> bytes:
@@ -15,6 +20,7 @@ def dump(of_step: profile.Profile) -> bytes:
     head = {field.name: getattr(of_step, field.name) for field in dataclasses.fields(of_step)}
     head = {"format": FORMAT, **head, **{name: getattr(of_step, name) for name in _DERIVED}}
     head["versions"] = dict(of_step.versions)
+    head["exposed"] = None if of_step.exposed is None else [one._asdict() for one in of_step.exposed]
     head["by_place_and_kind"] = [
         {"part": place.part, "phase": place.phase, "kind": kind, "cycles": cycles}
         for (place, kind), cycles in of_step.by_place_and_kind().items()
@@ -33,10 +39,15 @@ def load(path: pathlib.Path) -> profile.Profile:
         fields = {field.name: content[field.name] for field in dataclasses.fields(profile.Profile)}
         _check(content["instructions"])
         instructions = tuple(profile.InstructionCost(**one) for one in content["instructions"])
-        return profile.Profile(**fields | {"instructions": instructions})
+        exposed = content["exposed"] and tuple(_exposed(**one) for one in content["exposed"])
+        return profile.Profile(**fields | {"instructions": instructions, "exposed": exposed})
     except (KeyError, TypeError, ValueError) as error:  # ValueError: JSON and UTF-8 too
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not a profile that `plan --profile` wrote: {what}") from error
+
+
+def _exposed(*, kind: str, axes: list[str], place: str, seconds: float) -> schedule.Exposed:
+    return schedule.Exposed(kind, tuple(axes), place, seconds)
 
 
 def _check(instructions: list[dict]) -> None:

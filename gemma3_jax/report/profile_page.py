@@ -22,6 +22,7 @@ def sections(this: profile.Profile, other: profile.Profile | None = None) -> lis
         ),
         page.chart_section(charts, name="cycles", title="Cycles"),
         _tables("dearest", "The dearest instructions", [_dearest(this)]),
+        _tables("waiting", "Waiting", [_exposed(this)], "The chip waits for nothing, or waiting is not estimated."),
         _tables("unestimated", "Without an estimate", [_unestimated(this)], "Every instruction has an estimate."),
     ]
     if other:
@@ -55,8 +56,8 @@ def _facts(this: profile.Profile, other: profile.Profile | None) -> list[summary
     def runs(of_step: profile.Profile) -> str:
         return formatting.count(sum(of_step.runs_without_estimate.values()))
 
-    waiting = "without waiting for links" if this.exposed_seconds is None else "with waiting for links"
-    cycles = f"{formatting.count(this.cycles)} cycles at {this.clock_hz / 1e9:.2f} GHz, {waiting}"
+    waiting = "" if this.exposed_seconds is None else f" and {this.exposed_seconds:.3f} s of waiting"
+    cycles = f"{formatting.count(this.cycles)} cycles at {this.clock_hz / 1e9:.2f} GHz{waiting}"
     compared = other or this
     return [
         summary.Fact("Estimated step", f"{this.seconds:.3f} s", remark(cycles, f"{compared.seconds:.3f} s")),
@@ -86,6 +87,20 @@ def _dearest(of_step: profile.Profile) -> table.Table:
     ]
     head = ["instruction", "cycles", "share", "runs", "place", "kind", "source"]
     return table.Table(head=head, rows=rows, code_columns=(0, 6))
+
+
+def _exposed(of_step: profile.Profile) -> table.Table:
+    rows = [
+        [
+            one.kind,
+            f"{one.seconds:.4f}",
+            formatting.percent(one.seconds / of_step.seconds),
+            "+".join(one.axes),
+            one.place,
+        ]
+        for one in (of_step.exposed or ())[:NUM_DEAREST]
+    ]
+    return table.Table(head=["for", "seconds", "share", "mesh axes", "place"], rows=rows)
 
 
 def _unestimated(of_step: profile.Profile) -> table.Table:

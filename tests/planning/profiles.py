@@ -1,10 +1,11 @@
 """Profiles of a few instructions, for tests."""
 
+import dataclasses
 import lzma
 import pathlib
 
 from gemma3_jax import chips
-from gemma3_jax.planning import profile
+from gemma3_jax.planning import profile, schedule
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "tpu_programs"
 CHIPS = {chip.name: chip for chip in chips.CHIPS}
@@ -40,4 +41,11 @@ AFTER = make(
     cost("fusion.2", 500, kind="reduction"),
     cost("all-reduce.7", None, opcode="all-reduce", kind="collective", num_elements=16),
     title="the job after",
+)
+WAITING = dataclasses.replace(
+    BEFORE,
+    exposed=(
+        schedule.Exposed("reduce-scatter", ("data", "seq"), "local layers, backward", 8e-7),
+        schedule.Exposed("memory", (), "rest", 2e-7),
+    ),
 )

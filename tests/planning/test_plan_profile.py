@@ -71,7 +71,25 @@ def verb(tmp_path, monkeypatch, capsys):
 def test_an_estimate_is_called_one_and_says_what_is_not_in_it(verb):
     status, out, _ = verb(ESTIMATED)
     assert status == 0 and "estimated, not measured    0.000 s: MFU 25.0%, by 4.00e+03 cycles" in out
-    assert "not in the estimate:    waiting for links and memory; 1 x collective, 8 x scatter/gather/sort" in out
+    assert "without an estimate:    waiting for links and memory; 1 x collective, 8 x scatter/gather/sort" in out
+
+
+def test_what_the_chip_waits_for_is_said(verb, tmp_path):
+    waiting = profiles.WAITING
+    result = dataclasses.replace(
+        ESTIMATED,
+        profile=waiting,
+        estimated_exposed_seconds=2.0,
+        estimated_step_seconds=waiting.seconds,
+        estimated_mfu=waiting.mfu,
+    )
+    status, out, _ = verb(result, f"--profile={tmp_path}")
+    assert status == 0 and "of it, waiting             2.000 s for links and memory" in out and "MFU 20.0%" in out
+    assert "waiting for links and memory;" not in out
+    rows = out[out.index("the chip waits, by estimate, 0.000 s in a step") :].splitlines()
+    assert (
+        rows[2].split("  ") and rows[2].split() == "0.0000 16.0% reduce-scatter data+seq local layers, backward".split()
+    )
 
 
 def test_a_profile_is_printed_and_written(verb, tmp_path):

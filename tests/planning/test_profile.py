@@ -133,7 +133,8 @@ def test_seconds_and_mfu_follow_from_cycles_and_clock():
     of_step = profiles.BEFORE
     assert (of_step.cycles, of_step.seconds) == (4000, 4e-6)
     assert of_step.mfu == pytest.approx(1e6 / (1e12 * 4e-6)) == pytest.approx(0.25)
-    waiting = profiles.make(*of_step.instructions, exposed_seconds=1e-6)
+    waiting = profiles.WAITING
+    assert of_step.exposed_seconds is None and waiting.exposed_seconds == pytest.approx(1e-6)
     assert waiting.seconds == pytest.approx(5e-6) and waiting.mfu == pytest.approx(0.2)
 
 
@@ -201,10 +202,11 @@ def test_what_has_no_estimate_is_compared_by_its_runs():
 # --- the file ---
 
 
-def test_a_profile_is_read_as_it_was_written(tmp_path):
+@pytest.mark.parametrize("of_step", [profiles.BEFORE, profiles.WAITING], ids=["without waiting", "waiting"])
+def test_a_profile_is_read_as_it_was_written(of_step, tmp_path):
     file = tmp_path / "profile.json"
-    file.write_bytes(profile_file.dump(profiles.BEFORE))
-    assert profile_file.load(file) == profiles.BEFORE
+    file.write_bytes(profile_file.dump(of_step))
+    assert profile_file.load(file) == of_step
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def render(*several):
 
 def test_a_profile_has_its_estimate_its_dearest_and_what_has_none(without_drawings):
     text = render(profiles.BEFORE)
-    assert Tags(text).sections == ["summary", "cycles", "dearest", "unestimated"]
+    assert Tags(text).sections == ["summary", "cycles", "dearest", "waiting", "unestimated"]
     for expected in (
         "25.0 %",
         "estimates of the compiler",
@@ -46,12 +46,19 @@ def test_a_profile_has_its_estimate_its_dearest_and_what_has_none(without_drawin
 
 def test_two_profiles_are_side_by_side(without_drawings):
     text = render(profiles.AFTER, profiles.BEFORE)
-    assert Tags(text).sections == ["summary", "cycles", "comparison", "dearest", "unestimated"]
+    assert Tags(text).sections == ["summary", "cycles", "comparison", "dearest", "waiting", "unestimated"]
     assert "the job after" in text and "compared with: this job" in text and ">0.88</td>" in text
 
 
 def test_a_profile_without_gaps_says_so(without_drawings):
-    assert "Every instruction has an estimate." in render(profiles.make(profiles.cost("a", 5)))
+    text = render(profiles.make(profiles.cost("a", 5)))
+    assert "Every instruction has an estimate." in text and "waiting is not estimated" in text
+
+
+def test_waiting_is_in_its_seconds_and_has_a_table(without_drawings):
+    text = render(profiles.WAITING)
+    assert "of waiting" in text and "20.0 %" in text
+    assert all(f">{cell}</t" in text for cell in ("reduce-scatter", "data+seq", "local layers, backward", "16.0 %"))
 
 
 def test_everything_from_a_profile_is_text():
