@@ -23,8 +23,8 @@ def parser() -> terminal.Parser:
         prog="python -m gemma3_jax plan",
         description="Compiles the training step of a stage for a TPU topology, without a TPU. Prints the bytes on\n"
         "each chip and whether they fit, the FLOPs of a step by formula and as compiled, the bytes of\n"
-        "collectives by kind and mesh axes, a lower bound for the time of a step, and the time that the\n"
-        "compiler's cost model estimates. --profile shows where that time goes.\n\n"
+        "collectives by kind and mesh axes, a lower bound for the time of a step, and an estimate of it\n"
+        "from the compiler's cost model. --profile shows where that time goes.\n\n"
         "A distillation stage runs a teacher if the config names one or --teacher_model gives its size;\n"
         "otherwise it reads stored targets. The exit status is 0 also if the step does not fit. Takes one to\n"
         "ten minutes and 3 to 10 GB of host memory. --config.FIELD=VALUE sets any field of the recipe.\n\n"
@@ -253,7 +253,7 @@ def _print(result) -> None:
     if result.estimated_cycles:
         terminal.show(
             f"  estimated, not measured {result.estimated_step_seconds:8.3f} s: MFU {result.estimated_mfu:.1%}, "
-            f"by {result.estimated_cycles:.2e} cycles of the compiler's model"
+            f"{result.estimated_cycles:.2e} cycles, {result.compiler_cycles:.2e} of them by the compiler's model"
         )
         missing = ", ".join(f"{runs:,} x {kind}" for kind, runs in result.runs_without_estimate.items())
         if result.estimated_exposed_seconds is None:

@@ -56,11 +56,11 @@ def flops(module: hlo.Module) -> Flops:
         for instruction in computation.instructions.values():
             match instruction.opcode:
                 case "dot" | "convolution":
-                    operands = _operand_shapes(computation, instruction)
+                    operands = operand_shapes(computation, instruction)
                     count = _dot_flops if instruction.opcode == "dot" else _convolution_flops
                     by_dtype[operands[0].dtype] += num_times * count(instruction, *operands)
                 case "custom-call":
-                    call = _custom_call(computation, instruction, num_times)
+                    call = custom_call(computation, instruction, num_times)
                     calls += [] if call.target in BOOKKEEPING_TARGETS else [call]
     return Flops(by_dtype.total(), dict(by_dtype), tuple(calls), runs)
 
@@ -70,31 +70,33 @@ def _computations(module: hlo.Module, runs: hlo.Runs) -> Iterator[tuple[hlo.Comp
     return ((module.computations[name], num_times) for name, num_times in runs.times.items())
 
 
-def _operand_shapes(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[hlo.Shape, ...]:
+def operand_shapes(computation: hlo.Computation, instruction: hlo.Instruction) -> tuple[hlo.Shape, ...]:
+    """Returns the shapes of the operands, with all leaves of tuples, in order."""
     return tuple(shape for name in instruction.operands for shape in computation.instructions[name].shapes)
 
 
-def _custom_call(computation: hlo.Computation, instruction: hlo.Instruction, num_times: int) -> CustomCall:
+def custom_call(computation: hlo.Computation, instruction: hlo.Instruction, num_times: int = 1) -> CustomCall:
+    """Parses a custom call that runs `num_times` in a step."""
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     estimate = re.search(r'"cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
     return CustomCall(
         target=target[1] if target else "",
         name=instruction.name,
         num_times=num_times,
-        operands=_operand_shapes(computation, instruction),
+        operands=operand_shapes(computation, instruction),
         results=instruction.shapes,
         estimated_flops=int(estimate[1]) if estimate else None,
     )
 
 
-def _int_list(instruction: hlo.Instruction, attribute: str) -> list[int]:
+def int_list(instruction: hlo.Instruction, attribute: str) -> list[int]:
     """Returns the numbers of an attribute such as `lhs_contracting_dims={1,2}`; [] if it is missing."""
     match = re.search(rf", {attribute}=\{{?([\d,]*)", instruction.attributes)
     return _parse_ints(match[1]) if match else []
 
 
 def _dot_flops(instruction: hlo.Instruction, left: hlo.Shape, _: hlo.Shape) -> int:
-    contracted = math.prod(left.dims[dim] for dim in _int_list(instruction, "lhs_contracting_dims"))
+    contracted = math.prod(left.dims[dim] for dim in int_list(instruction, "lhs_contracting_dims"))
     return 2 * instruction.shapes[0].num_elements * contracted
 
 
@@ -110,7 +112,7 @@ def _convolution_flops(instruction: hlo.Instruction, left: hlo.Shape, right: hlo
         dict(zip(label, shape.dims, strict=True))
         for label, shape in zip(labels.groups(), (left, right, instruction.shapes[0]), strict=True)
     ]
-    [num_groups] = _int_list(instruction, "batch_group_count") or [1]
+    [num_groups] = int_list(instruction, "batch_group_count") or [1]
     per_position = (sizes[0]["b"] // num_groups) * sizes[1]["o"] * sizes[1]["i"]  # `i` is of one feature group
     spatial = sorted(set(labels[1]) - {"b", "f"})
     match = re.search(r"window=\{([^}]*)\}", instruction.attributes)
@@ -240,7 +242,7 @@ def transfer(
         return None
     if kind == "all-reduce" and is_fused and _has(computation, "dynamic-slice"):
         kind = "reduce-scatter"
-    shapes = _operand_shapes(computation, instruction)
+    shapes = operand_shapes(computation, instruction)
     # The other operands of a ragged all-to-all, and of a send by the host, are not sent.
     has_one = kind == "ragged-all-to-all" or instruction.opcode == "send"
     operand_bytes = sum(shape.num_bytes for shape in (shapes[:1] if has_one else shapes))

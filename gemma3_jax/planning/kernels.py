@@ -3,7 +3,7 @@
 import math
 import re
 
-from gemma3_jax.planning import costs
+from gemma3_jax.planning import costs, hlo
 
 TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data or wait
 
@@ -11,6 +11,8 @@ TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data o
 # Backward: the scores again, and the products for the gradients of keys and values (dkv) or of queries (dq).
 _NUM_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 _DRAWING = re.compile(r"teacher_(summary|weights)")  # distill/page_kernels.py: elementwise, no products
+_FEW_IDS = "weights_of_few_ids"  # losses/sparse_kernel.py: two factors of the weights of all ids are multiplied
+_NUM_WEIGHT_PARTS = 2
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)(_segmented)?_")
 
 
@@ -20,22 +22,44 @@ def is_global(call: costs.CustomCall) -> bool:
     return bool(match and match[2])
 
 
-def flops(call: costs.CustomCall) -> float | None:
-    """FLOPs of a call on one device, 2 for each multiply-add; None for an unknown kernel.
+def kind(call: costs.CustomCall) -> str | None:
+    """Returns fwd, dkv or dq for a kernel of splash attention; None for another."""
+    match = _SPLASH.search(call.name)
+    return match[1] if match else None
+
+
+def num_scores(call: costs.CustomCall) -> float | None:
+    """Scores of queries and keys that a call computes on one device; None for an unknown kernel.
 
     Splash attention multiplies whole blocks. In a local layer a query block meets the key blocks that model/splash.py
     lists. In a global (segmented) layer it meets those up to its own: exact for a sequence of one document, as a mean
     over the shards of the sequence.
     """
-    if _DRAWING.search(call.name):
-        return 0.0
-    match = _SPLASH.search(call.name)
-    if not match:
+    if not kind(call):
         return None
-    kind = match[1]
     listed = call.operands[0].dims  # [..., query blocks, visits]; of dkv [..., visits, key blocks]
-    query, key = [shape.dims for shape in call.operands if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32")][:2]
-    block = key[-2] // listed[-1] if kind == "dkv" else query[-2] // listed[-2]
+    query, key = [shape.dims for shape in _queries_and_keys(call)]
+    block = key[-2] // listed[-1] if kind(call) == "dkv" else query[-2] // listed[-2]
     num_queries, num_keys = query[-2] // block, key[-2] // block
     visits = num_queries * (num_keys + 1) / 2 if is_global(call) else listed[-1] * listed[-2]
-    return 2.0 * _NUM_PRODUCTS[kind] * math.prod(query[:-2]) * visits * block**2 * query[-1]
+    return math.prod(query[:-2]) * visits * float(block**2)
+
+
+def _queries_and_keys(call: costs.CustomCall) -> list[hlo.Shape]:
+    return [shape for shape in call.operands if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32")][:2]
+
+
+def flops(call: costs.CustomCall) -> float | None:
+    """FLOPs of a call on one device, 2 for each multiply-add; None for an unknown kernel."""
+    if _DRAWING.search(call.name):
+        return 0.0
+    if _FEW_IDS in call.name:
+        logits, ids = (shape.dims for shape in call.operands[:2])
+        return 2.0 * _NUM_WEIGHT_PARTS * math.prod(logits) * ids[-1]
+    scores = num_scores(call)
+    return None if scores is None else flops_of_scores(kind(call), scores, _queries_and_keys(call)[0].dims[-1])
+
+
+def flops_of_scores(of_kind: str, scores: float, head_dim: int) -> float:
+    """FLOPs of a kernel of splash attention that computes so many scores."""
+    return 2.0 * _NUM_PRODUCTS[of_kind] * scores * head_dim

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.model import config as model_config
-from gemma3_jax.planning import compiling, costs, hlo, kernels, profile, schedule, topologies
+from gemma3_jax.planning import bundles, compiling, costs, hlo, kernels, profile, schedule, topologies
 from gemma3_jax.train import program
 
 SECONDS_PER_DAY = 86_400
@@ -39,7 +39,8 @@ class Plan:
     seconds_by_limit: dict[str, float] | None  # of a step that does nothing else
     step_seconds_bound: float | None  # the largest of them, as they may overlap: a lower bound
     mfu_bound: float | None
-    estimated_cycles: int | None  # of a chip in a step, by the compiler's model: what has no estimate is not in it
+    estimated_cycles: int | None  # of a chip in a step; what has no estimate is not in it
+    compiler_cycles: int | None  # those of them that the compiler's cost model estimates
     estimated_exposed_seconds: float | None  # in which the chip waits for links and memory, by a walk of the program
     estimated_step_seconds: float | None  # both
     estimated_mfu: float | None
@@ -125,6 +126,7 @@ class _Counted(NamedTuple):
     step_seconds_bound: float | None
     mfu_bound: float | None
     estimated_cycles: int | None
+    compiler_cycles: int | None
     estimated_exposed_seconds: float | None
     estimated_step_seconds: float | None
     estimated_mfu: float | None
@@ -133,7 +135,7 @@ class _Counted(NamedTuple):
     profile: profile.Profile | None
 
 
-_NOT_COUNTED = _Counted(*[None] * 13, (), None)
+_NOT_COUNTED = _Counted(*[None] * 14, (), None)
 
 
 def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula: float) -> _Counted:
@@ -162,6 +164,7 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
     notes = [f"not counted: FLOPs of {name}" for name in sorted(uncounted)]
     notes += [f"loop {name} is counted as one trip: its trip count depends on data" for name in unknown]
     estimate = _profile(compiled, module, topology, formula)
+    notes += [note] if estimate and (note := bundles.version_note()) else []
     return _Counted(
         flops_per_step_hlo=per_chip * topology.num_chips,
         flops_ratio=per_chip * topology.num_chips / formula,
@@ -172,6 +175,7 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
         step_seconds_bound=bound,
         mfu_bound=formula / (topology.num_chips * peak * bound),
         estimated_cycles=estimate and estimate.cycles,
+        compiler_cycles=estimate and estimate.cycles_by("compiler"),
         estimated_exposed_seconds=estimate and estimate.exposed_seconds,
         estimated_step_seconds=estimate and estimate.seconds,
         estimated_mfu=estimate and estimate.mfu,
@@ -184,10 +188,10 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
 def _profile(
     compiled: compiling.Compiled, module: hlo.Module, topology: topologies.Topology, formula: float
 ) -> profile.Profile | None:
-    """Returns the profile of the step; None if nothing in it has an estimate."""
+    """Returns the profile of the step; None if the compiler estimates nothing in it, as for a CPU."""
     chip = topology.chip
     instructions = profile.instruction_costs(compiled.text, module, chip)
-    if not any(one.cycles for one in instructions):
+    if not any(one.estimator == "compiler" for one in instructions):
         return None
     cycles = {one.name: one.cycles / one.num_times for one in instructions if one.cycles is not None}
     places = {one.name: str(one.place) for one in instructions}

@@ -1,8 +1,9 @@
 """The profile of a compiled TPU program: estimated cycles of every instruction, by place in the model and kind of work.
 
 Cycles are estimates of the compiler's cost model, which it writes into the program; nothing is measured. It estimates
-neither Pallas kernels, scatters, gathers and sorts nor collectives. What has no estimate is listed with how often it
-runs, and counts nowhere; waiting for links and memory is estimated by a walk through the program (schedule.py).
+neither Pallas kernels, scatters, gathers and sorts, for which we do (bundles.py), nor collectives: waiting for links
+and memory is estimated by a walk through the program (schedule.py). What has no estimate is listed with how often it
+runs, and counts nowhere.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gemma3_jax import chips
-from gemma3_jax.planning import call_stacks, hlo, kinds, places, schedule
+from gemma3_jax.planning import bundles, call_stacks, hlo, kinds, places, schedule
 
 
 class InstructionCost(NamedTuple):
@@ -36,18 +37,27 @@ class InstructionCost(NamedTuple):
 
 
 # Cycles of one run of an instruction on one chip; None: it has no estimate for it.
-Estimator = Callable[[hlo.Instruction, hlo.Computation, chips.Chip], int | None]
+Estimator = Callable[[hlo.Module, hlo.Computation, hlo.Instruction, chips.Chip], int | None]
 _ESTIMATED = re.compile(r'"estimated_cycles":"(\d+)"')
 _NO_ESTIMATE = (1 << 63) - 1  # what the compiler notes for a scatter on the sparse cores of a v5p
 
 
-def _by_compiler(instruction: hlo.Instruction, computation: hlo.Computation, chip: chips.Chip) -> int | None:
+def _by_compiler(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction, chip: chips.Chip
+) -> int | None:
     match = _ESTIMATED.search(instruction.attributes)
     return int(match[1]) if match and int(match[1]) != _NO_ESTIMATE else None
 
 
+def _by_bundles(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction, chip: chips.Chip
+) -> int | None:
+    found = bundles.estimate(module, computation, instruction, chip, chip.clock_hz)
+    return found and found.cycles
+
+
 # The first that has an estimate is taken. Ours, for what the compiler does not estimate, come after it.
-ESTIMATORS: Mapping[str, Estimator] = {"compiler": _by_compiler}
+ESTIMATORS: Mapping[str, Estimator] = {"compiler": _by_compiler, "bundles": _by_bundles}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +76,10 @@ class Profile:
     @property
     def cycles(self) -> int:
         return sum(one.cycles or 0 for one in self.instructions)
+
+    def cycles_by(self, estimator: str) -> int:
+        """Returns the cycles that one of ESTIMATORS has estimated."""
+        return sum(one.cycles or 0 for one in self.instructions if one.estimator == estimator)
 
     @property
     def exposed_seconds(self) -> float | None:
@@ -175,7 +189,7 @@ def _of_computation(
         place = known[instruction.name] or others or places.REST_OF_STEP
         if kind == kinds.KERNEL and "splash" in instruction.name:
             place = places.StepPlace(places.ATTENTION_KERNELS, place.phase)
-        estimator, cycles = _estimate(instruction, computation, chip)
+        estimator, cycles = _estimate(module, computation, instruction, chip)
         arrays = [instruction, *(computation.instructions[name] for name in instruction.operands)]
         yield InstructionCost(
             name=instruction.name,
@@ -192,11 +206,13 @@ def _of_computation(
         )
 
 
-def _estimate(instruction: hlo.Instruction, computation: hlo.Computation, chip: chips.Chip) -> tuple[str, int | None]:
+def _estimate(
+    module: hlo.Module, computation: hlo.Computation, instruction: hlo.Instruction, chip: chips.Chip
+) -> tuple[str, int | None]:
     if computation.thread:  # runs beside the instructions of the step, on another core
         return "", None
     for name, estimator in ESTIMATORS.items():
-        if (cycles := estimator(instruction, computation, chip)) is not None:
+        if (cycles := estimator(module, computation, instruction, chip)) is not None:
             return name, cycles
     return "", None
 

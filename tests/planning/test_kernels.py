@@ -41,3 +41,9 @@ def test_another_kernel_is_not_guessed_at():
 def test_drawing_weights_has_no_products():
     for name in ("teacher_summary.1", "teacher_weights.3"):
         assert kernels.flops(call(name, (1, 1))) == 0
+
+
+def test_weights_of_few_ids_are_a_product_over_the_samples_in_two_parts():
+    shapes = [hlo.Shape("f32", (64, 1_024)), hlo.Shape("s32", (64, 256)), hlo.Shape("f32", (64, 256))]
+    one = costs.CustomCall("tpu_custom_call", "weights_of_few_ids.5", 1, tuple(shapes), (), None)
+    assert kernels.flops(one) == 2 * 2 * 64 * 1_024 * 256

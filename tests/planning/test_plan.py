@@ -249,7 +249,13 @@ def test_json_has_what_scripts_rely_on(verb):
     assert status == 0, err
     promised = {"fits", "hbm_bytes_per_chip", "hbm_bytes_by_kind", "flops_per_step_formula", "flops_per_step_hlo"}
     promised |= {"collective_bytes", "step_seconds_bound", "mfu_bound", "compile_seconds"}
-    promised |= {"estimated_cycles", "estimated_step_seconds", "estimated_mfu", "runs_without_estimate"}
+    promised |= {
+        "estimated_cycles",
+        "compiler_cycles",
+        "estimated_step_seconds",
+        "estimated_mfu",
+        "runs_without_estimate",
+    }
     assert promised <= result.keys() and result["fits"] is True
     assert {"kind", "axes", "num_bytes", "crosses_slices"} <= result["collective_bytes"][0].keys()
 

@@ -45,6 +45,7 @@ ESTIMATED = dataclasses.replace(
     PLAN,
     profile=profiles.BEFORE,
     estimated_cycles=profiles.BEFORE.cycles,
+    compiler_cycles=3000,
     estimated_step_seconds=profiles.BEFORE.seconds,
     estimated_mfu=profiles.BEFORE.mfu,
     runs_without_estimate=profiles.BEFORE.runs_without_estimate,
@@ -70,7 +71,10 @@ def verb(tmp_path, monkeypatch, capsys):
 
 def test_an_estimate_is_called_one_and_says_what_is_not_in_it(verb):
     status, out, _ = verb(ESTIMATED)
-    assert status == 0 and "estimated, not measured    0.000 s: MFU 25.0%, by 4.00e+03 cycles" in out
+    expected = (
+        "estimated, not measured    0.000 s: MFU 25.0%, 4.00e+03 cycles, 3.00e+03 of them by the compiler's model"
+    )
+    assert status == 0 and expected in out
     assert "without an estimate:    waiting for links and memory; 1 x collective, 8 x scatter/gather/sort" in out
 
 

@@ -54,9 +54,11 @@ def cycles_by_lines(text: str) -> int:
 
 
 def test_the_sum_is_that_of_the_compilers_estimates_times_trips(chip, step):
-    assert step.cycles == cycles_by_lines(profiles.golden("step", chip)) > 1e6
-    assert sum(step.by_place_and_kind().values()) == step.cycles
-    assert all(one.cycles is None or (one.estimator, one.cycles > 0) == ("compiler", True) for one in step.instructions)
+    assert step.cycles_by("compiler") == cycles_by_lines(profiles.golden("step", chip)) > 1e6
+    assert sum(step.by_place_and_kind().values()) == step.cycles == sum(map(step.cycles_by, profile.ESTIMATORS))
+    assert all((one.cycles is None) == (not one.estimator) for one in step.instructions)
+    ours = {one.kind for one in step.instructions if one.estimator == "bundles"}
+    assert {"kernel"} <= ours <= {"kernel", "scatter/gather/sort", "layout", "copy"}
 
 
 def test_local_and_global_layers_run_as_often_as_the_model_has_them(step):
@@ -95,8 +97,8 @@ def test_source_lines_are_of_this_package(step):
 def test_what_has_no_estimate_is_listed_and_counts_nowhere(step):
     listed = profile.without_estimate(step)
     kinds = {row.kind for row in listed}
-    assert {"kernel", "collective", "scatter/gather/sort", "copy"} <= kinds
-    assert not any(one.cycles for one in step.instructions if one.kind in ("kernel", "collective"))
+    assert {"collective", "copy"} <= kinds and "kernel" not in kinds
+    assert not any(one.cycles for one in step.instructions if one.kind == "collective")
     runs = dict.fromkeys(kinds, 0)
     for row in listed:
         runs[row.kind] += row.num_times
@@ -105,21 +107,27 @@ def test_what_has_no_estimate_is_listed_and_counts_nowhere(step):
 
 def test_a_planted_scatter_is_named_with_its_line(chip):
     of_step = profile_of("scatter", chip)
-    rows = [row for row in profile.without_estimate(of_step) if row.kind == "scatter/gather/sort"]
-    [row] = [row for row in rows if "scatter" in row.name]
-    assert (row.num_times, row.num_elements) == (make_tpu_programs.NUM_ROUNDS, 1 << 20)
-    file, _, line = row.source.partition(":")
+    [one] = [one for one in of_step.instructions if one.kind == "scatter/gather/sort" and "scatter" in one.name]
+    assert (one.num_times, one.num_elements) == (make_tpu_programs.NUM_ROUNDS, 1 << 20)
+    # Of a v5p the sparse cores do it, beside the step.
+    assert one.estimator == ("" if chip == "v5p" else "bundles")
+    if chip != "v5p":
+        num_updates = make_tpu_programs.NUM_ROUNDS * make_tpu_programs.NUM_UPDATES
+        assert one.cycles == pytest.approx({"v4": 4.2, "v5e": 8.1}[chip] * num_updates, rel=0.1)
+    file, _, line = one.source.partition(":")
     assert file == "make_tpu_programs.py"
     assert ".at[ids].add(" in pathlib.Path(make_tpu_programs.__file__).read_text().splitlines()[int(line) - 1]
 
 
 def test_an_estimate_of_ours_is_taken_where_the_compiler_has_none(monkeypatch):
-    def ours(instruction, computation, of_chip):
+    def ours(module, computation, instruction, of_chip):
         assert of_chip.name == "v5e" and instruction.name in computation.instructions
         return 7 if instruction.opcode in ("fusion", "scatter") else None
 
+    of_compiler = {"compiler": profile.ESTIMATORS["compiler"]}
+    monkeypatch.setattr(profile, "ESTIMATORS", of_compiler)
     before = profile_of("scatter", "v5e")
-    monkeypatch.setattr(profile, "ESTIMATORS", {**profile.ESTIMATORS, "ours": ours})
+    monkeypatch.setattr(profile, "ESTIMATORS", {**of_compiler, "ours": ours})
     after = profile_of("scatter", "v5e")
     added = [one for one in after.instructions if one.estimator == "ours"]
     assert added and all(one.cycles == 7 * one.num_times for one in added)
