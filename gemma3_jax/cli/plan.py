@@ -132,6 +132,9 @@ def _check_profile(flags: argparse.Namespace):
     directory = pathlib.Path(flags.profile)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"--profile {directory} is not a directory; name another one")
+    existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--profile {directory} cannot be written: {existing} is no directory, or not writable")
 
     from gemma3_jax.planning import profile_file
     from gemma3_jax.report import profile_page  # noqa: F401 (its libraries are missed here, and not after compilation)
@@ -255,12 +258,13 @@ def _print(result) -> None:
             f"  estimated, not measured {result.estimated_step_seconds:8.3f} s: MFU {result.estimated_mfu:.1%}, "
             f"{result.estimated_cycles:.2e} cycles, {result.compiler_cycles:.2e} of them by the compiler's model"
         )
-        missing = ", ".join(f"{runs:,} x {kind}" for kind, runs in result.runs_without_estimate.items())
+        missing = [f"{runs:,} x {kind}" for kind, runs in result.runs_without_estimate.items()]
         if result.estimated_exposed_seconds is None:
-            missing = f"waiting for links and memory; {missing}"
+            missing.insert(0, "waiting for links and memory")
         else:
             terminal.show(f"  of it, waiting          {result.estimated_exposed_seconds:8.3f} s for links and memory")
-        terminal.show(f"  without an estimate:    {missing}")
+        if missing:
+            terminal.show(f"  cycles not estimated:   {', '.join(missing)}")
     days = f"{result.days_per_stage:,.1f} days at an MFU of {result.mfu:.0%}"
     terminal.show(
         f"  {result.tokens_per_stage / 1e9:,.1f} billion tokens: {days}; compiled in {result.compile_seconds:.0f} s"

@@ -5,7 +5,7 @@ leader the largest of them, the first of equals. Two passes read the scores. The
 the maxima of the columns, from which follows how far below the best id a leader still gets its probability as weight.
 The second (`weigh`) draws from all other ids: their masses, as whole numbers of units, lie end to end, page by page
 and in a page column by column, and an id is drawn once for each multiple of the spacing on its stretch. Sums of whole
-numbers are exact in any order, so that no draw is lost or doubled where two stretches meet.
+numbers are exact in any order, so that within a shard no draw is lost or doubled where two stretches meet.
 
 The functions of lines work on one page or many: here on all pages at once, on a TPU on one in a kernel
 (page_kernels.py).
@@ -103,18 +103,19 @@ def sums_of(lines: Sequence[jax.Array], max_score: jax.Array, temperature: float
         trailing.append(jnp.minimum(largest, line))
         largest = jnp.maximum(largest, line)
     mass, below = masses_of(largest, max_score)
-    trailing_mass, times_score, untempered = jnp.zeros_like(mass), mass * below, _untempered(mass, below, temperature)
+    trailing_mass, times_score = jnp.zeros_like(mass), mass * below
+    untempered = _untempered(largest, max_score, mass, temperature)
     for scores in trailing:
         mass_of_one, below = masses_of(scores, max_score)
         trailing_mass += mass_of_one
         times_score += mass_of_one * below
-        untempered += _untempered(mass_of_one, below, temperature)
+        untempered += _untempered(scores, max_score, mass_of_one, temperature)
     mass += trailing_mass
     return [mass, trailing_mass, times_score, mass if temperature == 1 else untempered]
 
 
-def _untempered(mass: jax.Array, below: jax.Array, temperature: float) -> jax.Array:
-    return mass if temperature == 1 else jnp.exp(temperature * below)
+def _untempered(scores: jax.Array, max_score: jax.Array, mass: jax.Array, temperature: float) -> jax.Array:
+    return mass if temperature == 1 else jnp.exp(jnp.maximum(temperature * (scores - max_score), IMPOSSIBLE))
 
 
 class Stretches(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -75,7 +76,8 @@ def of_dense(
     shard: vocab_parallel.Shard,
 ) -> ChunkTargets:
     """All probabilities of a teacher, from its hidden states and the shard's part of its table."""
-    logits = matmul.einsum("BTD,VD->BTV", targets.hidden, targets.table, jnp.float32)
+    with jax.named_scope("teacher"):
+        logits = matmul.einsum("BTD,VD->BTV", targets.hidden, targets.table, jnp.float32)
     teacher = softmax.of_logits(logits, temperature, shard)
     untempered = teacher if temperature == 1 else softmax.of_logits(logits, 1.0, shard)
     metrics = _metrics(jnp.ones(labels.shape), softmax.entropy(teacher), -softmax.log_prob(untempered, labels))

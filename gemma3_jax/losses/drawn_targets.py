@@ -27,7 +27,8 @@ class DrawnTargets(NamedTuple):
         self, table: Float[Array, "V _"], labels: Int[Array, "B T"], shard: vocab_parallel.Shard
     ) -> chunk_targets.ChunkTargets:
         """The targets of a chunk, from the shard's part of the table."""
-        logits = matmul.einsum("BTD,VD->BTV", self.hidden, table, jnp.float32)
+        with jax.named_scope("teacher"):
+            logits = matmul.einsum("BTD,VD->BTV", self.hidden, table, jnp.float32)
         drawn = self.draw(shard, logits, labels, self.row_ids, self.positions, dtype=self.hidden.dtype)
         # Behind a barrier, as XLA would otherwise draw twice: for the loss, and within the gradient.
         return chunk_targets.of_drawn(jax.lax.optimization_barrier(drawn), labels, shard)

@@ -103,7 +103,7 @@ class FewIdsByKernel(NamedTuple):
         return sparse_kernel.dot(values, self.few.ids, self.few.weights)
 
     def dot_and_gradient(
-        self, logits: Float[Array, "B T V"], slope: Slope, label: OneId | FewIds
+        self, logits: Float[Array, "B T V"], slope: Slope, label: OneId
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
         numbers = [slope.factor, *slope.numbers]
         if slope.label_factor is not None:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 from gemma3_jax.planning import call_stacks, hlo
 
 EMBEDDING, LOSS, OPTIMIZER, REST = "embedding", "loss", "optimizer", "rest"
-TEACHER, SOFT_TARGETS = "teacher", "soft targets"
+TEACHER, SOFT_TARGETS, QUANTIZATION = "teacher", "soft targets", "quantization"
 LAYERS = {"local_layer": "local layers", "global_layer": "global layers"}  # by scope
 ATTENTION_KERNELS = "attention kernels"
-PARTS = (EMBEDDING, *LAYERS.values(), ATTENTION_KERNELS, LOSS, TEACHER, SOFT_TARGETS, OPTIMIZER, REST)
+PARTS = (EMBEDDING, *LAYERS.values(), ATTENTION_KERNELS, LOSS, TEACHER, SOFT_TARGETS, QUANTIZATION, OPTIMIZER, REST)
 
 FORWARD, RECOMPUTED, BACKWARD = "forward", "recomputed", "backward"
 PHASES = (FORWARD, RECOMPUTED, BACKWARD, "")
@@ -40,6 +40,7 @@ _CALLS = (
     (re.compile(r"gemma3_jax/model/transformer\.py"), ""),  # the loops over layers: the place of most of the loop
     (re.compile(r"gemma3_jax/distill/"), SOFT_TARGETS),
     (re.compile(r"gemma3_jax/losses/"), LOSS),
+    (re.compile(r"gemma3_jax/quant/"), QUANTIZATION),
     (re.compile(r"gemma3_jax/train/|optax/"), OPTIMIZER),
 )
 

@@ -1,4 +1,4 @@
-"""The cost of a stage on a topology: memory, FLOPs, collectives, and a lower bound for the time of a step."""
+"""The cost of a stage on a topology: memory, FLOPs, collectives, and the time of a step, as a bound and an estimate."""
 
 import dataclasses
 import importlib.metadata

@@ -3,7 +3,7 @@
 Cycles are estimates of the compiler's cost model, which it writes into the program; nothing is measured. It estimates
 neither Pallas kernels, scatters, gathers and sorts, for which we do (bundles.py), nor collectives: waiting for links
 and memory is estimated by a walk through the program (schedule.py). What has no estimate is listed with how often it
-runs, and counts nowhere.
+runs, and is in no sum of cycles.
 """
 
 import dataclasses

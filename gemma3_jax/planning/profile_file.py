@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from gemma3_jax.planning import kinds, places, profile, schedule
@@ -38,6 +39,11 @@ def load(path: pathlib.Path) -> profile.Profile:
             raise ValueError(f"its format is {content['format']}, and this version reads {FORMAT}; write it again")
         fields = {field.name: content[field.name] for field in dataclasses.fields(profile.Profile)}
         _check(content["instructions"])
+        for name in ("clock_hz", "peak_flops", "formula_flops"):
+            if not (isinstance(content[name], int | float) and 0 < content[name] < math.inf):
+                raise ValueError(f"{name} is {content[name]}, and must be a number above 0")
+        if not any(one["cycles"] for one in content["instructions"]):
+            raise ValueError("none of its instructions has cycles")
         instructions = tuple(profile.InstructionCost(**one) for one in content["instructions"])
         exposed = content["exposed"] and tuple(_exposed(**one) for one in content["exposed"])
         return profile.Profile(**fields | {"instructions": instructions, "exposed": exposed})

@@ -7,8 +7,9 @@ chip waits for is exposed.
 
 It is a model, and an optimistic one: transfers take no time but their bytes (no latency of hops, of hosts or of
 barriers), one transfer at a time has links of one kind for itself, and copies do not compete with what instructions
-read and write. Calls that another core runs beside this one, such as the scatters that libtpu moves to the SparseCores
-of a v5p, take no time. No run time has been measured.
+read and write. Instructions without an estimate take no time, so what they overlap with counts as waiting. Nor do calls
+that another core runs beside this one, such as the scatters that libtpu moves to the SparseCores of a v5p. No run time
+has been measured.
 """
 
 import dataclasses
@@ -38,6 +39,7 @@ class Bandwidths(NamedTuple):
     torus_axes: tuple[TorusAxis, ...]
     between_slices: float
     memory: float
+    from_neighbor: float  # over one link of a slice
 
     def seconds(self, transfer: costs.Transfer) -> float:
         """Returns the time of a collective that has its links for itself.
@@ -47,6 +49,8 @@ class Bandwidths(NamedTuple):
         """
         if transfer.crosses_slices:
             return transfer.num_bytes / self.between_slices
+        if transfer.kind == "collective-permute":  # from one neighbor, whatever the way around
+            return transfer.num_bytes / self.from_neighbor
         num_chips, total = 1, 0.0
         for axis in sorted(self.torus_axes, reverse=True):
             if num_chips < transfer.num_devices:
@@ -68,7 +72,7 @@ def bandwidths(topology: topologies.Topology) -> Bandwidths:
         for size in shape
         if size > 1
     )
-    return Bandwidths(axes, chip.link.between_slices, chip.hbm_bytes_per_second)
+    return Bandwidths(axes, chip.link.between_slices, chip.hbm_bytes_per_second, chip.link.bytes_per_second)
 
 
 class Exposed(NamedTuple):
@@ -271,6 +275,8 @@ class _Walker:
     def _wait_for(self, computation: hlo.Computation, instruction: hlo.Instruction) -> None:
         """Ends what an operand started; if that was in another trip or computation, the last on the same links."""
         started = computation.instructions.get(instruction.operands[0])
+        while started and started.opcode.endswith("-update"):
+            started = computation.instructions.get(started.operands[0])
         pending = self.pending.pop(_key(started), None) if started else None
         if not pending and not (started and started.opcode.endswith(("-start", "-update", "send", "recv"))):
             pending = self.pending.get(_links_of_done(instruction.opcode))

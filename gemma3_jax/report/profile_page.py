@@ -6,7 +6,7 @@ from gemma3_jax.report import cycle_charts, formatting, page, summary, table
 NUM_DEAREST = 20
 ESTIMATE = (
     "Cycles are estimates of the compiler's cost model, not measurements: good for comparing programs and the parts of "
-    "one. What has no estimate is listed below, and is in no sum."
+    "one. What has no estimate is listed below, and is in no sum of cycles."
 )
 
 

@@ -84,6 +84,13 @@ def test_the_probable_half_has_its_probability_and_leaders_alone_do(small_pages)
     assert np.abs(weights[:, ~exact] / each - p[~exact] / each).max() < 1 + 1e-4
 
 
+def test_a_low_temperature_does_not_make_other_ids_likely_without_it():
+    scores = np.random.default_rng(0).normal(size=8192).astype(np.float32) * 2
+    scores[8] = 30
+    drawn = draw(scores, num_samples=9, num_keys=1, temperature=0.05)
+    assert drawn.label_log_prob[0, 0] == pytest.approx(np.log(softmax(scores)[8]), abs=1e-6)
+
+
 def test_what_is_reported_beside_the_weights():
     scores = logits()
     drawn = draw(scores, num_samples=9, num_keys=3, temperature=2.0)
@@ -114,13 +121,20 @@ def test_units_add_up_exactly_over_all_of_gemmas_ids():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("temperature", "dtype"), ((1.0, jnp.bfloat16), (2.0, jnp.float32)))
-def test_the_kernels_are_the_passes(temperature, dtype, monkeypatch):
-    """Two blocks of tokens, the second not full, and two of ids; the best id comes in the second, and again later."""
-    monkeypatch.setattr(page_kernels, "LARGEST_BLOCK", 2048)
-    rows = np.random.default_rng(0).normal(size=(40, 4096)).astype(np.float32) * 3
+@pytest.mark.parametrize(
+    ("num_ids", "largest_block", "temperature", "dtype"),
+    ((4096, 2048, 1.0, jnp.bfloat16), (4096, 2048, 2.0, jnp.float32), (24_576, None, 0.7, jnp.bfloat16)),
+)
+def test_the_kernels_are_the_passes(num_ids, largest_block, temperature, dtype, monkeypatch):
+    """Two blocks of tokens, the second not full; small blocks of ids, or those of today, of pages in groups.
+
+    The best id comes in the second page, and again later.
+    """
+    if largest_block:
+        monkeypatch.setattr(page_kernels, "LARGEST_BLOCK", largest_block)
+    rows = np.random.default_rng(0).normal(size=(40, num_ids)).astype(np.float32) * 3
     rows[:, 7], rows[:, [2077, 4000]] = -np.inf, 20
-    labels = np.random.default_rng(1).integers(-100, 4200, size=40).astype(np.int32)
+    labels = np.random.default_rng(1).integers(-100, num_ids + 100, size=40).astype(np.int32)
     one, maxima = jax.jit(functools.partial(pages.summarize, temperature=temperature))(rows, labels)
     kernel = functools.partial(page_kernels.summarize, temperature=temperature, interpret=True)
     other, other_maxima = jax.jit(lambda *x: kernel(*x))(rows, labels)
@@ -159,22 +173,25 @@ def test_a_vocabulary_split_over_devices_is_a_whole_one(sizes, monkeypatch):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
-def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed():
+@pytest.mark.parametrize("blend", ({}, {"temperature": 2.0, "hard_label_weight": 0.3, "z_loss": 0.01}), ids=len)
+def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed(blend):
     random = np.random.default_rng(0)
     hidden, table, teacher, teacher_table = (
         jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 5, 8), (V, 8), (2, 5, 6), (V, 6))
     )
     labels = jnp.asarray(random.integers(0, V, size=(2, 5)), jnp.int32)
-    places = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
-    sample = functools.partial(online.draw, samples=settings.Samples(num_samples=6), seed=0)
-    drawn = drawn_targets.DrawnTargets(teacher, teacher_table, places, places, jax.tree_util.Partial(sample))
+    positions = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+    samples = settings.Samples(num_samples=6, temperature=blend.get("temperature", 1.0))
+    sample = functools.partial(online.draw, samples=samples, seed=0)
+    drawn = drawn_targets.DrawnTargets(teacher, teacher_table, positions, positions, jax.tree_util.Partial(sample))
     teacher_logits = jnp.einsum("BTD,VD->BTV", teacher, teacher_table)
-    dense = sample(vocab_parallel.Shard(V), teacher_logits, labels, places, places, dtype=jnp.float32)
+    dense = sample(vocab_parallel.Shard(V), teacher_logits, labels, positions, positions, dtype=jnp.float32)
     ids = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), dense.weights.shape)
     fields = dense.captured_mass, dense.entropy, dense.label_log_prob, dense.best_id
     listed = soft_targets.SparseTargets(ids, dense.weights, *fields)
-    run = jax.jit(jax.value_and_grad(cross_entropy.cross_entropy_sum, argnums=(0, 1), has_aux=True))
-    mask = jnp.ones((2, 5), bool)
+    loss = functools.partial(cross_entropy.cross_entropy_sum, **blend)
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    mask = jnp.asarray([[True, True, False, True, True], [False, True, True, True, False]])
     one, other = (run(hidden, table, labels, mask, soft) for soft in (drawn, listed))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
 

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
-from gemma3_jax.losses import cross_entropy, soft_targets, vocab_parallel
-from gemma3_jax.distill import settings, targets
+from gemma3_jax.losses import cross_entropy, drawn_targets, soft_targets, vocab_parallel
+from gemma3_jax.distill import online, settings, targets
 from gemma3_jax.planning import topologies
 
 topology, axes, what = json.loads(sys.argv[1])
@@ -46,7 +46,9 @@ if what == "draw":
     arguments = (*head, ids, ids, ids)
 else:
     sparse = soft_targets.SparseTargets(tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids)
-    soft = {"sparse": sparse, "dense": soft_targets.DenseTargets(*head), "labels": None}[what]
+    sample = jax.tree_util.Partial(functools.partial(online.draw, samples=settings.Samples(), seed=0))
+    drawn = drawn_targets.DrawnTargets(*head, ids, ids, sample)
+    soft = {"sparse": sparse, "dense": soft_targets.DenseTargets(*head), "drawn": drawn, "labels": None}[what]
     run = jax.value_and_grad(cross_entropy.cross_entropy_sum, argnums=(0, 1), has_aux=True)
     arguments = (*head, ids, tokens(dtype=jnp.bool), soft)
 with jax.set_mesh(mesh):
@@ -73,6 +75,7 @@ CHUNK = 1 << 26  # logits of a chunk
 LOSSES = [
     ("v5e:2x2", "sparse"),
     ("v5e:2x2", "dense"),
+    ("v5e:2x2", "drawn"),
     ("v5e:2x2", "labels"),
     ("v4:2x2x1", "sparse"),
     ("v5p:2x2x1", "labels"),
@@ -125,7 +128,14 @@ def test_the_gradient_of_the_logits_is_made_in_one_pass_and_stored_as_bfloat16_i
         for is_fused, one in of_logits(small_program(topology, what)[1])
         if not is_fused and one.opcode in ("fusion", "custom-call") and ("bf16", CHUNK) in elements(one)
     ]
-    assert stored == {"labels": [], "sparse": ["custom-call"], "dense": ["fusion"]}[what]
+    # Drawn weights, by their kernel, before the gradient.
+    expected = {"labels": [], "sparse": ["custom-call"], "dense": ["fusion"], "drawn": ["custom-call", "fusion"]}
+    assert stored == expected[what]
+
+
+def test_weights_are_drawn_once():
+    calls = re.findall(r"%(teacher_\w+?)[.\d]* = .* custom-call\(", small_program("v5e:2x2", "drawn")[1])
+    assert sorted(calls) == ["teacher_summary", "teacher_weights"]
 
 
 def elements(instruction):

@@ -175,7 +175,7 @@ def test_the_model_opens_the_scopes_of_layers():
 
 def test_the_files_of_places_exist():
     named = re.findall(r"gemma3_jax/[\w/]+", " ".join(pattern.pattern for pattern, _ in places._CALLS))
-    assert len(named) == 5
+    assert len(named) == 6
     for path in named:
         assert (ROOT / path).is_dir() or (ROOT / path).with_suffix(".py").is_file(), path
 
@@ -244,6 +244,22 @@ def test_a_profile_with_other_instructions_is_refused(tmp_path, fields, message)
     file = tmp_path / "bad.json"
     file.write_bytes(profile_file.dump(profiles.make(profiles.cost("a", None, **fields))))
     with pytest.raises(ValueError, match=message):
+        profile_file.load(file)
+
+
+@pytest.mark.parametrize("value", ["null", "0", "NaN", "Infinity", '"1e9"'])
+def test_a_profile_without_a_clock_is_refused(tmp_path, value):
+    file = tmp_path / "bad.json"
+    content = profile_file.dump(profiles.BEFORE).decode()
+    file.write_text(content.replace('"clock_hz": 1000000000.0', f'"clock_hz": {value}'))
+    with pytest.raises(ValueError, match="bad.json is not a profile .*: clock_hz is .*, and must be a number above 0"):
+        profile_file.load(file)
+
+
+def test_a_profile_of_no_cycles_is_refused(tmp_path):
+    file = tmp_path / "bad.json"
+    file.write_bytes(profile_file.dump(profiles.make(profiles.cost("a", None))))
+    with pytest.raises(ValueError, match="bad.json is not a profile .*: none of its instructions has cycles"):
         profile_file.load(file)
 
 

@@ -10,7 +10,7 @@ from gemma3_jax.planning import costs, hlo, schedule, topologies
 
 FOUR = AbstractMesh((1, 4, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 4)
 # 100 bytes a second from devices of the slice, 10 from other slices, 1,000 from memory; a cycle is a second.
-CHIP = schedule.Bandwidths((schedule.TorusAxis(4, 100.0),), 10.0, 1_000.0)
+CHIP = schedule.Bandwidths((schedule.TorusAxis(4, 100.0),), 10.0, 1_000.0, 50.0)
 GROUPS = "channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}"
 
 
@@ -62,6 +62,18 @@ def test_a_done_waits_for_what_the_chip_has_not_hidden(seconds, left):
     timeline = walk(program(entry), a=seconds)
     assert exposed(timeline) == ({("all-gather", ("data",), "start"): left} if left else {})
     assert timeline.seconds == seconds + left and timeline.link_seconds == {schedule.ICI: 12}
+
+
+def test_a_done_waits_through_updates_of_what_was_started():
+    callee = f"""%wrapped (p: f32[100]) -> f32[400] {{
+  %p = f32[100]{{0}} parameter(0)
+  ROOT %gather = f32[400]{{0}} all-gather(%p), {GROUPS}
+}}"""
+    entry = """  %start = ((f32[100]{0}), f32[400]{0}, s32[]) async-start(%x), calls=%wrapped
+  %update = ((f32[100]{0}), f32[400]{0}, s32[]) async-update(%start)
+  %again = ((f32[100]{0}), f32[400]{0}, s32[]) async-update(%update)
+  ROOT %done = f32[400]{0} async-done(%again)"""
+    assert walk(program(entry, callee)).exposed_seconds == 12
 
 
 def test_transfers_on_the_same_links_follow_each_other_and_memory_has_its_own():
@@ -238,12 +250,13 @@ def test_what_has_no_links_to_cross_takes_no_time(collective):
 
 def test_a_group_uses_the_torus_axes_that_it_spans():
     axes = (schedule.TorusAxis(16, 90.0), schedule.TorusAxis(4, 45.0))
-    chip = schedule.Bandwidths(axes, 10.0, 1_000.0)
+    chip = schedule.Bandwidths(axes, 10.0, 1_000.0, 45.0)
     seconds = {
         size: chip.seconds(costs.Transfer("all-gather", ("data",), False, size, 900.0)) for size in (4, 16, 32, 64)
     }
     assert seconds == {4: 10, 16: 10, 32: 900 / 135, 64: 900 / 135}
     assert chip.seconds(costs.Transfer("all-reduce", ("replica",), True, 2, 900.0)) == 90
+    assert chip.seconds(costs.Transfer("collective-permute", ("seq",), False, 2, 900.0)) == 20  # over one link
 
 
 @pytest.mark.parametrize(
