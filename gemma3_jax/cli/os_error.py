@@ -5,7 +5,7 @@ import errno
 import os
 import re
 
-_OUTPUTS = ("output", "target", "workdir", "cache")
+_OUTPUTS = ("output", "target", "workdir", "cache", "profile")
 _INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "tools", "schema", "compare", "include_path")
 # Every flag with a path; of the last three, few values are paths.
 PATHS = (*_OUTPUTS, *_INPUTS, "model", "teacher_model", "tool_command")
