@@ -186,13 +186,7 @@ def traffic(module: hlo.Module, mesh: sharding.AnyMesh, *, num_slices: int = 1) 
     """
     check_mesh(module, mesh, num_slices)
     runs = hlo.count_runs(module)
-    fused = {
-        callee
-        for computation in module.computations.values()
-        for instruction in computation.instructions.values()
-        if instruction.opcode == "fusion"
-        for _, callee in instruction.called
-    }
+    fused = hlo.fused(module)
     num_bytes: Counter[tuple] = Counter()
     counts: Counter[tuple] = Counter()
     for computation, num_times in _computations(module, runs):

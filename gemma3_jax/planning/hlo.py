@@ -197,6 +197,12 @@ def source(instruction: Instruction) -> str:
     return match[1] if match else ""
 
 
+def fused(module: Module) -> frozenset[str]:
+    """Returns the names of the computations that are inside of a fusion: they do not run by themselves."""
+    every = (one for computation in module.computations.values() for one in computation.instructions.values())
+    return frozenset(callee for one in every if one.opcode == "fusion" for _, callee in one.called)
+
+
 def count_runs(module: Module) -> Runs:
     """Counts how often a step runs each computation."""
     times = {module.entry: 1}

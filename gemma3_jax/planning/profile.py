@@ -29,7 +29,6 @@ class InstructionCost(NamedTuple):
     estimator: str  # a key of ESTIMATORS; empty: there is no estimate
     num_elements: int  # of its largest operand or result
     source: str  # file:line
-    scopes: str  # the op_name of JAX
 
     @property
     def place(self) -> places.StepPlace:
@@ -153,13 +152,7 @@ def instruction_costs(text: str, module: hlo.Module, chip: chips.Chip) -> tuple[
     """
     stacks = call_stacks.read(text)
     times = hlo.count_runs(module).times
-    fused = {
-        callee
-        for computation in module.computations.values()
-        for instruction in computation.instructions.values()
-        if instruction.opcode == "fusion"
-        for _, callee in instruction.called
-    }
+    fused = hlo.fused(module)
     costs = [
         cost
         for name, num_times in times.items()
@@ -202,7 +195,6 @@ def _of_computation(
             estimator=estimator,
             num_elements=max((shape.num_elements for one in arrays for shape in one.shapes), default=0),
             source=_source(module, instruction, stacks),
-            scopes=hlo.source(instruction),
         )
 
 

@@ -101,16 +101,12 @@ def test_no_device_holds_the_logits_of_its_tokens(what):
 def of_logits(text):
     """(whether inside a fusion, instruction) of those that read or make an array of a chunk's logits."""
     module = hlo.read(text)
-    fused = {callee for one in instructions(module) if one.opcode == "fusion" for _, callee in one.called}
+    fused = hlo.fused(module)
     for computation in module.computations.values():
         for one in computation.instructions.values():
             operands = [computation.instructions[name] for name in one.operands if name in computation.instructions]
             if any(shape.num_elements == CHUNK for x in (one, *operands) for shape in x.shapes):
                 yield computation.name in fused, one
-
-
-def instructions(module):
-    return [one for computation in module.computations.values() for one in computation.instructions.values()]
 
 
 @pytest.mark.parametrize("topology, what", LOSSES)

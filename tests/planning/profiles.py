@@ -18,7 +18,7 @@ def golden(what: str, chip: str) -> str:
 
 def cost(name: str, cycles: int | None, **fields) -> profile.InstructionCost:
     values = {"opcode": "fusion", "part": "loss", "phase": "forward", "kind": "elementwise", "num_times": 1}
-    values |= {"num_elements": 8, "source": "gemma3_jax/losses/a.py:7", "scopes": ""} | fields
+    values |= {"num_elements": 8, "source": "gemma3_jax/losses/a.py:7"} | fields
     return profile.InstructionCost(name=name, cycles=cycles, estimator="" if cycles is None else "compiler", **values)
 
 
