@@ -227,7 +227,7 @@ def _normalizers(logits: Float[Array, "B T V"], temperature: float, shard: vocab
     """All that a chunk needs of the other shards, in one exchange: each sums powers relative to its own largest."""
     temperatures = (1.0,) if temperature == 1 else (1.0, temperature)
     top = jnp.max(logits, axis=-1)
-    sums = [jnp.sum(jnp.exp((logits - top[..., None]) / t), axis=-1) for t in temperatures]
+    sums = [id_weights.sum_over_ids(jnp.exp((logits - top[..., None]) / t)) for t in temperatures]
     if shard.axes:
         tops, *sums = jnp.moveaxis(shard.all_gather(jnp.stack([top, *sums])), 1, 0)
         top = jnp.max(tops, axis=0)

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -65,5 +66,28 @@ class GatedMLP(nnx.Module):
         self.down = fsdp.parameter(rngs, "F D", (mlp_dim, embed_dim), fan_in="F")
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = (fsdp.project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
-        return fsdp.project("BTF,FD->BTD", jax.nn.gelu(gate, approximate=True) * up, self.down[...])
+        gate = checkpoint_name(fsdp.project("BTD,DF->BTF", x, self.gate[...]), "gate")
+        up = checkpoint_name(fsdp.project("BTD,DF->BTF", x, self.up[...]), "up")
+        return checkpoint_name(fsdp.project("BTF,FD->BTD", geglu(gate, up), self.down[...]), "mlp_output")
+
+
+@jax.custom_vjp
+def geglu(gate: Float[Array, "B T F"], up: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    """gelu(gate) * up, with the tanh form of GELU.
+
+    Both gradients leave together, as then XLA's TPU backend makes them inside the product that they come from. It would
+    make that of `gate` in a pass of its own, and that of `up` once more in each product that reads it.
+    """
+    return jax.nn.gelu(gate, approximate=True) * up
+
+
+def _geglu_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple]:
+    return geglu(gate, up), (gate, up)
+
+
+def _geglu_backward(saved: tuple, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    _, pull_back = jax.vjp(geglu.fun, *saved)
+    return jax.lax.optimization_barrier(pull_back(grad))
+
+
+geglu.defvjp(_geglu_forward, _geglu_backward)

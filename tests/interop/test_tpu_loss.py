@@ -129,6 +129,14 @@ def test_the_gradient_of_the_logits_is_made_in_one_pass_and_stored_as_bfloat16_i
     assert stored == expected[what]
 
 
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
+def test_only_products_pass_over_the_logits_where_the_targets_are_labels(topology):
+    """Of the logits, of the sum of their powers, of both gradients. The largest logit comes with the first."""
+    passes = [one for is_fused, one in of_logits(small_program(topology, "labels")[1]) if not is_fused]
+    passes = [one for one in passes if one.opcode not in ("get-tuple-element", "tuple", "bitcast", "opt-barrier")]
+    assert [(one.opcode, "kind=kOutput" in one.attributes) for one in passes] == [("fusion", True)] * 4
+
+
 def test_weights_are_drawn_once():
     calls = re.findall(r"%(teacher_\w+?)[.\d]* = .* custom-call\(", small_program("v5e:2x2", "drawn")[1])
     assert sorted(calls) == ["teacher_summary", "teacher_weights"]

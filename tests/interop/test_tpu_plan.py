@@ -30,8 +30,8 @@ def test_the_demo_is_planned_and_profiled_for_four_chips(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fits"] and found["num_chips"] == 4 and 0 < found["hbm_bytes_per_chip"] < 1 << 30
-    # Nothing twice; but blocks of attention pass its window, and the weights of 256 samples are products too: at a width
-    # of 128 they are 4 * 256 FLOPs for each token and id, where the three products of the logits are 6 * 128.
+    # Nothing twice; but blocks of attention pass its window, and the weights of 256 samples are products too: 4 * 256
+    # FLOPs for each token and id, where the three products of the logits are 6 * 128.
     assert 1 < found["flops_ratio"] < 1.9
     assert found["hbm_bytes_by_kind"]["activations"] > 0
     gathered = [one for one in found["collective_bytes"] if one["kind"] == "all-gather"]

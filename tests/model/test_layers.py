@@ -45,6 +45,16 @@ def test_the_mlp_is_gated_by_the_tanh_gelu():
     np.testing.assert_allclose(mlp(jnp.full((1, 1, 1), x)), np.full((1, 1, 1), gelu * 3 * x * 5), rtol=1e-6)
 
 
+def test_the_gradients_of_the_gate_and_of_what_it_gates_are_those_of_the_formula():
+    gate, up, grad = (np.asarray(toys.noise(name, (2, 3, 5)), np.float64) for name in ("gate", "up", "grad"))
+    gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))  # noqa: E731
+    slope = (gelu(gate + 1e-5) - gelu(gate - 1e-5)) / 2e-5
+    _, pull_back = jax.vjp(layers.geglu, jnp.asarray(gate, jnp.float32), jnp.asarray(up, jnp.float32))
+    got = pull_back(jnp.asarray(grad, jnp.float32))
+    np.testing.assert_allclose(got[0], grad * up * slope, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1], grad * gelu(gate), rtol=1e-5, atol=1e-6)
+
+
 def test_soft_tokens_replace_image_tokens_in_order_and_nothing_else():
     x = jnp.zeros((1, 6, 2))
     soft = jnp.arange(1.0, 9.0).reshape(1, 2, 2, 2)
