@@ -85,5 +85,4 @@ class Attention(nnx.Module):
         # Constrained again after the cast, so that an all-gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
         attended, new_kv = attend(query, key, value, self.sliding_window)
-        output = fsdp.project("BTNH,NHD->BTD", attended, self.output[...])
-        return checkpoint_name(output, "attention_output"), new_kv
+        return fsdp.project("BTNH,NHD->BTD", attended, self.output[...]), new_kv

@@ -9,16 +9,15 @@ import numpy as np
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 # Rematerialization policies: the checkpoint names that a local and a global layer save for the backward pass, which
-# recomputes the rest; "none" saves everything. "keep_global" saves what costs most to recompute in a long row and takes
-# little memory. "keep_attention" saves at most (2N + 2K) * H numbers per token and layer, a small part of the 2F of the
-# MLP. "keep_products" saves the results of all products, and recomputes norms, rotations and activations. On the
-# splash path "attended" includes N float32 log-sum-exps, without which its kernel would run again.
+# recomputes the rest; "none" saves everything. All four names are at most (2N + 2K) * H numbers per token and layer, a
+# small part of the 2F and more of the MLP, which is recomputed. "keep_global" saves what costs most to recompute in a
+# long row and little to hold. On the splash path "attended" includes N float32 log-sum-exps, without which its kernel
+# would run again.
 REMAT_POLICIES = {
     "none": None,
     "full": ((), ()),
     "keep_global": ((), ("attended",)),
     "keep_attention": (("query", "key", "value", "attended"),) * 2,
-    "keep_products": (("query", "key", "value", "attended", "attention_output", "gate", "up", "mlp_output"),) * 2,
 }
 
 ATTENTION_PATHS = ("auto", "dense", "banded", "splash")

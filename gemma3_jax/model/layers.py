@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -66,9 +65,8 @@ class GatedMLP(nnx.Module):
         self.down = fsdp.parameter(rngs, "F D", (mlp_dim, embed_dim), fan_in="F")
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate = checkpoint_name(fsdp.project("BTD,DF->BTF", x, self.gate[...]), "gate")
-        up = checkpoint_name(fsdp.project("BTD,DF->BTF", x, self.up[...]), "up")
-        return checkpoint_name(fsdp.project("BTF,FD->BTD", geglu(gate, up), self.down[...]), "mlp_output")
+        gate, up = (fsdp.project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
+        return fsdp.project("BTF,FD->BTD", geglu(gate, up), self.down[...])
 
 
 @jax.custom_vjp

@@ -90,7 +90,7 @@ def test_gradient_comes_from_no_later_token_and_from_as_far_back_as_windows_reac
     np.testing.assert_array_equal(size > 0, seen)
 
 
-SLOW_ONES = [pytest.param(remat, marks=pytest.mark.slow) for remat in ("full", "keep_attention", "keep_products")]
+SLOW_ONES = [pytest.param(remat, marks=pytest.mark.slow) for remat in ("full", "keep_attention")]
 
 
 @pytest.mark.parametrize("remat", ["keep_global", *SLOW_ONES])
@@ -116,12 +116,10 @@ def test_remat_saves_less_the_more_it_recomputes():
         _, pullback = jax.eval_shape(lambda p, t: jax.vjp(lambda p: loss(p, t), p), shapes, tokens)
         return sum(leaf.size for leaf in jax.tree.leaves(pullback))
 
-    sizes = [saved_bytes(remat) for remat in ("full", "keep_global", "keep_attention", "keep_products", "none")]
-    assert sizes == sorted(sizes) and len(set(sizes)) == 5 and sizes[2] < sizes[4] / 2
+    sizes = [saved_bytes(remat) for remat in ("full", "keep_global", "keep_attention", "none")]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 4 and sizes[2] < sizes[3] / 2
     # The attention output of two global layers, before its projection.
     assert sizes[1] - sizes[0] == 2 * 2 * 64 * model.num_heads * model.head_dim
-    # Gate and up, and what attention and MLP add to the residual stream, of every layer.
-    assert sizes[3] - sizes[2] == 12 * 2 * 64 * 2 * (model.mlp_dim + model.embed_dim)
 
 
 def test_bfloat16_activations_stay_near_float32_and_logits_are_float32():
