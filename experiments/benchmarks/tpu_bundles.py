@@ -2,12 +2,13 @@
 
     python experiments/benchmarks/tpu_bundles.py [--chips=v5e,v4,v5p] [--kinds=sort,gather] [--output=bundles.json]
 
-Needs libtpu, and no TPU. Compiles small programs (scatters, gathers, sorts, TopK, reshapes, splash attention), each in
-a process of its own with libtpu's low-level dump, and reads `final_bundles`: a bundle is a cycle if nothing stalls.
-Loops count their trips, by the constant that their exit test compares with; a loop whose trips depend on data counts
-once. Fits bundles an element by kind and generation, prints a JSON line for each program, and writes the table that
-gemma3_jax/planning/bundles.py reads. Kinds and chips that are not run stay as the table has them. Some hundred MB of
-dumps are deleted after each program. All of it takes some 20 minutes on two CPU cores.
+Needs libtpu, and no TPU. Compiles small programs (scatters, gathers, sorts, TopK, reshapes, the kernels of attention,
+of the loss and of drawing), each in a process of its own with libtpu's low-level dump, and reads `final_bundles`: a
+bundle is a cycle if nothing stalls. Loops count their trips, by the constant that their exit test compares with; a loop
+whose trips depend on data counts once. Fits bundles an element by kind and generation, prints a JSON line for each
+program, and writes the table that gemma3_jax/planning/bundles.py reads. Kinds and chips that are not run stay as the
+table has them. Some hundred MB of dumps are deleted after each program. All of it takes some 20 minutes on two CPU
+cores.
 """
 
 import argparse
@@ -79,7 +80,31 @@ def cases() -> list[Case]:
         # The barrier keeps the flat array a result of its own, which has to be laid out anew.
         source = "lambda x: jnp.flip(jax.lax.optimization_barrier(x * 2)).reshape(1024, 16384)"
         found.append(Case(f"reshape_{dtype}", source, f"{dtype}[{1024 * 16_384}]", "reshape", features))
-    return found + _attention_cases()
+    return found + _loss_cases() + _attention_cases()
+
+
+def _loss_cases() -> list[Case]:
+    """The kernels over a chunk's logits. What is drawn does not change what the drawing executes."""
+    found = []
+    ids = 16_384
+    for tokens, samples in ((1024, 256), (1024, 128)):
+        elements = tokens * ids
+        call = "sparse_kernel.dot_and_gradient(z, i, w, lambda z, w, _, a, b, c: b * jnp.exp(z - c) - a * w, "
+        source = f"lambda z, i, w, x: {call}x, x, x, dtype=jnp.bfloat16)"
+        shapes = f"f32[1,{tokens},{ids}] s32[1,{tokens},{samples}] f32[1,{tokens},{samples}] f32[1,{tokens}]"
+        features = {"elements": elements, "flops": 4.0 * elements * samples}
+        found.append(Case(kernels.FEW_IDS, source, shapes, kernels.FEW_IDS, features))
+    summary, weights = kernels.DRAWING
+    for tokens in (1024, 2048):
+        logits, features = f"f32[{tokens},{ids}]", {"elements": tokens * ids}
+        source = "lambda z, y: page_kernels.summarize(z, y, temperature=1.0)"
+        found.append(Case(summary, source, f"{logits} s32[{tokens}]", summary, features))
+        source = (
+            "lambda z, x, n: page_kernels.weigh(z, pages.Draw(x, x, x, x, x, x, n, n), temperature=1.0, num_draws=256, "
+            "dtype=jnp.bfloat16)"
+        )
+        found.append(Case(weights, source, f"{logits} f32[{tokens}] s32[{tokens}]", weights, features))
+    return found
 
 
 def _attention_cases() -> list[Case]:
@@ -111,6 +136,8 @@ _COMPILE = """
 import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from gemma3_jax import sharding
+from gemma3_jax.distill import page_kernels, pages
+from gemma3_jax.losses import sparse_kernel
 from gemma3_jax.model import attention, masks
 from gemma3_jax.planning import topologies
 
@@ -160,6 +187,7 @@ class Executed(NamedTuple):
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*(?:[A-Z]{2})?\s*:\s*>* ?\{")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _BRANCH = re.compile(r"= sbr\.rel(?: \((!?)(%p\w+)\))? ?target = \$region(\d+)")
+_EXIT = r"/\* loop exit test \*/"
 _DELAY_SLOTS = 4  # bundles after a branch that run before it takes effect
 
 
@@ -186,7 +214,7 @@ def executed_bundles(text: str) -> Executed:
 def _trips(body: str, predicate: str) -> int | None:
     """Returns the trips of a loop that ends where `predicate` holds; None if they depend on data."""
     name = re.escape(predicate)
-    if bound := re.search(rf"{name} = scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/", body):
+    if bound := re.search(rf"{name} = scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?%\w+, (\d+) {_EXIT}", body):
         stages = map(int, re.findall(r"iteration index, stage = (\d+)", body.partition("\n")[0]))
         return int(bound[1]) - max(stages, default=0)
     return 1 if re.search(rf"{name} = pmov 1 ", body) else None

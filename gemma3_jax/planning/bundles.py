@@ -1,4 +1,4 @@
-"""Cycles of TPU instructions that the compiler does not estimate: scatters, gathers, sorts, reshapes, splash kernels.
+"""Cycles of TPU instructions that the compiler does not estimate: scatters, gathers, sorts, reshapes, kernels.
 
 `bundles.json` says how many bundles (instruction words) libtpu makes of each, by element or row, from small programs
 of every generation (experiments/benchmarks/tpu_bundles.py). A bundle is a cycle if nothing stalls. An array that does
@@ -164,13 +164,22 @@ def _custom_call(computation: hlo.Computation, instruction: hlo.Instruction) -> 
         [operand, *_] = costs.operand_shapes(computation, instruction)
         return _top_k(operand, instruction.shapes[0].dims[-1])
     call = costs.custom_call(computation, instruction)
-    flops = kernels.flops(call) if call.target == kernels.TARGET else None
-    if not flops:
-        return None
+    return _kernel(call) if call.target == kernels.TARGET else None
+
+
+def _kernel(call: costs.CustomCall) -> _Work | None:
     num_bytes = sum(shape.num_bytes for shape in (*call.operands, *call.results))
-    about = f"splash attention ({kernels.kind(call)}) of {flops:.3g} FLOPs"
-    features = {"flops": flops, "scores": kernels.num_scores(call)}
-    return _Work(f"splash_{kernels.kind(call)}", features, num_bytes, about)
+    flops = kernels.flops(call)
+    if kind := kernels.kind(call):
+        features = {"flops": flops, "scores": kernels.num_scores(call)}
+        return _Work(f"splash_{kind}", features, num_bytes, f"splash attention ({kind}) of {flops:.3g} FLOPs")
+    elements = max(shape.num_elements for shape in call.operands)  # the logits
+    if kind := kernels.drawing(call):
+        return _Work(kind, {"elements": elements}, num_bytes, f"{kind} of {elements} logits")
+    if kernels.FEW_IDS in call.name:
+        features = {"elements": elements, "flops": flops}
+        return _Work(kernels.FEW_IDS, features, num_bytes, f"{kernels.FEW_IDS} over {elements} logits")
+    return None
 
 
 def _top_k(operand: hlo.Shape, k: int) -> _Work | None:

@@ -10,8 +10,8 @@ TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data o
 # Matrix products for each pair of a query block and a key block. Forward: scores, and their product with the values.
 # Backward: the scores again, and the products for the gradients of keys and values (dkv) or of queries (dq).
 _NUM_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
-_DRAWING = re.compile(r"teacher_(summary|weights)")  # distill/page_kernels.py: elementwise, no products
-_FEW_IDS = "weights_of_few_ids"  # losses/sparse_kernel.py: two factors of the weights of all ids are multiplied
+DRAWING = "teacher_summary", "teacher_weights"  # distill/page_kernels.py: elementwise, no products
+FEW_IDS = "weights_of_few_ids"  # losses/sparse_kernel.py: two factors of the weights of all ids are multiplied
 _NUM_WEIGHT_PARTS = 2
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)(_segmented)?_")
 
@@ -26,6 +26,11 @@ def kind(call: costs.CustomCall) -> str | None:
     """Returns fwd, dkv or dq for a kernel of splash attention; None for another."""
     match = _SPLASH.search(call.name)
     return match[1] if match else None
+
+
+def drawing(call: costs.CustomCall) -> str | None:
+    """Returns which of DRAWING a kernel is; None for another."""
+    return next((name for name in DRAWING if name in call.name), None)
 
 
 def num_scores(call: costs.CustomCall) -> float | None:
@@ -51,9 +56,9 @@ def _queries_and_keys(call: costs.CustomCall) -> list[hlo.Shape]:
 
 def flops(call: costs.CustomCall) -> float | None:
     """FLOPs of a call on one device, 2 for each multiply-add; None for an unknown kernel."""
-    if _DRAWING.search(call.name):
+    if drawing(call):
         return 0.0
-    if _FEW_IDS in call.name:
+    if FEW_IDS in call.name:
         logits, ids = (shape.dims for shape in call.operands[:2])
         return 2.0 * _NUM_WEIGHT_PARTS * math.prod(logits) * ids[-1]
     scores = num_scores(call)

@@ -24,6 +24,8 @@ TABLE = {
             "top_k_128": {"bundles": {"elements": 0.75}},
             "reshape_f32": {"bundles": {"elements": 0.002}},
             "splash_fwd": {"bundles": {"flops": 1e-5, "scores": 0.01}},
+            "weights_of_few_ids": {"bundles": {"elements": 0.003, "flops": 1e-5}},
+            "teacher_summary": {"bundles": {"elements": 0.006}},
         }
     },
 }
@@ -138,18 +140,34 @@ def test_a_chip_that_the_table_lacks_has_no_estimates():
     assert estimate("f32[500,20]{1,0} reshape(%p0)", ["f32[10000]{0}"], chip=v6e) is None
 
 
-def test_splash_kernels_cost_flops_and_scores():
-    shapes = ["s16[1,4,2]{2,1,0}", "bf16[4,2048,256]{2,1,0}", "bf16[1,2048,256]{2,1,0}"]
-    line = 'bf16[4,2048,256]{2,1,0} custom-call(%p0, %p1, %p2), custom_call_target="tpu_custom_call"'
+def kernel_cycles(name, result, parameters):
+    """The estimated cycles of a Pallas kernel at 1 GHz; None without an estimate."""
+    operands = ", ".join(f"%p{i}" for i in range(len(parameters)))
     module = hlo.read(
         "HloModule m\nENTRY %main () -> f32[] {\n"
-        + "\n".join(f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(shapes))
-        + f"\n  ROOT %splash_mha_fwd_residuals.1 = {line}\n}}\n"
+        + "\n".join(f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(parameters))
+        + f'\n  ROOT %{name}.1 = {result} custom-call({operands}), custom_call_target="tpu_custom_call"\n}}\n'
     )
     entry = module.computations[module.entry]
     found = bundles.estimate(module, entry, entry.instructions[entry.root], V5E, 1e9)
+    return found and found.cycles
+
+
+def test_splash_kernels_cost_flops_and_scores():
+    shapes = ["s16[1,4,2]{2,1,0}", "bf16[4,2048,256]{2,1,0}", "bf16[1,2048,256]{2,1,0}"]
     scores = 4 * 8 * 512**2  # heads, visits, a block of queries and keys
-    assert found.cycles == round(2 * 2 * scores * 256 * 1e-5 + scores * 0.01)
+    expected = round(2 * 2 * scores * 256 * 1e-5 + scores * 0.01)
+    assert kernel_cycles("splash_mha_fwd_residuals", "bf16[4,2048,256]{2,1,0}", shapes) == expected
+
+
+def test_kernels_of_the_loss_and_of_drawing_cost_logits_and_the_products_of_samples():
+    logits, result = "f32[64,1024]{1,0}", "bf16[64,1024]{1,0}"
+    few = ["s32[64,256]{1,0}", "f32[64,256]{1,0}"]
+    products = 2 * 2 * 64 * 1024 * 256  # a multiply-add for each sample, in both parts of the weights
+    expected = round(64 * 1024 * 0.003 + products * 1e-5)
+    assert kernel_cycles("weights_of_few_ids", result, [logits, *few]) == expected
+    assert kernel_cycles("teacher_summary", result, ["s32[64,1]{1,0}", logits]) == round(64 * 1024 * 0.006)
+    assert kernel_cycles("teacher_weights", result, ["s32[64,1]{1,0}", logits]) is None  # the table lacks it
 
 
 @pytest.mark.parametrize(("length", "stages"), [(2, 1), (4, 3), (1024, 55), (1025, 66), (16_384, 105)])
@@ -195,6 +213,11 @@ DUMP = """LB: loop body
 def test_executed_bundles_multiply_the_trips_of_nested_loops(script):
     # 3 bundles once. The outer loop has 14, of which 7 are the inner one; one of its 4 trips fills the pipeline.
     assert script.executed_bundles(DUMP.replace("INDEX", "4")) == (3 + 3 * (7 + 5 * 7), 0)
+
+
+def test_an_exit_test_may_wait_for_that_of_the_loop_inside(script):
+    predicated = DUMP.replace("totalorder %s1, INDEX", "totalorder (%p1_p1), %s1, 4")
+    assert script.executed_bundles(predicated) == script.executed_bundles(DUMP.replace("INDEX", "4"))
 
 
 def test_a_loop_that_depends_on_data_counts_once_and_is_reported(script):
