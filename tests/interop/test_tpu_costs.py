@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from gemma3_jax.planning import costs, hlo
 pytest.importorskip("libtpu")
 
 pytestmark = pytest.mark.interop
+ROOT = pathlib.Path(__file__).parents[2]
 
 NUM_LAYERS, WIDTH, MLP_WIDTH, NUM_ROWS = 6, 512, 1024, 1024
 BLOCKS, QUERIES, KEYS, HEADS, HEAD_WIDTH = 16, 128, 640, 4, 256
@@ -130,3 +132,14 @@ def test_a_kernel_is_listed_with_its_estimate_and_as_often_as_it_runs():
     assert call.target == "tpu_custom_call" and call.name.startswith("doubled")
     assert call.operands == call.results == (hlo.Shape("bf16", (128, 256)),)
     assert (call.num_times, call.estimated_flops) == (5, 128 * 256)
+
+
+def test_a_large_product_is_estimated_at_nine_tenths_of_its_peak():
+    """The scale of every figure of `plan --profile`; the figures are in docs/tpu_pods.md."""
+    command = [sys.executable, "experiments/benchmarks/tpu_products.py", "--sizes=4096"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["chip"]: line["size"] for line in lines} == dict.fromkeys(("v5e", "v4", "v5p"), 4096)
+    assert all(0.85 < line["fraction_of_peak"] < 1 for line in lines)
