@@ -105,9 +105,10 @@ def code() -> str:
 def table(plans: list[dict]) -> str:
     head = (
         "| job | chips | replica x data x seq | seq_len | GiB per chip, of which arguments | FLOPs, compiled / formula "
-        "| collective bytes per chip and step: ICI, DCN | step time bound | MFU bound | compile time |"
+        "| collective bytes per chip and step: ICI, DCN | step time bound | MFU bound "
+        "| estimated step, of which waiting | estimated MFU | compile time |"
     )
-    rows = [head, "|" + "---|" * 10]
+    rows = [head, "|" + "---|" * 12]
     for plan in plans:
         kinds, slices = plan["hbm_bytes_by_kind"], f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
         arguments = sum(kinds[kind] for kind in ("parameters", "optimizer", "teacher", "batch"))
@@ -119,9 +120,11 @@ def table(plans: list[dict]) -> str:
                 f"{plan['ici_bytes_per_step'] / GIB:.1f}, {plan['dcn_bytes_per_step'] / GIB:.2f} GiB",
                 f"{plan['step_seconds_bound']:.2f} s",
                 f"{plan['mfu_bound']:.0%}",
+                f"{plan['estimated_step_seconds']:.2f}, {plan['estimated_exposed_seconds']:.2f} s",
+                f"{plan['estimated_mfu']:.0%}",
             ]
         else:
-            costs = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", ""]
+            costs = [f"does not fit in {plan['hbm_bytes_allowed'] / GIB:.2f}", "", "", "", "", ""]
         cells = [plan["job"], f"{slices}{plan['topology']}", mesh, f"{plan['seq_len']:,}", memory, *costs]
         rows.append("| " + " | ".join([*cells, f"{plan['compile_seconds']:.0f} s"]) + " |")
     return "\n".join(rows)

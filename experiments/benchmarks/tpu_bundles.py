@@ -30,6 +30,13 @@ from gemma3_jax.model import splash
 from gemma3_jax.planning import bundles, kernels
 
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1"}
+# So that libtpu compiles without a TPU. It reads them when it is loaded, by the first topology.
+VARIABLES = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 class Case(NamedTuple):
@@ -160,8 +167,7 @@ def compile_with_dump(chip: str, source: str, shapes: str) -> dict[str, "Execute
     """Compiles a program; returns what each of its instructions executes, by name."""
     work = pathlib.Path(tempfile.mkdtemp(prefix="bundles-"))
     flags = f"--xla_jf_dump_to={work} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
-    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    environment = {**os.environ, **variables, "JAX_PLATFORMS": "cpu", "LIBTPU_INIT_ARGS": flags}
+    environment = os.environ | VARIABLES | {"LIBTPU_INIT_ARGS": flags}
     command = [sys.executable, "-c", _COMPILE, TOPOLOGIES[chip], source, shapes]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -187,7 +193,6 @@ class Executed(NamedTuple):
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s*(?:[A-Z]{2})?\s*:\s*>* ?\{")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _BRANCH = re.compile(r"= sbr\.rel(?: \((!?)(%p\w+)\))? ?target = \$region(\d+)")
-_EXIT = r"/\* loop exit test \*/"
 _DELAY_SLOTS = 4  # bundles after a branch that run before it takes effect
 
 
@@ -214,7 +219,8 @@ def executed_bundles(text: str) -> Executed:
 def _trips(body: str, predicate: str) -> int | None:
     """Returns the trips of a loop that ends where `predicate` holds; None if they depend on data."""
     name = re.escape(predicate)
-    if bound := re.search(rf"{name} = scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?%\w+, (\d+) {_EXIT}", body):
+    test = rf"{name} = scmp\.ge\.s32\.totalorder (?:\(%\w+\), )?%\w+, (\d+) /\* loop exit test \*/"
+    if bound := re.search(test, body):
         stages = map(int, re.findall(r"iteration index, stage = (\d+)", body.partition("\n")[0]))
         return int(bound[1]) - max(stages, default=0)
     return 1 if re.search(rf"{name} = pmov 1 ", body) else None

@@ -10,21 +10,18 @@ import argparse
 import json
 import os
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v4": "v4:2x2x1", "v5p": "v5p:2x2x1"}
-# Read when libtpu and JAX are imported.
-VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+import jax
+import jax.numpy as jnp
+import tpu_bundles
+
+from gemma3_jax import chips
+from gemma3_jax.planning import hlo, profile, topologies
 
 
 def measure(chip_name: str, size: int) -> dict:
     """The estimate of one product."""
-    import jax
-    import jax.numpy as jnp
-
-    from gemma3_jax import chips
-    from gemma3_jax.planning import hlo, profile, topologies
-
     chip = next(one for one in chips.CHIPS if one.name == chip_name)
-    [device, *_] = topologies.find(TOPOLOGIES[chip_name]).devices()
+    [device, *_] = topologies.find(tpu_bundles.TOPOLOGIES[chip_name]).devices()
     matrix = jax.ShapeDtypeStruct((size, size), jnp.bfloat16, sharding=jax.sharding.SingleDeviceSharding(device))
     text = jax.jit(jnp.dot).lower(matrix, matrix).compile().as_text()
     costs = profile.instruction_costs(text, hlo.read(text), chip)
@@ -35,15 +32,20 @@ def measure(chip_name: str, size: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--chips", default=",".join(TOPOLOGIES))
-    parser.add_argument("--sizes", default="1024,2048,4096,8192")
+    parser.add_argument("--chips", default=",".join(tpu_bundles.TOPOLOGIES))
+    parser.add_argument("--sizes", default="1024,2048,4096,8192", help="rows of each matrix")
     args = parser.parse_args()
-    os.environ |= VARIABLES | {"JAX_PLATFORMS": "cpu"}
-    for chip in args.chips.split(","):
-        if chip not in TOPOLOGIES:
-            parser.error(f"--chips has {chip!r}; a chip is one of {', '.join(TOPOLOGIES)}")
-        for size in args.sizes.split(","):
-            print(json.dumps(measure(chip, int(size))), flush=True)
+    chip_names, sizes = args.chips.split(","), args.sizes.split(",")
+    for name in chip_names:
+        if name not in tpu_bundles.TOPOLOGIES:
+            parser.error(f"--chips has {name!r}; a chip is one of {', '.join(tpu_bundles.TOPOLOGIES)}")
+    for size in sizes:
+        if not size.isdecimal() or int(size) < 1:
+            parser.error(f"--sizes has {size!r}; a size is a number of rows, such as 4096")
+    os.environ |= tpu_bundles.VARIABLES
+    for name in chip_names:
+        for size in sizes:
+            print(json.dumps(measure(name, int(size))), flush=True)
 
 
 if __name__ == "__main__":
