@@ -3,9 +3,11 @@
 A query's visible keys are an interval of its row (masks.spans), which the kernel tests with two comparisons. It visits
 only the pairs of blocks that hold a visible key: a local layer costs O(T * window), and packed documents do not pay for
 each other. XLA cannot partition a kernel, so it runs in a shard_map: global layers gather the keys of the whole row,
-local layers only those within their window (halo_exchange.py).
+and exchange queries so that all shards score as many keys (load_balance.py); local layers fetch only the keys within
+their window (halo_exchange.py).
 """
 
+import contextlib
 import dataclasses
 import functools
 
@@ -16,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.model import halo_exchange, masks
+from gemma3_jax.model import halo_exchange, load_balance, masks
 
 CHECKPOINT_NAME = "attended"  # the output of attention in execution.REMAT_POLICIES
 LARGEST_BLOCK = 512
@@ -96,9 +98,15 @@ def _local_attention(
 ) -> Float[Array, "B T N H"]:
     """Attention of one device's queries, of a row that `seq` splits into `num_shards`."""
     num_tokens = query.shape[1]
-    block = block_size(num_tokens)
+    balances = reach is None and load_balance.applies(num_tokens, num_shards)
+    block = block_size(num_tokens // 2 if balances else num_tokens)
     if reach is None:
         key, value, key_segments = (halo_exchange.gather_row(x, num_shards) for x in (key, value, segments))
+        if balances:
+            query = load_balance.balanced(query, num_shards)
+            of_queries = load_balance.balanced(jnp.stack([segments, *spans], axis=-1), num_shards)  # as one message
+            segments, *spans = (of_queries[..., i] for i in range(3))
+            spans = masks.Spans(*spans)
         ids = splash_attention_kernel.SegmentIds(segments, key_segments)
     else:
         before, after = (min(distance, (num_shards - 1) * num_tokens) for distance in reach)
@@ -109,8 +117,10 @@ def _local_attention(
         ids = None  # the spans hold all there is: see _Within
     query, key, value = (_pad(x, block, "constant").swapaxes(1, 2) for x in (query, key, value))
     spans, ids = jax.tree.map(lambda x: _pad(x, block, "edge"), (spans, ids))  # so that every query has a key
-    out = jax.vmap(functools.partial(one_row, reach=reach, block=block))(query, key, value, spans, ids)
-    return out.swapaxes(1, 2)[:, :num_tokens]
+    with jax.named_scope(load_balance.SCOPE) if balances else contextlib.nullcontext():
+        out = jax.vmap(functools.partial(one_row, reach=reach, block=block))(query, key, value, spans, ids)
+    out = out.swapaxes(1, 2)[:, :num_tokens]
+    return load_balance.in_order(out, num_shards) if balances else out
 
 
 def one_row(

@@ -169,9 +169,9 @@ def _custom_call(computation: hlo.Computation, instruction: hlo.Instruction) -> 
 
 def _kernel(call: costs.CustomCall) -> _Work | None:
     num_bytes = sum(shape.num_bytes for shape in (*call.operands, *call.results))
-    flops = kernels.flops(call)
+    flops = kernels.flops(call, busiest=True)
     if kind := kernels.kind(call):
-        features = {"flops": flops, "scores": kernels.num_scores(call)}
+        features = {"flops": flops, "scores": kernels.num_scores(call).most}
         return _Work(f"splash_{kind}", features, num_bytes, f"splash attention ({kind}) of {flops:.3g} FLOPs")
     elements = max(shape.num_elements for shape in call.operands)  # the logits
     if kind := kernels.drawing(call):

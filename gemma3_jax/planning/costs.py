@@ -33,6 +33,7 @@ class CustomCall(NamedTuple):
     operands: tuple[hlo.Shape, ...]
     results: tuple[hlo.Shape, ...]
     estimated_flops: int | None  # of one call, by the cost estimate of its author; None: there is none
+    scopes: str = ""  # in which it was traced
 
 
 class Flops(NamedTuple):
@@ -86,6 +87,7 @@ def custom_call(computation: hlo.Computation, instruction: hlo.Instruction, num_
         operands=operand_shapes(computation, instruction),
         results=instruction.shapes,
         estimated_flops=int(estimate[1]) if estimate else None,
+        scopes=hlo.source(instruction),
     )
 
 

@@ -2,7 +2,9 @@
 
 import math
 import re
+from typing import NamedTuple
 
+from gemma3_jax.model import load_balance
 from gemma3_jax.planning import costs, hlo
 
 TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data or wait
@@ -33,12 +35,19 @@ def drawing(call: costs.CustomCall) -> str | None:
     return next((name for name in DRAWING if name in call.name), None)
 
 
-def num_scores(call: costs.CustomCall) -> float | None:
-    """Scores of queries and keys that a call computes on one device; None for an unknown kernel.
+class Scores(NamedTuple):
+    """Scores of queries and keys that a call computes on one device."""
+
+    mean: float  # over the shards of a sequence
+    most: float  # on the busiest of them
+
+
+def num_scores(call: costs.CustomCall) -> Scores | None:
+    """Counts the scores of a call; None for an unknown kernel.
 
     Splash attention multiplies whole blocks. In a local layer a query block meets the key blocks that model/splash.py
-    lists. In a global (segmented) layer it meets those up to its own: exact for a sequence of one document, as a mean
-    over the shards of the sequence.
+    lists. In a global (segmented) layer it meets those up to its own, exactly so for a sequence of one document: the
+    last of its shards the most, unless the queries are balanced.
     """
     if not kind(call):
         return None
@@ -46,23 +55,32 @@ def num_scores(call: costs.CustomCall) -> float | None:
     query, key = [shape.dims for shape in _queries_and_keys(call)]
     block = key[-2] // listed[-1] if kind(call) == "dkv" else query[-2] // listed[-2]
     num_queries, num_keys = query[-2] // block, key[-2] // block
-    visits = num_queries * (num_keys + 1) / 2 if is_global(call) else listed[-1] * listed[-2]
-    return math.prod(query[:-2]) * visits * float(block**2)
+    mean = most = listed[-1] * listed[-2]
+    if is_global(call):
+        mean = most = num_queries * (num_keys + 1) / 2
+        if load_balance.SCOPE not in call.scopes:
+            most = num_queries * (num_keys - (num_queries - 1) / 2)
+    scores = math.prod(query[:-2]) * float(block**2)
+    return Scores(scores * mean, scores * most)
 
 
 def _queries_and_keys(call: costs.CustomCall) -> list[hlo.Shape]:
     return [shape for shape in call.operands if len(shape.dims) >= 3 and shape.dtype in ("bf16", "f32")][:2]
 
 
-def flops(call: costs.CustomCall) -> float | None:
-    """FLOPs of a call on one device, 2 for each multiply-add; None for an unknown kernel."""
+def flops(call: costs.CustomCall, *, busiest: bool = False) -> float | None:
+    """FLOPs of a call, 2 for each multiply-add; None for an unknown kernel.
+
+    Of a device on average over the shards of a sequence, or of the busiest one.
+    """
     if drawing(call):
         return 0.0
     if FEW_IDS in call.name:
         logits, ids = (shape.dims for shape in call.operands[:2])
         return 2.0 * _NUM_WEIGHT_PARTS * math.prod(logits) * ids[-1]
-    scores = num_scores(call)
-    return None if scores is None else flops_of_scores(kind(call), scores, _queries_and_keys(call)[0].dims[-1])
+    if (scores := num_scores(call)) is None:
+        return None
+    return flops_of_scores(kind(call), scores.most if busiest else scores.mean, _queries_and_keys(call)[0].dims[-1])
 
 
 def flops_of_scores(of_kind: str, scores: float, head_dim: int) -> float:

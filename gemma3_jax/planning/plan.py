@@ -145,9 +145,8 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
     kernel_flops = {call: kernels.flops(call) for call in flops.custom_calls if call.target == kernels.TARGET}
     totals = {call: one * call.num_times for call, one in kernel_flops.items() if one}
     per_chip = flops.matmul_flops + math.fsum(totals.values())
-    # On global layers the last of n sequence shards of one document does 2 - 1/n times the mean of all shards.
-    of_global = math.fsum(total for call, total in totals.items() if kernels.is_global(call))
-    slowest_chip = per_chip + of_global * (1 - 1 / compiled.program.mesh.shape["seq"])
+    busiest = math.fsum(kernels.flops(call, busiest=True) * call.num_times for call in totals)
+    slowest_chip = flops.matmul_flops + busiest
     inside, crossing = (
         math.fsum(one.num_bytes for one in traffic.collectives if one.crosses_slices == crosses)
         for crosses in (False, True)

@@ -58,21 +58,30 @@ def test_replicas_exchange_no_more_than_their_shards_of_the_gradients(made):
     assert plan["dcn_bytes_per_step"] <= 1.5 * shards * 2 * (size - 1) / size
 
 
-def test_local_layers_fetch_two_halos_and_no_row(made):
+def test_local_layers_fetch_two_halos_and_global_ones_exchange_queries(made):
     """A student forward, once more before the backward pass, and gradients back; a teacher forward alone."""
     name, plan = made
-    expected = 3 * halo_bytes(name.split()[0])
-    if "teacher" in name:
-        expected += halo_bytes({"1b": "4b"}[name.split()[0]])
-    elif "qat" in name:
-        expected += halo_bytes(name.split()[0])
+    size, tokens = name.split()[0], plan["seq_len"] // plan["mesh"]["seq"]
+    expected = 3 * (halo_bytes(size) + exchanged_bytes(size, tokens))
+    if "teacher" in name or "qat" in name:
+        teacher = "4b" if "teacher" in name else size
+        expected += halo_bytes(teacher) + exchanged_bytes(teacher, tokens)
     found = received(plan, "collective-permute", ["seq"])
     assert expected <= found <= 1.12 * expected  # and a few weights that change places
+
+
+def num_global_layers(model):
+    return model.num_layers // (model.num_local_per_global + 1)
 
 
 def halo_bytes(size):
     """Of keys and values in bfloat16, for all local layers once."""
     model = config.SIZES[size]
     halo = -(-(model.sliding_window - 1) // splash.LARGEST_BLOCK) * splash.LARGEST_BLOCK
-    num_local = model.num_layers - model.num_layers // (model.num_local_per_global + 1)
-    return num_local * 2 * halo * model.num_kv_heads * model.head_dim * 2
+    return (model.num_layers - num_global_layers(model)) * 2 * halo * model.num_kv_heads * model.head_dim * 2
+
+
+def exchanged_bytes(size, num_tokens):
+    """Of half of a device's queries in bfloat16, and of what they read back, for all global layers once."""
+    model = config.SIZES[size]
+    return num_global_layers(model) * 2 * (num_tokens // 2) * model.num_heads * model.head_dim * 2

@@ -47,3 +47,12 @@ def test_weights_of_few_ids_are_a_product_over_the_samples_in_two_parts():
     shapes = [hlo.Shape("f32", (64, 1_024)), hlo.Shape("s32", (64, 256)), hlo.Shape("f32", (64, 256))]
     one = costs.CustomCall("tpu_custom_call", "weights_of_few_ids.5", 1, tuple(shapes), (), None)
     assert kernels.flops(one) == 2 * 2 * 64 * 1_024 * 256
+
+
+@pytest.mark.parametrize("scope, num_visits", [("", 13 + 14 + 15 + 16), ("global_layer/load_balanced/", 4 * 17 / 2)])
+def test_the_last_of_four_sequence_shards_scores_the_most_unless_they_are_balanced(scope, num_visits):
+    one = call("splash_mha_fwd_segmented_residuals.2", (NUM_BLOCKS, 4 * NUM_BLOCKS), 4 * TOKENS)
+    one = one._replace(scopes=f"jit(one)/{scope}splash_mha_fwd_segmented")
+    of_blocks = 2 * 2 * HEADS * BLOCK * BLOCK * WIDTH
+    assert kernels.flops(one, busiest=True) == num_visits * of_blocks
+    assert kernels.flops(one) == 4 * 17 / 2 * of_blocks
