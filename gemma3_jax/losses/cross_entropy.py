@@ -138,9 +138,9 @@ def _scan_chunks(
             logits = matmul.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
             normalizers = _normalizers(logits, blend.temperature, shard)
             sums, grad_table = carry
-            slope = _slope(tokens, targets.total_weight, normalizers, blend, hidden.dtype)
+            grad_logits = _grad_logits(tokens, targets.total_weight, normalizers, blend, hidden.dtype)
             weighted_sum, grad_hidden, grad_table = _gradients(
-                logits, targets, slope if differentiate else None, hidden, table, grad_table
+                logits, targets, grad_logits if differentiate else None, hidden, table, grad_table
             )
             metrics = _metrics(logits, weighted_sum, targets, normalizers, blend.temperature, shard)
             sums = {name: sums[name] + _masked_sum(tokens.mask, x) for name, x in metrics.items()}
@@ -166,22 +166,22 @@ def _scan_chunks(
 def _gradients(
     logits: Float[Array, "B T V"],
     targets: chunk_targets.ChunkTargets,
-    slope: id_weights.Slope | None,
+    grad_logits: id_weights.LogitsGradient | None,
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],
     grad_table: Float[Array, "V D"] | None,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
     """The sum of weight times logit, the gradient of the hidden states, and `grad_table` plus that of the table.
 
-    Without a slope there are no gradients. Both products run at the speed of the activations' dtype.
+    Without `grad_logits` there are no gradients. Both products run at the speed of the activations' dtype.
     """
     weights = targets.weights
-    if slope is None:
+    if grad_logits is None:
         return weights.dot(logits), None, None
     if isinstance(weights, id_weights.FewIdsByKernel):
-        weighted_sum, grad = weights.dot_and_gradient(logits, slope, targets.label)
+        weighted_sum, grad = weights.dot_and_gradient(logits, grad_logits, targets.label)
     else:
-        weighted_sum, grad = weights.dot(logits), slope.of(logits, weights, targets.label)
+        weighted_sum, grad = weights.dot(logits), grad_logits.of(logits, weights, targets.label)
     grad_hidden = matmul.einsum("BTV,VD->BTD", grad, table, jnp.float32)
     if not id_weights.compares():
         return weighted_sum, grad_hidden, _add_product(grad_table, grad, hidden)
@@ -189,7 +189,7 @@ def _gradients(
         # A product makes this gradient from the logits that it reads, in no more time. XLA would see that both products
         # read the same array, and store it: one more pass over all logits.
         logits, grad_hidden = jax.lax.optimization_barrier((logits, grad_hidden))
-        grad = slope.of(logits, weights, targets.label)
+        grad = grad_logits.of(logits, weights, targets.label)
     return weighted_sum, grad_hidden, grad_table + matmul.einsum("BTV,BTD->VD", grad, hidden, jnp.float32)
 
 
@@ -259,25 +259,26 @@ def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Arra
     return jnp.sum(jnp.where(mask, x.astype(jnp.float32), 0))
 
 
-def _slope(
+def _grad_logits(
     tokens: _Tokens,
     total_weight: Float[Array, "B T"],
     normalizers: _Normalizers,
     blend: _Blend,
     dtype: jnp.dtype,
-) -> id_weights.Slope:
+) -> id_weights.LogitsGradient:
     """The gradient of _Blend.total with respect to the logits, in `dtype`."""
     soft, hard = (jnp.where(tokens.mask, factor, 0.0) for factor in (blend.soft_grad_weight, blend.hard_label_weight))
     soft_total = soft * total_weight
     hard_total = hard + jnp.where(tokens.mask, 2 * blend.z_loss * normalizers.lse, 0)
     label_factor = hard if blend.hard_label_weight else None
     if blend.temperature == 1:
-        numbers = soft_total + hard_total, normalizers.lse
+        per_token = soft_total + hard_total, normalizers.lse
     else:
-        numbers = soft_total, normalizers.soft_lse
+        per_token = soft_total, normalizers.soft_lse
         if blend.hard_label_weight or blend.z_loss:
-            numbers += hard_total, normalizers.lse
-    return id_weights.Slope(functools.partial(_softmaxes, blend.temperature), numbers, soft, label_factor, dtype)
+            per_token += hard_total, normalizers.lse
+    base = functools.partial(_softmaxes, blend.temperature)
+    return id_weights.LogitsGradient(base, per_token, soft, label_factor, dtype)
 
 
 def _softmaxes(temperature: float, logits, factor, lse, factor_at_1=None, lse_at_1=None):

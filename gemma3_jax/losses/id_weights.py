@@ -21,20 +21,20 @@ from gemma3_jax.losses import sparse_kernel
 SUBLANES = 8  # float32 rows of a tile
 
 
-class Slope(NamedTuple):
-    """The gradient of a loss with respect to logits: base(logits, *numbers) minus `factor` * weight at each id.
+class LogitsGradient(NamedTuple):
+    """The gradient of a loss with respect to logits: base(logits, *per_token) minus `factor` * weight at each id.
 
-    `base` works elementwise on logits and numbers of their tokens.
+    `base` works elementwise on logits and values of their tokens.
     """
 
     base: Callable
-    numbers: tuple[Float[Array, "B T"], ...]
+    per_token: tuple[Float[Array, "B T"], ...]
     factor: Float[Array, "B T"]
     label_factor: Float[Array, "B T"] | None  # of a weight of 1 on the label, to be subtracted too
     dtype: DTypeLike  # of the result
 
     def of(self, logits: jax.Array, weights: "IdWeights", label: "OneId | FewIds") -> jax.Array:
-        gradient = self.base(logits, *(x[..., None] for x in self.numbers))
+        gradient = self.base(logits, *(x[..., None] for x in self.per_token))
         gradient = weights.subtract_from(gradient, self.factor)
         if self.label_factor is not None:
             gradient = label.subtract_from(gradient, self.label_factor)
@@ -105,21 +105,21 @@ class FewIdsByKernel(NamedTuple):
         return sparse_kernel.dot(values, self.few.ids, self.few.weights)
 
     def dot_and_gradient(
-        self, logits: Float[Array, "B T V"], slope: Slope, label: OneId
+        self, logits: Float[Array, "B T V"], grad_logits: LogitsGradient, label: OneId
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
-        numbers = [slope.factor, *slope.numbers]
-        if slope.label_factor is not None:
-            numbers += [slope.label_factor, label.ids.astype(jnp.float32)]  # exact below 2**24
+        per_token = [grad_logits.factor, *grad_logits.per_token]
+        if grad_logits.label_factor is not None:
+            per_token += [grad_logits.label_factor, label.ids.astype(jnp.float32)]  # exact below 2**24
 
-        def gradient(logits, weights, ids, factor, *numbers):
-            if slope.label_factor is None:
-                return slope.base(logits, *numbers) - factor * weights
-            *numbers, label_factor, label = numbers
+        def gradient(logits, weights, ids, factor, *per_token):
+            if grad_logits.label_factor is None:
+                return grad_logits.base(logits, *per_token) - factor * weights
+            *per_token, label_factor, label = per_token
             is_label = ids == label.astype(jnp.int32)
-            return slope.base(logits, *numbers) - factor * weights - jnp.where(is_label, label_factor, 0.0)
+            return grad_logits.base(logits, *per_token) - factor * weights - jnp.where(is_label, label_factor, 0.0)
 
         return sparse_kernel.dot_and_gradient(
-            logits, self.few.ids, self.few.weights, gradient, *numbers, dtype=slope.dtype
+            logits, self.few.ids, self.few.weights, gradient, *per_token, dtype=grad_logits.dtype
         )
 
 

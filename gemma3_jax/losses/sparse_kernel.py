@@ -34,17 +34,17 @@ def dot_and_gradient(
     ids: Int[Array, "B T M"],
     weights: Float[Array, "B T M"],
     gradient: Callable,
-    *numbers: Float[Array, "B T"],
+    *per_token: Float[Array, "B T"],
     dtype: DTypeLike,
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
-    """`dot`, and gradient(logits, weights, ids, *numbers) in `dtype`, with the weights of all ids.
+    """`dot`, and gradient(logits, weights, ids, *per_token) in `dtype`, with the weights of all ids.
 
-    `gradient` works on a part of the tokens and ids, elementwise: `numbers` are those of each token.
+    `gradient` works on a part of the tokens and ids, elementwise: `per_token` are those of each token.
     """
-    return _run(logits, ids, weights, numbers, gradient, dtype)
+    return _run(logits, ids, weights, per_token, gradient, dtype)
 
 
-def _run(logits, ids, weights, numbers, gradient, dtype) -> tuple:
+def _run(logits, ids, weights, per_token, gradient, dtype) -> tuple:
     size, num_tokens = logits.shape[-1], ids.shape[0] * ids.shape[1]
     rows = min(ROWS, -(-size // LANES))
 
@@ -61,12 +61,12 @@ def _run(logits, ids, weights, numbers, gradient, dtype) -> tuple:
     specs = [logits_spec, *(by_token(x.shape[1]) for x in inputs[1:])]
     outputs, output_specs = [jax.ShapeDtypeStruct((padded_tokens, LANES), jnp.float32)], [by_token(LANES)]
     if gradient is not None:
-        inputs.append(flat(jnp.stack(numbers, axis=-1)))
+        inputs.append(flat(jnp.stack(per_token, axis=-1)))
         specs.append(by_token(LANES))
         outputs.append(jax.ShapeDtypeStruct((padded_tokens, size), dtype))
         output_specs.append(logits_spec)
     dots, *gradients = pallas.pallas_call(
-        functools.partial(_block, gradient=gradient, num_numbers=len(numbers)),
+        functools.partial(_block, gradient=gradient, num_per_token=len(per_token)),
         grid=(padded_tokens // TOKENS, -(-size // (rows * LANES))),
         in_specs=specs,
         out_specs=output_specs,
@@ -80,9 +80,9 @@ def _run(logits, ids, weights, numbers, gradient, dtype) -> tuple:
     return dots, *(x[:num_tokens].reshape(logits.shape) for x in gradients)
 
 
-def _block(logits_ref, ids_ref, weights_ref, *refs, gradient: Callable | None, num_numbers: int) -> None:
+def _block(logits_ref, ids_ref, weights_ref, *refs, gradient: Callable | None, num_per_token: int) -> None:
     """TOKENS tokens and a block of ids: adds to the dot of each token by lane, and writes the gradient."""
-    numbers_ref, dot_ref, *gradient_refs, weights_of_all = refs if gradient else (None, *refs)
+    per_token_ref, dot_ref, *gradient_refs, weights_of_all = refs if gradient else (None, *refs)
     rows = weights_of_all.shape[0] // TOKENS
     first_row = pallas.program_id(1) * rows
     _write_weights(ids_ref, weights_ref, weights_of_all, first_row)
@@ -91,7 +91,7 @@ def _block(logits_ref, ids_ref, weights_ref, *refs, gradient: Callable | None, n
     def _():
         dot_ref[...] = jnp.zeros_like(dot_ref)
 
-    numbers = [numbers_ref[:, i : i + 1] for i in range(num_numbers)]
+    per_token = [per_token_ref[:, i : i + 1] for i in range(num_per_token)]
     lane = jax.lax.broadcasted_iota(jnp.int32, (TOKENS, LANES), 1)
 
     def finish_row(row, dots):
@@ -100,7 +100,7 @@ def _block(logits_ref, ids_ref, weights_ref, *refs, gradient: Callable | None, n
         logits, weights = logits_ref[:, lanes], weights_of_all[part, :]
         for ref in gradient_refs:
             ids = lane + (first_row + row) * LANES
-            ref[:, lanes] = gradient(logits, weights, ids, *numbers).astype(ref.dtype)
+            ref[:, lanes] = gradient(logits, weights, ids, *per_token).astype(ref.dtype)
         # Beyond the last id the logits may be anything.
         return dots + jnp.where(weights == 0, 0.0, weights * logits)
 

@@ -220,7 +220,7 @@ def scan_tokens(f: Callable, carry, tokens, *, shard: Shard):
 def scan_gathered_tokens(f: Callable, carry, tokens, *, shard: Shard):
     """`scan_tokens` whose chunks have the tokens of all shards; `out` stays local.
 
-    Numbers of each token are gathered before the loop. Vectors of each token are gathered while the chunk before them
+    Scalars of each token are gathered before the loop. Vectors of each token are gathered while the chunk before them
     is worked on, those of the first chunk once more at the end, where nothing reads them.
     """
     size = _chunk_size_of(tokens, shard)
@@ -229,7 +229,7 @@ def scan_gathered_tokens(f: Callable, carry, tokens, *, shard: Shard):
             lambda carry, local: f(carry, jax.tree.map(shard.gather_tokens, local)), carry, tokens, shard=shard
         )
     leaves, tree = jax.tree.flatten(_split_chunks(tokens, size))
-    numbers = [shard.gather_tokens(x, 1) if x.ndim == 3 else None for x in leaves]
+    scalars = [shard.gather_tokens(x, 1) if x.ndim == 3 else None for x in leaves]
     vectors = [x if x.ndim > 3 else None for x in leaves]
     gather = functools.partial(jax.tree.map, shard.gather_tokens)
 
@@ -237,15 +237,15 @@ def scan_gathered_tokens(f: Callable, carry, tokens, *, shard: Shard):
         return gather([x if x is None else jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in vectors])
 
     def step(state, chunk):
-        (carry, now), (numbers, next_index) = state, chunk
+        (carry, now), (scalars, next_index) = state, chunk
         following = vectors_of(next_index)
-        both = [vector if number is None else number for number, vector in zip(numbers, now, strict=True)]
+        both = [vector if scalar is None else scalar for scalar, vector in zip(scalars, now, strict=True)]
         carry, out = f(carry, tree.unflatten(both))
         return (carry, following), out
 
     num_chunks = leaves[0].shape[0]
     next_indices = jnp.arange(1, num_chunks + 1) % num_chunks
-    (carry, _), out = jax.lax.scan(step, (carry, vectors_of(0)), (numbers, next_indices))
+    (carry, _), out = jax.lax.scan(step, (carry, vectors_of(0)), (scalars, next_indices))
     return carry, _join_chunks(out)
 
 
