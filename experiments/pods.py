@@ -88,7 +88,7 @@ def compile_job(job: Job) -> dict:
     command = [sys.executable, "-m", "gemma3_jax", "plan", f"--config={job.config}", f"--stage={job.stage}"]
     command += [f"--topology={job.topology}", f"--num_slices={job.num_slices}", "--json", *job.flags]
     # XLA_FLAGS of this machine's devices do not apply to a TPU.
-    libtpu_flags = compiler_flags.libtpu_init_args(job.topology.partition(":")[0], job.num_slices)
+    libtpu_flags = compiler_flags.libtpu_init_args(job.num_slices)
     flags = {"LIBTPU_INIT_ARGS": libtpu_flags, "XLA_FLAGS": ""}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | flags)
     if done.returncode:

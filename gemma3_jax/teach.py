@@ -107,7 +107,11 @@ class _Teacher:
         targets_of = distill_teacher.make(checkpoint.model, config.execution, samples=config.samples, seed=config.seed)
         teach = _in_parts(targets_of, config.grad_accum_steps)
         whole_rows = NamedSharding(mesh, PartitionSpec(sharding.ACTIVATION_AXES["B"]))
-        self._jitted = jax.jit(lambda params, rows: (teach(params, rows), rows), out_shardings=whole_rows)
+        self._jitted = jax.jit(
+            lambda params, rows: (teach(params, rows), rows),
+            out_shardings=whole_rows,
+            compiler_options=stage_mesh.compiler_options(mesh),
+        )
 
     def compile(self, rows: stream.Rows) -> dict:
         """Compiles for batches like `rows`, before the first call. Returns what it took."""

@@ -1,7 +1,7 @@
 """Reads and checks the command line of a launcher, for launch/pods.sh: from the root of the checkout
 
     python3 -ES -m launch.check LAUNCHER [VERB [--flag=value ...] [-- ARGUMENT_OF_TRAIN ...]]
-    python3 -ES -m launch.check compiler_flags ACCELERATOR_TYPE NUM_SLICES [MORE_FLAGS]
+    python3 -ES -m launch.check compiler_flags NUM_SLICES [MORE_FLAGS]
 
 The first prints NAME=VALUE lines: `verb`, each flag of the verb, the values that follow from them, and an `argument`
 line for each argument of train. The second prints the value of LIBTPU_INIT_ARGS. Exit status: 0; 1 after an error,
@@ -12,7 +12,7 @@ that it imports need no more.
 import os
 import sys
 
-from gemma3_jax.planning import accelerators, compiler_flags
+from gemma3_jax.planning import compiler_flags
 from launch import checks, flags, verbs
 
 ERROR, HELP = 1, 2
@@ -33,9 +33,8 @@ def check(launcher: flags.Launcher, words: list[str]) -> tuple[dict[str, str], l
 
 def main(words: list[str]) -> int:
     if words[0] == "compiler_flags":
-        accelerator_type, num_slices, *more = words[1:]
-        chip = accelerators.TOPOLOGIES.get(accelerator_type, "").partition(":")[0]
-        print(" ".join(filter(None, [compiler_flags.libtpu_init_args(chip, int(num_slices)), *more])))
+        num_slices, *more = words[1:]
+        print(" ".join(filter(None, [compiler_flags.libtpu_init_args(int(num_slices)), *more])))
         return 0
     launcher = verbs.LAUNCHERS[words[0]]
     if text := flags.help_text(launcher, words[1:]):

@@ -199,7 +199,7 @@ def flags_in_yaml(values: dict[str, str]) -> dict[str, str]:
         raise ValueError(
             "--libtpu_flags has a quote, a backslash or a dollar sign in it, which xpk would write into YAML as it is"
         )
-    flags = compiler_flags.libtpu_init_args(values["chip"], int(values["num_slices"]))
+    flags = compiler_flags.libtpu_init_args(int(values["num_slices"]))
     return {"libtpu_flags": f"{flags} {values['libtpu_flags']}".strip()}
 
 

@@ -148,7 +148,7 @@ verb_run() {
   look_up_active "ACTIVE ${flag[num_slices]:-1} ${flag[accelerator]:-v5litepod-16}"
   [[ -z "${flag[accelerator]}" || "$num_slices $slice" == "${flag[num_slices]} ${flag[accelerator]}" ]] ||
     fail "${flag[name]} is $num_slices x $slice, not ${flag[num_slices]} x ${flag[accelerator]}"
-  flags="$(check compiler_flags "$slice" "$num_slices" "${flag[libtpu_flags]}")"
+  flags="$(check compiler_flags "$num_slices" "${flag[libtpu_flags]}")"
   # gcloud repeats a command on a host whose connection broke: the token distinguishes that from a second run.
   token="$(date -u +%Y%m%dT%H%M%SZ)-$$"
   on_all ready "${flag[bucket]}"

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "console": "",
     "train": "durable hosts",  # no model, no data: it sees a stage
     "settings": "data distill evals model quant train",
-    "stages": "checkpoint data distill evals inference losses model quant settings sharding tokenizer train",
+    "stages": "checkpoint chips data distill evals inference losses model quant settings sharding tokenizer train",
     "chips": "",
     "teach": "checkpoint console data distill hosts settings sharding stages train",
     "planning": "chips model settings sharding stages train",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from gemma3_jax import settings, sharding
+from gemma3_jax import chips, settings, sharding
 
 
 def make(config: settings.StageConfig, devices: Sequence | None = None) -> Mesh:
@@ -31,3 +31,8 @@ def make(config: settings.StageConfig, devices: Sequence | None = None) -> Mesh:
             "all hosts must be in it: make the axes multiply to the number of devices"
         )
     return mesh
+
+
+def compiler_options(mesh: sharding.AnyMesh) -> dict[str, str]:
+    """Options of XLA for a program on this mesh; none for a mesh without devices, for which nothing is compiled."""
+    return chips.compiler_options(mesh.devices.flat[0].device_kind) if isinstance(mesh, Mesh) else {}

@@ -12,6 +12,7 @@ from gemma3_jax.losses import distillation, next_token
 from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution, flops, parameters
 from gemma3_jax.quant import view
+from gemma3_jax.stages import mesh as stage_mesh
 from gemma3_jax.train import optimizer, program
 
 
@@ -60,6 +61,7 @@ def make(
         tokens_per_step=config.tokens_per_step,
         flops_per_token=flops.per_token(config.model, config.seq_len) + frozen_flops,
         frozen_flops_per_token=frozen_flops,
+        compiler_options=stage_mesh.compiler_options(mesh),
     )
 
 

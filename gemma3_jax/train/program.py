@@ -65,6 +65,7 @@ class Program:
     tokens_per_step: int
     flops_per_token: float  # of the student and of what is frozen
     frozen_flops_per_token: float = 0.0
+    compiler_options: dict[str, str] = dataclasses.field(default_factory=dict)  # of XLA
 
     def init(self, params: dict) -> step.State:
         """Returns the state before the first step; to be traced."""
@@ -109,7 +110,13 @@ class Program:
         frozen, batch = (
             jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (self.frozen_shapes, self.batch_shapes)
         )
-        return jax.jit(self.step(), donate_argnums=0, in_shardings=(state, frozen, batch), out_shardings=(state, None))
+        return jax.jit(
+            self.step(),
+            donate_argnums=0,
+            in_shardings=(state, frozen, batch),
+            out_shardings=(state, None),
+            compiler_options=self.compiler_options,
+        )
 
     def lower(self) -> jax.stages.Lowered:
         """Traces the step from shapes alone."""

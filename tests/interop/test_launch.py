@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.interop
 
+from gemma3_jax import chips  # noqa: E402
 from gemma3_jax.planning import compiler_flags  # noqa: E402
 from tests.launch import pods  # noqa: E402
 
@@ -194,12 +195,11 @@ def compiled(topology: str, num_slices: int = 1, *, flags: str = "", options=({}
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize(("chip", "topology"), [("v5e", "v5e:2x2"), ("v6e", "v6e:2x2")])
-def test_the_compiler_takes_our_flags(chip, topology):
-    """Those for several slices include those for one; v4 and v5p have the same as v5e."""
-    flags = compiler_flags.libtpu_init_args(chip, 2)
-    assert flags and not compiler_flags.libtpu_init_args("v5e", 1)
-    done = compiled(topology, 2, flags=flags)
+@pytest.mark.parametrize(("kind", "topology"), [("TPU v5 lite", "v5e:2x2"), ("TPU v6 lite", "v6e:2x2")])
+def test_the_compiler_takes_our_flags_and_options(kind, topology):
+    flags = compiler_flags.libtpu_init_args(2)
+    assert flags and not compiler_flags.libtpu_init_args(1)
+    done = compiled(topology, 2, flags=flags, options=[chips.compiler_options(kind)])
     assert done.returncode == 0, done.stderr[-2000:]
 
 

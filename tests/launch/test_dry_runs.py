@@ -107,12 +107,11 @@ def test_run_is_refused_by_hosts_before_it_is_started_on_any():
     [
         (["--accelerator=v5litepod-16"], ""),
         (["--accelerator=v5litepod-16", "--num_slices=2"], DATA_PARALLEL),
-        (["--accelerator=v6e-16"], "--xla_tpu_scoped_vmem_limit_kib=98304"),
-        (["--accelerator=v6e-16", "--num_slices=2"], f"{DATA_PARALLEL} --xla_tpu_scoped_vmem_limit_kib=98304"),
+        (["--accelerator=v6e-16", "--num_slices=2"], DATA_PARALLEL),
         (["--accelerator=v4-32", "--libtpu_flags=--a=1 --b=2"], "--a=1 --b=2"),
     ],
 )
-def test_flags_of_the_compiler_go_by_generation_and_slices(flags, expected):
+def test_flags_of_the_compiler_go_by_slices(flags, expected):
     commands = pods.dry_run("tpu_vm.sh", "run", *pods.POD, *flags, "--workdir=gs://my-bucket/runs/1b", *RECIPE)
     assert shlex.split(commands[-1][-1].removeprefix("--command="))[6] == expected
     workload = create(*flags)
