@@ -111,6 +111,12 @@ def _loss_cases() -> list[Case]:
             "dtype=jnp.bfloat16)"
         )
         found.append(Case(weights, source, f"{logits} f32[{tokens}] s32[{tokens}]", weights, features))
+    for exact, drawn in ((0, 128), (128, 128), (0, 256)):
+        elements = 256 * ids
+        options = f"temperature=1.0, num_exact={exact}, num_draws={drawn}"
+        source = f"lambda z, x, n: list_kernel.listed(z, pages.Draw(x, x, x, x, x, x, n, n), n, {options})"
+        features = {"elements": elements, "drawn": elements * drawn, "exact": elements * exact}
+        found.append(Case(kernels.LISTS, source, f"f32[256,{ids}] f32[256] s32[256]", kernels.LISTS, features))
     return found
 
 
@@ -143,7 +149,7 @@ _COMPILE = """
 import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from gemma3_jax import sharding
-from gemma3_jax.distill import page_kernels, pages
+from gemma3_jax.distill import list_kernel, page_kernels, pages
 from gemma3_jax.losses import sparse_kernel
 from gemma3_jax.model import attention, masks
 from gemma3_jax.planning import topologies

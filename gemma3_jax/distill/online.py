@@ -6,6 +6,7 @@ list of ids is needed: two passes over the logits of a chunk make its weights.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,11 @@ from gemma3_jax.distill import noise, page_kernels, pages, settings
 from gemma3_jax.losses import soft_targets, vocab_parallel
 
 ESTIMATORS = ("stratified", "systematic")
-STEPS_PER_NAT, DIGITS, NUM_DIGITS = 8, 16, 2  # of `reach`: up to 32 nats
+DIGITS, FARTHEST_NATS = 16, 32  # of `reach`
+NUM_DIGITS = 2
+STEPS_PER_NAT = DIGITS**NUM_DIGITS // FARTHEST_NATS
+
+Words = tuple[UInt32[Array, "_"], UInt32[Array, "_"]]  # of each token
 
 LEAST_MASS = 1e-28  # relative to the most probable id: less in all is not drawn from, and no float32 overflows
 
@@ -41,65 +46,102 @@ def draw(
 
     Draws are a function of `seed`, the row's id in the stage, and the position in the row, as those of targets.draw.
     """
-    # Behind barriers: XLA would compute what is one number a token in arrays [T, 1], of which each fills 128 lanes.
-    first, second = (x.reshape(-1) for x in noise.words(noise.token_keys(seed, row_ids, positions)))
-    words = jax.lax.optimization_barrier((first, second))
-    num_exact = samples.num_samples // 2 if samples.estimator == "stratified" else 0
+    words = token_words(seed, row_ids, positions)
     flat = logits.reshape(-1, logits.shape[2])
     local = labels.reshape(-1) - shard.first_id()
-    dense = _draw(shard, flat, local, words, num_exact=num_exact, samples=samples, dtype=dtype)
+    dense = _draw(shard, flat, local, words, samples=samples, dtype=dtype)
     return jax.tree.map(lambda x: x.reshape(*labels.shape, *x.shape[1:]), dense)
+
+
+def token_words(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Words:
+    """Two uniform words for each token of all rows, one after the other."""
+    # Behind barriers: XLA would compute what is one number a token in arrays [T, 1], of which each fills 128 lanes.
+    first, second = (x.reshape(-1) for x in noise.words(noise.token_keys(seed, row_ids, positions)))
+    return jax.lax.optimization_barrier((first, second))
+
+
+def num_exact(samples: settings.Samples) -> int:
+    """How many ids have their probability for weight."""
+    return samples.num_samples // 2 if samples.estimator == "stratified" else 0
 
 
 def _draw(
     shard: vocab_parallel.Shard,
     logits: Float[Array, "T V"],
     labels: Int[Array, "T"],
-    words: tuple[UInt32[Array, "T"], UInt32[Array, "T"]],
+    words: Words,
     *,
-    num_exact: int,
     samples: settings.Samples,
     dtype: DTypeLike,
 ) -> soft_targets.DenseWeights:
-    temperature, num_draws = samples.temperature, samples.num_samples - num_exact
-    local, maxima = _passes(logits.shape[1], "summarize", temperature=temperature)(logits, labels)
-    teacher = _over_shards(jax.lax.optimization_barrier(local), temperature, shard)
-    reach = _reach(teacher.max_score[:, None] - maxima.coarse, num_exact, shard)
-    gaps = teacher.max_score[:, None] - maxima.columns
+    temperature, num_draws = samples.temperature, samples.num_samples - num_exact(samples)
+    local, maxima = passes(logits.shape[1], "summarize", temperature=temperature)(logits, labels)
+    teacher = over_shards(jax.lax.optimization_barrier(local), temperature, shard)
+    reach = _reach(teacher.max_score[:, None] - maxima.coarse, num_exact(samples), shard)
+    plan = plan_draws(shard, (local, teacher), maxima.columns, reach, words, num_draws=num_draws).draw
+    drawn = passes(logits.shape[1], "weigh", temperature=temperature, num_draws=num_draws, dtype=dtype)(logits, plan)
+    total_weight, captured_mass = shard.sum((drawn.total_weight, drawn.captured_mass))
+    return soft_targets.DenseWeights(
+        weights=drawn.weights, total_weight=total_weight, captured_mass=captured_mass, **reported(teacher, temperature)
+    )
+
+
+def reported(teacher: pages.Summary, temperature: float) -> dict[str, jax.Array]:
+    """What soft targets hold of the teacher beside weights."""
+    return {
+        "entropy": jnp.log(teacher.mass) - teacher.mass_times_score / teacher.mass,
+        "label_log_prob": temperature * (teacher.label_score - teacher.max_score) - jnp.log(teacher.untempered_mass),
+        "best_id": teacher.best_id,
+    }
+
+
+class DrawPlan(NamedTuple):
+    """What each token is drawn with."""
+
+    draw: pages.Draw
+    end: Int[Array, "T"]  # of this shard's stretch, as draw.start: where the next shard's starts
+
+
+def plan_draws(
+    shard: vocab_parallel.Shard,
+    summaries: tuple[pages.Summary, pages.Summary],
+    maxima: Float[Array, "T _"],
+    reach: Float[Array, "T"],
+    words: Words,
+    *,
+    num_draws: int,
+) -> DrawPlan:
+    """Lays the masses that are drawn from end to end over all shards. `summaries`: of this shard, and of all."""
+    local, teacher = summaries
+    gaps = teacher.max_score[:, None] - maxima
     # What is drawn from: leaders out of reach, and all that do not lead.
-    rest = jnp.where(gaps < reach[:, None], 0, pages.masses_of(maxima.columns, teacher.max_score[:, None])[0])
+    rest = jnp.where(gaps < reach[:, None], 0, pages.masses_of(maxima, teacher.max_score[:, None])[0])
     scale = jnp.exp(local.max_score - teacher.max_score)
     rests = shard.all_gather(scale * local.trailing_mass + jnp.sum(rest, axis=1))
     drawn_mass = jnp.sum(rests, axis=0)
     spacing = pages.spacing_bits(num_draws)
     units_of_mass = jnp.where(drawn_mass > LEAST_MASS, (num_draws << spacing) / jnp.maximum(drawn_mass, LEAST_MASS), 0)
-    is_before = jax.lax.broadcasted_iota(jnp.int32, rests.shape, 0) < shard.index()
-    units_before = jnp.sum(jnp.where(is_before, rests, 0), axis=0) * units_of_mass
-    uniform, dither, rounding = words[0], words[1] >> 16, words[1] & 0xFFFF
-    plan = pages.Draw(
+    shards = jax.lax.broadcasted_iota(jnp.int32, rests.shape, 0)
+    uniform, dither, rounding = words[0] >> (32 - spacing), words[1] >> 16, words[1] & 0xFFFF
+
+    def units_before(index: jax.Array | int) -> Int[Array, "T"]:
+        before = jnp.sum(jnp.where(shards < index, rests, 0), axis=0)
+        return jnp.round(before * units_of_mass).astype(jnp.int32) + uniform.astype(jnp.int32)
+
+    draw = pages.Draw(
         max_score=teacher.max_score,
         reach=reach,
         weight_of_mass=1 / teacher.mass,
         units_of_mass=units_of_mass,
         weight=drawn_mass / num_draws / teacher.mass,
         dither=dither.astype(jnp.float32) * 2.0**-16,
-        start=jnp.round(units_before).astype(jnp.int32) + (uniform >> (32 - spacing)).astype(jnp.int32),
+        start=units_before(shard.index()),
         rounding=rounding.astype(jnp.int32),
     )
-    plan = jax.lax.optimization_barrier(plan)
-    drawn = _passes(logits.shape[1], "weigh", temperature=temperature, num_draws=num_draws, dtype=dtype)(logits, plan)
-    total_weight, captured_mass = shard.sum((drawn.total_weight, drawn.captured_mass))
-    return soft_targets.DenseWeights(
-        weights=drawn.weights,
-        total_weight=total_weight,
-        captured_mass=captured_mass,
-        entropy=jnp.log(teacher.mass) - teacher.mass_times_score / teacher.mass,
-        label_log_prob=temperature * (teacher.label_score - teacher.max_score) - jnp.log(teacher.untempered_mass),
-        best_id=teacher.best_id,
-    )
+    return jax.lax.optimization_barrier(DrawPlan(draw, units_before(shard.index() + 1)))
 
 
-def _passes(num_ids: int, name: str, **options):
+def passes(num_ids: int, name: str, **options):
     """A pass over the logits: on a TPU the kernel."""
     anywhere = functools.partial(getattr(pages, name), **options)
     if not page_kernels.fits(num_ids):
@@ -108,7 +150,7 @@ def _passes(num_ids: int, name: str, **options):
     return functools.partial(jax.lax.platform_dependent, tpu=kernel, default=anywhere)
 
 
-def _over_shards(local: pages.Summary, temperature: float, shard: vocab_parallel.Shard) -> pages.Summary:
+def over_shards(local: pages.Summary, temperature: float, shard: vocab_parallel.Shard) -> pages.Summary:
     """The summary of all ids."""
     gathered = shard.all_gather(jnp.stack([x.astype(jnp.float32) for x in local]))  # at once; float32 holds all ids
     each = pages.Summary(*(gathered[:, i] for i in range(len(local))))
@@ -129,18 +171,23 @@ def _over_shards(local: pages.Summary, temperature: float, shard: vocab_parallel
 
 
 def _reach(gaps: Float[Array, "T _"], num_exact: int, shard: vocab_parallel.Shard) -> Float[Array, "T"]:
-    """The fewest nats, in steps, that have `num_exact` of all shards' gaps below them; 32 if there are not as many.
-
-    Digit by digit: two rounds of 15 comparisons, instead of a sort.
-    """
+    """The fewest nats, in steps, that have `num_exact` of all shards' gaps below them; 32 if there are not as many."""
     if not num_exact:
         return jnp.zeros(gaps.shape[0], jnp.float32)
-    steps = jnp.zeros(gaps.shape[0], jnp.int32)
-    for digit in reversed(range(NUM_DIGITS)):
+    return (most_steps(gaps, num_exact - 1, NUM_DIGITS, shard) + 1).astype(jnp.float32) / STEPS_PER_NAT
+
+
+def most_steps(gaps: Float[Array, "T _"], most: int, num_digits: int, shard: vocab_parallel.Shard) -> Int[Array, "T"]:
+    """The most steps, of so many digits up to 32 nats, that have at most `most` of all shards' gaps below them.
+
+    Digit by digit: rounds of 15 comparisons, instead of a sort.
+    """
+    steps, steps_per_nat = jnp.zeros(gaps.shape[0], jnp.int32), DIGITS**num_digits // FARTHEST_NATS
+    for digit in reversed(range(num_digits)):
         size = DIGITS**digit
         counts = [
-            jnp.sum(gaps < ((steps + i * size).astype(jnp.float32) / STEPS_PER_NAT)[:, None], axis=1, dtype=jnp.int32)
+            jnp.sum(gaps < ((steps + i * size).astype(jnp.float32) / steps_per_nat)[:, None], axis=1, dtype=jnp.int32)
             for i in range(1, DIGITS)
         ]
-        steps += size * jnp.sum(shard.sum(jnp.stack(counts)) < num_exact, axis=0, dtype=jnp.int32)
-    return (steps + 1).astype(jnp.float32) / STEPS_PER_NAT
+        steps += size * jnp.sum(shard.sum(jnp.stack(counts)) <= most, axis=0, dtype=jnp.int32)
+    return steps

@@ -35,15 +35,15 @@ def summarize(
 ) -> tuple[pages.Summary, pages.Maxima]:
     """pages.summarize, as a kernel."""
     num_tokens, num_ids = logits.shape
-    grid, block = _grid(logits)
+    grid, block = grid_of(logits, TOKENS)
     per_maximum = pages.NUM_LINES, pages.NUM_LINES * pages.num_together(num_ids)
     columns = pltpu.VMEM((TOKENS, pages.NUM_COLUMNS), jnp.float32)
     call = pl.pallas_call(
         functools.partial(_summarize, temperature=temperature),
         grid=grid,
-        in_specs=[_by_token(1), block],
+        in_specs=[by_token(TOKENS, 1), block],
         out_specs=[
-            _by_token(pages.NUM_COLUMNS),
+            by_token(TOKENS, pages.NUM_COLUMNS),
             *(pl.BlockSpec((TOKENS, block.block_shape[1] // size), _both) for size in per_maximum),
         ],
         out_shape=[
@@ -51,7 +51,7 @@ def summarize(
             for size in (pages.NUM_COLUMNS, *(num_ids // size for size in per_maximum))
         ],
         scratch_shapes=[columns] * (_SUMMARY - 1) + [pltpu.VMEM((TOKENS, pages.NUM_COLUMNS), jnp.int32)],
-        compiler_params=_COMPILER_PARAMS,
+        compiler_params=COMPILER_PARAMS,
         cost_estimate=_cost(logits, num_tokens * num_ids // pages.NUM_LINES * 4),
         interpret=interpret,
         name="teacher_summary",
@@ -72,19 +72,19 @@ def weigh(
 ) -> pages.Weights:
     """pages.weigh, as a kernel."""
     num_tokens, num_ids = logits.shape
-    grid, block = _grid(logits)
+    grid, block = grid_of(logits, TOKENS)
     columns = (TOKENS, pages.NUM_COLUMNS)
     call = pl.pallas_call(
         functools.partial(_weigh, temperature=temperature, num_draws=num_draws),
         grid=grid,
-        in_specs=[*(_by_token(1) for _ in draw), block],
-        out_specs=[block, _by_token(pages.NUM_COLUMNS)],
+        in_specs=[*(by_token(TOKENS, 1) for _ in draw), block],
+        out_specs=[block, by_token(TOKENS, pages.NUM_COLUMNS)],
         out_shape=[
             jax.ShapeDtypeStruct((num_tokens, num_ids), dtype),
             jax.ShapeDtypeStruct((num_tokens, pages.NUM_COLUMNS), jnp.float32),
         ],
         scratch_shapes=[pltpu.VMEM(columns, jnp.int32), *[pltpu.VMEM(columns, jnp.float32)] * _TOTALS],
-        compiler_params=_COMPILER_PARAMS,
+        compiler_params=COMPILER_PARAMS,
         cost_estimate=_cost(logits, num_tokens * num_ids * jnp.dtype(dtype).itemsize),
         interpret=interpret,
         name="teacher_weights",
@@ -93,21 +93,21 @@ def weigh(
     return pages.Weights(weights, totals[:, 0], totals[:, 1])
 
 
-_COMPILER_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
+COMPILER_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
 
 
-def _grid(logits: jax.Array) -> tuple[tuple[int, int], pl.BlockSpec]:
+def grid_of(logits: jax.Array, tokens: int) -> tuple[tuple[int, int], pl.BlockSpec]:
     num_tokens, num_ids = logits.shape
     size = math.gcd(num_ids, LARGEST_BLOCK)
-    return (pl.cdiv(num_tokens, TOKENS), num_ids // size), pl.BlockSpec((TOKENS, size), _both)
+    return (pl.cdiv(num_tokens, tokens), num_ids // size), pl.BlockSpec((tokens, size), _both)
 
 
 def _both(token: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     return token, ids
 
 
-def _by_token(num_columns: int) -> pl.BlockSpec:
-    return pl.BlockSpec((TOKENS, num_columns), lambda token, ids: (token, 0))
+def by_token(tokens: int, num_columns: int) -> pl.BlockSpec:
+    return pl.BlockSpec((tokens, num_columns), lambda token, ids: (token, 0))
 
 
 def _cost(logits: jax.Array, num_written_bytes: int) -> pl.CostEstimate:
@@ -118,7 +118,7 @@ def _cost(logits: jax.Array, num_written_bytes: int) -> pl.CostEstimate:
     )
 
 
-def _lines(logits_ref, rows: pl.Slice, page: jax.Array | int, temperature: float) -> list[jax.Array]:
+def lines_of(logits_ref, rows: pl.Slice, page: jax.Array | int, temperature: float) -> list[jax.Array]:
     """The scores of one page, a line each."""
     first = page * PAGE
     lines = [
@@ -162,7 +162,7 @@ def _summarize(labels_ref, logits_ref, stats_ref, maxima_ref, coarse_ref, top_re
         for group in range(together):
             parts = []
             for page in range(group * num_pages // together, (group + 1) * num_pages // together):
-                parts.append(pages.maxima_of(_lines(logits_ref, rows, page, temperature)))
+                parts.append(pages.maxima_of(lines_of(logits_ref, rows, page, temperature)))
                 maxima_ref[rows, _columns_of(page)] = parts[-1]
             parts = pages.maxima_of(parts)
             coarse_ref[rows, _columns_of(group)] = parts
@@ -175,7 +175,7 @@ def _summarize(labels_ref, logits_ref, stats_ref, maxima_ref, coarse_ref, top_re
 
         def add(page, carry):
             sums, label_score, best_line = carry
-            lines = _lines(logits_ref, rows, page, temperature)
+            lines = lines_of(logits_ref, rows, page, temperature)
             sums = [x + y for x, y in zip(sums, pages.sums_of(lines, top, temperature), strict=True)]
             first = (block * num_pages + page) * pages.NUM_LINES
             label_in_page, best_in_page = label_line - first, jnp.full(columns.shape, pages.NUM_LINES)
@@ -235,10 +235,10 @@ def _weigh(*refs, temperature: float, num_draws: int) -> None:
 
         def weigh(page, carry):
             start, total, captured = carry
-            lines = _lines(logits_ref, rows, page, temperature)
+            lines = lines_of(logits_ref, rows, page, temperature)
             stretches = pages.stretches_of(lines, draw)
             units = functools.reduce(jnp.add, stretches.units)
-            ends = _cumulative(units, column)
+            ends = cumulative(units, column)
             weights = pages.weights_of(stretches, start + ends - units, draw, num_draws, dtype)
             for index, (weight, mass) in enumerate(zip(weights, stretches.masses, strict=True)):
                 at = pl.multiple_of(page * PAGE + index * pages.NUM_COLUMNS, pages.NUM_COLUMNS)
@@ -261,7 +261,7 @@ def _weigh(*refs, temperature: float, num_draws: int) -> None:
         totals_ref[...] = jnp.where(column == 0, total, captured)
 
 
-def _cumulative(units: jax.Array, column: jax.Array) -> jax.Array:
+def cumulative(units: jax.Array, column: jax.Array) -> jax.Array:
     """Sums of the columns up to each, by doubling."""
     step = 1
     while step < pages.NUM_COLUMNS:

@@ -12,6 +12,7 @@ The functions of lines work on one page or many: here on all pages at once, on a
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -122,6 +123,7 @@ class Stretches(NamedTuple):
     """The lines of pages as they are drawn from."""
 
     masses: list[jax.Array]
+    maxima: jax.Array  # of each column
     exact_line: jax.Array  # of each column: the line whose weight is the probability; -1 if there is none
     units: list[jax.Array]  # int32, 0 on `exact_line`
 
@@ -138,19 +140,23 @@ def stretches_of(lines: Sequence[jax.Array], draw: Draw) -> Stretches:
         jnp.where(exact_line == index, 0, (mass * draw.units_of_mass + draw.dither).astype(jnp.int32))
         for index, mass in enumerate(masses)
     ]
-    return Stretches(masses, exact_line, units)
+    return Stretches(masses, maxima, exact_line, units)
+
+
+def draws_before(stretches: Stretches, starts: jax.Array, num_draws: int) -> list[jax.Array]:
+    """How many draws come before each line of a column, and before its end. `starts` are those of the columns."""
+    bits = spacing_bits(num_draws)
+    ends = itertools.accumulate(stretches.units, initial=starts)
+    return [end >> bits for end in ends]
 
 
 def weights_of(
     stretches: Stretches, starts: jax.Array, draw: Draw, num_draws: int, dtype: DTypeLike
 ) -> list[jax.Array]:
     """The weights of each line, float32 with the digits of `dtype`. `starts` are those of the columns, in units."""
-    bits, weights = spacing_bits(num_draws), []
-    passed = starts >> bits
-    for index, (mass, units) in enumerate(zip(stretches.masses, stretches.units, strict=True)):
-        starts = starts + units
-        before, passed = passed, starts >> bits
-        drawn = (passed - before).astype(jnp.float32) * draw.weight
+    weights, passed = [], itertools.pairwise(draws_before(stretches, starts, num_draws))
+    for index, (mass, (before, after)) in enumerate(zip(stretches.masses, passed, strict=True)):
+        drawn = (after - before).astype(jnp.float32) * draw.weight
         weight = jnp.where(stretches.exact_line == index, mass * draw.weight_of_mass, drawn)
         weights.append(_round(weight, draw.rounding, dtype))
     return weights

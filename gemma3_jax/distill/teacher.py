@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import online, settings, targets
+from gemma3_jax.distill import lists, online, settings, targets
 from gemma3_jax.losses import cross_entropy, drawn_targets, soft_targets, vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 
@@ -37,7 +37,8 @@ def make(
                 return drawn_targets.DrawnTargets(
                     hidden, table, rows.row_ids, row_positions, jax.tree_util.Partial(draw)
                 )
-            draw = functools.partial(targets.draw, samples=samples, seed=seed)
+            by_kernel = sharding.platform() == "tpu" and lists.draws(samples, table.shape[0])
+            draw = functools.partial(lists.draw if by_kernel else targets.draw, samples=samples, seed=seed)
             return vocab_parallel.map_logits(draw, hidden, table, rows.labels, rows.row_ids, row_positions)
 
     return teach

@@ -176,6 +176,10 @@ def _kernel(call: costs.CustomCall) -> _Work | None:
     elements = max(shape.num_elements for shape in call.operands)  # the logits
     if kind := kernels.drawing(call):
         return _Work(kind, {"elements": elements}, num_bytes, f"{kind} of {elements} logits")
+    if kernels.LISTS in call.name:
+        drawn, exact = (elements * number for number in kernels.num_slots(call))
+        features = {"elements": elements, "drawn": drawn, "exact": exact}
+        return _Work(kernels.LISTS, features, num_bytes, f"{kernels.LISTS} of {elements} logits")
     if kernels.FEW_IDS in call.name:
         features = {"elements": elements, "flops": flops}
         return _Work(kernels.FEW_IDS, features, num_bytes, f"{kernels.FEW_IDS} over {elements} logits")

@@ -13,6 +13,8 @@ TARGET = "tpu_custom_call"  # of a Pallas kernel; other custom calls move data o
 # Backward: the scores again, and the products for the gradients of keys and values (dkv) or of queries (dq).
 _NUM_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 DRAWING = "teacher_summary", "teacher_weights"  # distill/page_kernels.py: elementwise, no products
+LISTS = "teacher_list"  # distill/list_kernel.py: products with ones and zeros pick what is of a slot
+_NUM_PICKED, _NUM_LINES = 4, 16  # numbers of each column that are picked for its exact id; lines of a page
 FEW_IDS = "weights_of_few_ids"  # losses/sparse_kernel.py: two factors of the weights of all ids are multiplied
 _NUM_WEIGHT_PARTS = 2
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dkv|dq)(_segmented)?_")
@@ -75,12 +77,22 @@ def flops(call: costs.CustomCall, *, busiest: bool = False) -> float | None:
     """
     if drawing(call):
         return 0.0
+    if LISTS in call.name:
+        drawn, exact = num_slots(call)
+        by_column = _NUM_PICKED * exact + exact + drawn
+        return 2.0 * max(shape.num_elements for shape in call.operands) * (drawn + by_column / _NUM_LINES)
     if FEW_IDS in call.name:
         logits, ids = (shape.dims for shape in call.operands[:2])
         return 2.0 * _NUM_WEIGHT_PARTS * math.prod(logits) * ids[-1]
     if (scores := num_scores(call)) is None:
         return None
     return flops_of_scores(kind(call), scores.most if busiest else scores.mean, _queries_and_keys(call)[0].dims[-1])
+
+
+def num_slots(call: costs.CustomCall) -> tuple[int, int]:
+    """Slots of a token in the lists of LISTS: of draws, and of ids with their probability; each in whole lane tiles."""
+    *exact, drawn = [shape.dims[-1] for shape in call.results if shape.dtype == "s32"]
+    return drawn, sum(exact)
 
 
 def flops_of_scores(of_kind: str, scores: float, head_dim: int) -> float:

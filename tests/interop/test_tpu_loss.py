@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from gemma3_jax import sharding
 from gemma3_jax.losses import cross_entropy, drawn_targets, soft_targets, vocab_parallel
-from gemma3_jax.distill import online, settings, targets
+from gemma3_jax.distill import lists, online, settings
 from gemma3_jax.planning import topologies
 
 topology, axes, what = json.loads(sys.argv[1])
@@ -41,7 +41,7 @@ def tokens(*shape, dtype=jnp.float32):
 ids = tokens(dtype=jnp.int32)
 head = tokens(1152, dtype=jnp.bfloat16), jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table)
 if what == "draw":
-    draw = functools.partial(targets.draw, samples=settings.Samples(), seed=0)
+    draw = functools.partial(lists.draw, samples=settings.Samples(), seed=0)
     run = functools.partial(vocab_parallel.map_logits, draw)
     arguments = (*head, ids, ids, ids)
 else:
@@ -135,6 +135,23 @@ def test_only_products_pass_over_the_logits_where_the_targets_are_labels(topolog
     passes = [one for is_fused, one in of_logits(small_program(topology, "labels")[1]) if not is_fused]
     passes = [one for one in passes if one.opcode not in ("get-tuple-element", "tuple", "bitcast", "opt-barrier")]
     assert [(one.opcode, "kind=kOutput" in one.attributes) for one in passes] == [("fusion", True)] * 4
+
+
+def test_lists_are_drawn_by_two_kernels_without_a_sort_gather_or_scatter_or_change_of_layout():
+    found = list(of_logits(small_program("v5e:2x2", "draw")[1]))
+    whole = [(one.opcode, one.name) for is_fused, one in found if not is_fused and one.opcode not in ("tuple", "while")]
+    moves = ("get-tuple-element", "parameter", "bitcast", "fusion")  # a fusion: the product that makes the logits
+    kernels = [name.partition(".")[0] for opcode, name in whole if opcode == "custom-call"]
+    assert sorted(kernels) == ["teacher_list", "teacher_summary"]
+    assert not [one for one in whole if one[0] not in ("custom-call", *moves)]
+    module = hlo.read(small_program("v5e:2x2", "draw")[1])
+    slow = [
+        one.name
+        for computation in module.computations.values()
+        for one in computation.instructions.values()
+        if one.opcode in ("sort", "scatter", "gather", "reduce-window") and one.shapes[0].num_elements >= 4096
+    ]
+    assert not slow
 
 
 def test_weights_are_drawn_once():

@@ -56,3 +56,14 @@ def test_the_last_of_four_sequence_shards_scores_the_most_unless_they_are_balanc
     of_blocks = 2 * 2 * HEADS * BLOCK * BLOCK * WIDTH
     assert kernels.flops(one, busiest=True) == num_visits * of_blocks
     assert kernels.flops(one) == 4 * 17 / 2 * of_blocks
+
+
+def test_lists_of_ids_are_picked_by_products():
+    """64 tokens over 4,096 ids with 128 slots of each kind: all lines for the draws; of a column 5 and 1."""
+    shapes = [hlo.Shape("f32", (64, 1)), hlo.Shape("f32", (64, 4_096))]
+    ids, below = hlo.Shape("s32", (64, 128)), hlo.Shape("f32", (64, 128))
+    one = costs.CustomCall("tpu_custom_call", "teacher_list.2", 1, tuple(shapes), (ids, below, ids, below), None)
+    assert kernels.num_slots(one) == (128, 128)
+    assert kernels.flops(one) == 2 * 64 * 4_096 * 128 * (1 + 6 / 16)
+    systematic = one._replace(results=(ids, below))
+    assert kernels.flops(systematic) == 2 * 64 * 4_096 * 128 * (1 + 1 / 16)
