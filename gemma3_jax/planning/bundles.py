@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from gemma3_jax import chips, sharding
@@ -20,6 +20,7 @@ from gemma3_jax.planning import costs, hlo, kernels
 PATH = pathlib.Path(__file__).with_name("bundles.json")
 # Bytes of vector memory of a chip, both its cores (JAX's pallas.tpu.get_tpu_info).
 _VECTOR_MEMORY = {"v4": 2 * (16 << 20), "v5e": 128 << 20, "v5p": 2 * (64 << 20)}
+_DECIDING = "scatter", "gather", "sort"  # in a fusion. The table's scatters gather their rows in order, inside.
 _LONGEST_SORTED_AT_ONCE = 128  # numbers of a row
 
 
@@ -102,12 +103,17 @@ def _main(module: hlo.Module, computation: hlo.Computation, instruction: hlo.Ins
     """Returns the instruction, or those in a fusion, that decide its cost, each with its computation."""
     if instruction.opcode != "fusion":
         return [(computation, instruction)] if instruction.opcode in _WORK else []
-    inside = [(module.computations[callee], one) for _, callee in instruction.called for one in _all(module, callee)]
-    return [(place, one) for place, one in inside if one.opcode in ("scatter", "gather", "sort")]
+    inside = [(place, one) for place, one in _inside(module, instruction) if one.opcode in _DECIDING]
+    return sorted(inside, key=lambda found: _DECIDING.index(found[1].opcode))
 
 
-def _all(module: hlo.Module, name: str) -> list[hlo.Instruction]:
-    return list(module.computations[name].instructions.values())
+def _inside(module: hlo.Module, fusion: hlo.Instruction) -> Iterator[tuple[hlo.Computation, hlo.Instruction]]:
+    """Yields the instructions of a fusion, those of fusions in it as well, each with its computation."""
+    for _, callee in fusion.called:
+        for one in module.computations[callee].instructions.values():
+            yield module.computations[callee], one
+            if one.opcode == "fusion":
+                yield from _inside(module, one)
 
 
 def _scatter(computation: hlo.Computation, instruction: hlo.Instruction) -> _Work:

@@ -106,6 +106,31 @@ def test_a_fusion_costs_what_its_scatter_costs():
     )
 
 
+def test_a_scatter_in_a_fusion_of_a_fusion_is_found_and_the_gather_of_its_rows_is_not_counted_beside_it():
+    """As XLA writes a scatter of rows: sorted indices, rows gathered in their order, and rows added."""
+    callee = """%gathered (a: f32[10,300], b: s32[10,1]) -> f32[10,300] {
+  %p0 = f32[10,300]{1,0} parameter(0)
+  %p1 = s32[10,1]{1,0} parameter(1)
+  ROOT %g = f32[10,300]{1,0} gather(%p0, %p1), offset_dims={1}, slice_sizes={1,300}
+}
+%inner (a: f32[64,300], b: s32[10,1], c: f32[10,300]) -> f32[64,300] {
+  %p0 = f32[64,300]{1,0} parameter(0)
+  %p1 = s32[10,1]{1,0} parameter(1)
+  %p2 = f32[10,300]{1,0} parameter(2)
+  ROOT %s = ROWS
+}
+%outer (a: f32[64,300], b: s32[10,1], c: f32[10,300]) -> f32[64,300] {
+  %p0 = f32[64,300]{1,0} parameter(0)
+  %p1 = s32[10,1]{1,0} parameter(1)
+  %p2 = f32[10,300]{1,0} parameter(2)
+  %rows = f32[10,300]{1,0} fusion(%p2, %p1), kind=kCustom, calls=%gathered
+  ROOT %f = f32[64,300]{1,0} fusion(%p0, %p1, %rows), kind=kCustom, calls=%inner
+}""".replace("ROWS", ROWS)
+    shapes = ["f32[64,300]{1,0}", "s32[10,1]{1,0}", "f32[10,300]{1,0}"]
+    line = "f32[64,300]{1,0} fusion(%p0, %p1, %p2), kind=kCustom, calls=%outer"
+    assert estimate(line, shapes, callee=callee).cycles == 10 * (2 + 3 * 4)
+
+
 def test_arrays_beyond_the_vector_memory_pass_between_it_and_hbm(monkeypatch):
     size = 1 << 26  # 256 MiB; a v5e has 128 of vector memory
     found = estimate(f"f32[{size // 128},128]{{1,0}} reshape(%p0)", [f"f32[{size}]{{0}}"])
