@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ def _module(model: config.Config, key: jax.Array) -> transformer.Transformer:
 
 
 @functools.cache  # tracing the whole module is slow, and bind would do it on every call
-def _abstract_module(model: config.Config) -> tuple[nnx.GraphDef, nnx.State]:
+def _abstract_module(model: config.Config) -> tuple[nnx.GraphDef, nnx.State[str, Any]]:
     return jax.eval_shape(lambda: nnx.split(_module(model, jax.random.key(0))))
 
 
