@@ -22,8 +22,8 @@ def test_documents_and_rows_come_back_as_they_were():
         for one, other in ((document, back), (row, row_back)):
             np.testing.assert_array_equal(one.tokens, other.tokens)
             np.testing.assert_array_equal(one.loss_mask, other.loss_mask)
-        plain = {"tokens": document.tokens, "loss_mask": None}
-        assert dataclasses.replace(back, **plain) == dataclasses.replace(document, **plain)
+        rest = {field.name for field in dataclasses.fields(document)} - {"tokens", "loss_mask"}
+        assert [getattr(back, name) for name in rest] == [getattr(document, name) for name in rest]
         assert row_back.spans == row.spans and row_back.lengths.tolist() == [4, 5]
 
 

@@ -77,7 +77,7 @@ def test_a_loop_that_ends_by_its_data_is_reported_and_counted_once():
     runs = hlo.count_runs(module)
     [unknown] = runs.unknown_loops
     assert unknown.num_entered == 4 and runs.times[unknown.body] == 4
-    assert unknown.source.endswith("while/body/closed_call/while")
+    assert re.search(r"while/body/(closed_call|eval_jaxpr)/while$", unknown.source)  # of jax 0.10, of jax 0.12
     assert len(runs.loops) == 2
 
 

@@ -186,9 +186,10 @@ def without(name):
 
 def shuffled():
     content = written()
-    content["model"]["merges"].reverse()
     merges = content["model"]["merges"]
-    merges.append(merges.pop(0))
+    made = [left + right for left, right in merges]
+    twice = next(number for number, text in enumerate(made) if made.count(text) > 1 and text != made[-1])
+    merges.append(merges.pop(twice))
     return content
 
 
@@ -218,7 +219,7 @@ def less_merges():
         (changed(merges=[["a"]]), r"model\.merges\[0\] is \['a'\]; it must be two texts"),
         (changed(merges=[[["a"], 3]]), r"model\.merges\[0\] is \[\['a'\], 3\]; it must be two texts"),
         (changed(merges=[]), r"no merge makes '.*' of '.*' and '.*'; SentencePiece does"),
-        (shuffled(), r"the merges that make '.*' are not one behind the other|encodes a sample otherwise"),
+        (shuffled(), r"the merges that make '.*' are not one behind the other"),
         (less_merges(), r"no merge makes"),
         (without("<0x0A>"), r"it has no piece <0x0A> \(and 0 more\)"),
         (without("e"), r"the ids of its 799 pieces are not 0 to 798"),

@@ -13,7 +13,7 @@ from gemma3_jax.inference.tools import json_schema
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ('{"a": 1,}', "at character 8"),
+        ('{"a": 1,}', "at character [78]"),  # Python 3.13 names the comma, those before it what follows
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "an object has 'c' twice"),
         ('{"a": NaN}', "NaN is not a number in JSON"),
         ("[-Infinity]", "-Infinity is not a number in JSON"),
