@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The recipe in miniature on real text, and what can be done with the result: text, exports, a page that shows the run.
 #   bash launch/demo.sh [DIRECTORY]       default: runs/demo
-# Works from a fresh clone with Python >= 3.11: makes .venv unless a virtual environment is active already. Stopped at any
-# moment, the same command resumes.
+# Works from a fresh clone with Python >= 3.11: makes .venv with the newest there is (PYTHON=PATH names another) unless a
+# virtual environment is active already. Stopped at any moment, the same command resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 directory="${1:-runs/demo}"
@@ -18,11 +18,14 @@ Stop it at any time; the same command resumes.
 PLAN
 
 if [[ -z "${VIRTUAL_ENV:-}" ]]; then
-  [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+  if [[ ! -x .venv/bin/python ]]; then
+    python="$(bash launch/find_python.sh)"
+    "$python" -m venv .venv
+  fi
   # shellcheck source=/dev/null
   source .venv/bin/activate
 fi
-printf '\n== 1. install\n' >&2
+printf '\n== 1. install for %s\n' "$(python --version)" >&2
 python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e '.[prepare,plots]'
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 mkdir -p "$directory"

@@ -57,7 +57,7 @@ verb_run() {
     pack_source
     run mkdir "$scratch/source"
     run tar --extract --gzip --file="$archive" --directory="$scratch/source"
-    image=("--base-docker-image=${flag[base_image]:-python:3.11}" "--script-dir=$scratch/source")
+    image=("--base-docker-image=${flag[base_image]:-python:3.13}" "--script-dir=$scratch/source")
   fi
   local create=("$xpk" workload create "--workload=${flag[name]}" "${cluster[@]}" "--tpu-type=${flag[accelerator]}"
     "--num-slices=${flag[num_slices]}" "--max-restarts=${flag[max_restarts]}" "--restart-on-exit-codes=$RESTART_ON"

@@ -93,7 +93,7 @@ mount_bucket() { # BUCKET
 make_environment() {
   local python
   if ! "$home/venv/bin/python" -m pip --version >/dev/null 2>&1; then # missing, or incomplete
-    for python in python3.11 python3.12 python3; do
+    for python in python3.13 python3.12 python3.11 python3; do
       "$python" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
       python=""
     done
@@ -101,7 +101,7 @@ make_environment() {
       "$python" -m venv --clear "$home/venv"
     else
       retry python3 -m pip install --quiet --user uv
-      retry python3 -m uv venv --quiet --clear --seed --python=3.11 "$home/venv"
+      retry python3 -m uv venv --quiet --clear --seed --python=3.13 "$home/venv"
     fi
   fi
   retry install_packages "$home/venv/bin/python" "$home/source"

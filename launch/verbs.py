@@ -170,7 +170,7 @@ GKE = flags.Launcher(
                 COMMIT,
                 flags.Flag(
                     "base_image",
-                    "Image to add this checkout to; python:3.11 if it is left out.",
+                    "Image to add this checkout to; python:3.13 if it is left out.",
                     value="IMAGE",
                     check=checks.IMAGE,
                 ),

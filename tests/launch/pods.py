@@ -56,14 +56,14 @@ if "ssh" in words:
     sys.exit(max(ended))
 """
 
-# A host's programs. `python3.11 -m venv` creates an environment whose python records what it installs, and acts as
+# A host's programs. `python3.13 -m venv` creates an environment whose python records what it installs, and acts as
 # `train`: it records its arguments, and ends with the next status in ~/statuses; `wait` there waits for SIGTERM.
 HOST = {
     "hostname": 'echo "host-$(basename "$HOME")"',
     "sudo": '"$@"',
     "mountpoint": '[[ -e "$2/.mounted" ]]',
     "gcsfuse": 'echo "$*" >>"$HOME/mounts"; touch "${@: -1}/.mounted"',
-    "python3.11": """
+    "python3.13": """
 if [[ "$1" == -c ]]; then exit; fi
 mkdir -p "$4/bin"
 cat >"$4/bin/python" <<'PYTHON'

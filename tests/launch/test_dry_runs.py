@@ -176,7 +176,7 @@ def test_a_workload_carries_this_checkout_on_a_python_image():
         ["mkdir", source],
         ["tar", "--extract", "--gzip", f"--file={archive}", f"--directory={source}"],
     ]
-    assert {"--base-docker-image=python:3.11", f"--script-dir={source}"} < set(commands[7])
+    assert {"--base-docker-image=python:3.13", f"--script-dir={source}"} < set(commands[7])
 
 
 def test_a_bucket_is_attached_where_its_paths_lead():
