@@ -78,8 +78,7 @@ def run(step_program: program.Program) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        arguments = step_program.state_shapes(), step_program.frozen_shapes, step_program.batch_shapes
-        needed, allowed = _out_of_memory(str(error), program.bytes_per_device(arguments))
+        needed, allowed = _out_of_memory(str(error))
         if needed is None:
             raise
         return Compiled(step_program, time.monotonic() - started, None, None, None, 0, needed, allowed)
@@ -98,22 +97,23 @@ def run(step_program: program.Program) -> Compiled:
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-_USED = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
-_TEMPORARIES = re.compile(rf"required for HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+_OUT_OF_MEMORY = re.compile(
+    rf"Used {_SIZE} of {_SIZE} hbm|required for HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"
+)
 
 
-def _out_of_memory(message: str, argument_bytes: int) -> tuple[int | None, int | None]:
+def _out_of_memory(message: str) -> tuple[int | None, int | None]:
     """Returns the bytes that the program needs and those that a chip has; None and None for another error.
 
-    An error about temporaries does not count the arguments.
+    Either message counts arguments and results, in spite of the words of the second one
+    (findings/libtpu_out_of_memory_counts_arguments.sh).
     """
-    if "RESOURCE_EXHAUSTED" not in message:
+    sizes = _OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or not sizes:
         return None, None
-    used, temporaries = _USED.search(message), _TEMPORARIES.search(message)
-    if not (sizes := used or temporaries):
-        return None, None
-    needed, allowed = (round(float(sizes[i]) * _UNITS[sizes[i + 1]]) for i in (1, 3))
-    return (needed if used else needed + argument_bytes), allowed
+    numbers = [part for part in sizes.groups() if part is not None]
+    needed, allowed = (round(float(numbers[i]) * _UNITS[numbers[i + 1]]) for i in (0, 2))
+    return needed, allowed
 
 
 def with_fields(config: settings.Train, name: str, **fields) -> settings.Train:
