@@ -1,5 +1,7 @@
 """The bytes of other programs, the same bits from numpy and the compiler, and what is refused."""
 
+import hashlib
+
 import gguf
 import numpy as np
 import pytest
@@ -36,6 +38,22 @@ def test_below_tiny_the_values_are_zero_as_those_of_gguf(format):
         _, values = written_by_gguf(format, x)
     np.testing.assert_array_equal(formats.rounded(format, x, (1,)), values)
     assert not values.any()
+
+
+# SHA-256 of the compiled codes and scales of matrices.blocks("near thresholds"); the same with jax 0.10.2 and 0.12.0.1.
+DIGESTS = {
+    "int4": "cd0fd3abbb524246",
+    "q4_0": "123032529b53d273",
+    "sfp8": "8f454e4641193819",
+    "q8_0": "41db7806d7c36e12",
+}
+
+
+@pytest.mark.parametrize("format", formats.MATRICES)
+def test_the_compiled_bits_do_not_change_with_the_version_of_jax(format):
+    x = matrices.blocks("near thresholds").reshape(-1, 64)
+    found = matrices.compiled(lambda x: formats.encode(format, x, (1,)), x)
+    assert hashlib.sha256(b"".join(part.tobytes() for part in found)).hexdigest().startswith(DIGESTS[format])
 
 
 @pytest.mark.parametrize("format", EVERY)
