@@ -8,15 +8,19 @@ GIB = 1 << 30
 
 
 class Link(NamedTuple):
-    """The links of a chip to others. Bandwidths are those of incoming bytes, a second."""
+    """The links of a chip to others. Bandwidths are those of incoming bytes, a second.
+
+    Devices that share a chip share its links: an array that both gather comes over them once, so each counts all of
+    them. Between slices both fetch their own.
+    """
 
     num_axes: int  # of the torus of a slice; a chip has two neighbors along each
     bytes_per_second: float  # from one neighbor
-    between_slices: float  # of the network between slices: that of the host, divided by its chips
+    between_slices: float  # of the network between slices: that of the host, divided by its devices
 
 
 class Chip(NamedTuple):
-    """A kind of chip."""
+    """A kind of chip. All figures are those of one JAX device: a chip, or where it is two devices, half of it."""
 
     name: str  # as in names of topologies and machines
     pattern: str  # regular expression that JAX's device_kind matches
@@ -25,6 +29,7 @@ class Chip(NamedTuple):
     hbm_bytes: int
     hbm_bytes_per_second: float
     link: Link | None = None
+    num_devices: int = 1  # of JAX, that are one chip
     scoped_vmem_kib: int | None = None  # vector memory that one operation may use; None: the compiler's default
 
     @property
@@ -38,15 +43,39 @@ class Chip(NamedTuple):
 # v6e: 8 chips and 100 GB/s). NVIDIA's data sheets of the SXM parts, without sparsity.
 # FLOPs a cycle: 2 for each multiply-add of the matrix units. A v5e has 4 of 128 x 128; a v4 and a v5p have 8 in two
 # cores, which are one device; a v6e has the equal of 4 of 256 x 256. The compiler's estimates of a product of
-# [4096, 4096] matrices are 87 to 97 % of that on each (libtpu 0.0.42).
+# [4096, 4096] matrices are 87 to 97 % of that on each (libtpu 0.0.42). A tpu7x has two TensorCores, each a device with
+# units as those of a v6e, and 81 to 83 % (libtpu 0.0.42 and 0.0.50); its page has the figures of links that v5p's has.
 # Vector memory of an operation, where the compiler's default of 16 MiB is less than there is: 3/8 of a v5e's, half of a
 # v5p's, for the fewest cycles by the compiler's estimate (docs/tpu_loss.md). v6e: MaxText,
 # benchmarks/xla_flags_library.py (DENSE_VMEM_LIMIT_FLAG).
 CHIPS = (
     Chip("v4", "TPU v4", 275e12, 2 * 8 * 128**2, 32 * GIB, 1.2e12, Link(3, 45e9, 25e9 / 4)),
-    Chip("v5e", "TPU v5 lite|TPU v5e", 197e12, 2 * 4 * 128**2, 16 * GIB, 819e9, Link(2, 45e9, 25e9 / 8), 48 << 10),
-    Chip("v5p", "TPU v5", 459e12, 2 * 8 * 128**2, 95 * GIB, 2.765e12, Link(3, 90e9, 25e9 / 4), 32 << 10),
-    Chip("v6e", "TPU v6", 918e12, 2 * 4 * 256**2, 32 * GIB, 1.638e12, Link(2, 90e9, 100e9 / 8), 96 << 10),
+    Chip(
+        "v5e",
+        "TPU v5 lite|TPU v5e",
+        197e12,
+        2 * 4 * 128**2,
+        16 * GIB,
+        819e9,
+        Link(2, 45e9, 25e9 / 8),
+        scoped_vmem_kib=48 << 10,
+    ),
+    Chip(
+        "v5p", "TPU v5", 459e12, 2 * 8 * 128**2, 95 * GIB, 2.765e12, Link(3, 90e9, 25e9 / 4), scoped_vmem_kib=32 << 10
+    ),
+    Chip(
+        "v6e", "TPU v6", 918e12, 2 * 4 * 256**2, 32 * GIB, 1.638e12, Link(2, 90e9, 100e9 / 8), scoped_vmem_kib=96 << 10
+    ),
+    Chip(
+        "tpu7x",
+        "TPU7x",
+        2307e12 / 2,
+        2 * 4 * 256**2,
+        96 * GIB,
+        7.38e12 / 2,
+        Link(3, 90e9, 100e9 / 8 / 2),
+        num_devices=2,
+    ),
     Chip("H100", "H100", 989e12, None, 80 * GIB, 3.35e12),
     Chip("H200", "H200", 989e12, None, 141 * GIB, 4.8e12),
 )

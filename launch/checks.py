@@ -179,7 +179,14 @@ def slices_if_any(values: dict[str, str]) -> dict[str, str]:
 
 
 def runtime_version(values: dict[str, str]) -> dict[str, str]:
-    return {"runtime_version": values["runtime_version"] or accelerators.OFFERS[values["chip"]].runtime_version}
+    """Returns that of --runtime_version, or of the generation. Raises: ValueError if it has no TPU VMs."""
+    version = values["runtime_version"] or accelerators.OFFERS[values["chip"]].runtime_version
+    if not version:
+        raise ValueError(
+            f"--accelerator is {quoted(values['accelerator'])}; {values['chip']} comes with GKE, not as TPU VMs: use "
+            "gke.sh, or name an image with --runtime_version=VERSION"
+        )
+    return {"runtime_version": version}
 
 
 # --- workloads ---

@@ -7,7 +7,7 @@ from gemma3_jax import chips
 
 @pytest.mark.parametrize(
     ("kind", "teraflops"),
-    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918),
+    [("TPU v4", 275), ("TPU v5 lite", 197), ("TPU v5", 459), ("TPU v5p", 459), ("TPU v6 lite", 918), ("TPU7x", 1153.5),
      ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H200", 989)],
 )  # fmt: skip
 def test_a_chip_is_found_by_its_device_kind(kind, teraflops):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import signal
@@ -46,7 +47,7 @@ def parser() -> terminal.Parser:
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="the chip (v4, v5e, v5p or v6e) and the shape of a slice, as v5e:16x16 or v5p:4x4x8",
+        help="the chip (v4, v5e, v5p, v6e or tpu7x) and the shape of a slice, as v5e:16x16 or v5p:4x4x8",
     )
     flags.add_argument(
         "--num_slices", type=int, default=1, metavar="N", help="number of slices of this shape (default: 1)"
@@ -228,12 +229,15 @@ def _ticking(what: str):
 
 def _print(result) -> None:
     mesh = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
+    num_devices = math.prod(result.mesh.values())
+    devices = "" if num_devices == result.num_chips else f", {num_devices:,} devices"
+    unit = "device" if devices else "chip"
     terminal.show(
-        f"{result.stage} on {result.num_slices} x {result.topology} ({result.num_chips:,} chips), mesh {mesh}"
+        f"{result.stage} on {result.num_slices} x {result.topology} ({result.num_chips:,} chips{devices}), mesh {mesh}"
     )
     terminal.show(f"{result.batch_size} sequences of {result.seq_len:,} tokens a step\n")
     for kind, size in result.hbm_bytes_by_kind.items():
-        terminal.show(f"  {kind:<24}{size / GIB:8.2f} GiB a chip")
+        terminal.show(f"  {kind:<24}{size / GIB:8.2f} GiB a {unit}")
     verdict = "fits" if result.fits else "does not fit"
     terminal.show(
         f"  {'all':<24}{result.hbm_bytes_per_chip / GIB:8.2f} of {result.hbm_bytes_allowed / GIB:.2f} GiB: {verdict}\n"
@@ -246,7 +250,7 @@ def _print(result) -> None:
         for one in result.collective_bytes:
             over = "between slices" if one["crosses_slices"] else "links"
             size = one["num_bytes"] / GIB
-            terminal.show(f"  {one['kind']:<20}{'+'.join(one['axes']):<18}{size:9.3f} GiB a chip and step, {over}")
+            terminal.show(f"  {one['kind']:<20}{'+'.join(one['axes']):<18}{size:9.3f} GiB a {unit} and step, {over}")
         terminal.show()
         for limit, seconds in result.seconds_by_limit.items():
             terminal.show(f"  {limit:<24}{seconds:8.3f} s")

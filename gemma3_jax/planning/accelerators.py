@@ -14,16 +14,18 @@ class Offer(NamedTuple):
     """How Cloud TPU offers one generation of chips."""
 
     prefix: str  # of its accelerator types
-    cores_per_chip: int  # the number in an accelerator type counts TensorCores of v4 and v5p, chips of the others
+    cores_per_chip: (
+        int  # the number in an accelerator type counts TensorCores of v4, v5p and tpu7x, chips of the others
+    )
     shapes: tuple[str, ...]  # of slices, smallest first: the documented shape of each number of chips
-    runtime_version: str  # the machine image that TPU VMs start from
+    runtime_version: str  # the machine image that TPU VMs start from; empty where GKE alone has them
     zones: tuple[str, ...]  # that had such TPUs for everybody; a hint for errors, as the cloud knows what it has
 
 
 _UP_TO_HALF_A_POD = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16".split()
 
-# Largest slices: 2,048 chips of v4 (half a pod), 256 of v5e and v6e, 6,144 of v5p.
-# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,runtimes,regions-zones}.
+# Largest slices: 2,048 chips of v4 (half a pod), 256 of v5e and v6e, 6,144 of v5p; more of tpu7x (a pod has 9,216).
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x,runtimes,regions-zones}; xpk 1.16 for types of tpu7x.
 OFFERS = {
     "v4": Offer(
         prefix="v4",
@@ -52,6 +54,13 @@ OFFERS = {
         shapes=(*topologies.shapes("v6e"),),
         runtime_version="v2-alpha-tpuv6e",
         zones=("us-central1-b", "us-east1-d", "us-east5-a", "us-east5-b"),
+    ),
+    "tpu7x": Offer(
+        prefix="tpu7x",
+        cores_per_chip=2,
+        shapes=(*_UP_TO_HALF_A_POD,),
+        runtime_version="",
+        zones=(),
     ),
 }
 

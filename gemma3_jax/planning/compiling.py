@@ -50,7 +50,7 @@ def make_program(
         )
     try:
         sizes = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
-        if sizes["data"] and math.prod(size or 1 for size in sizes.values()) != topology.num_chips:
+        if sizes["data"] and math.prod(size or 1 for size in sizes.values()) != topology.num_devices:
             raise ValueError(_wrong_size({axis: size or 1 for axis, size in sizes.items()}, topology))
         mesh = stage_mesh.make(config, topology.devices())
         num_bytes = np.zeros(config.model.vocab_size, np.int32)
@@ -60,14 +60,16 @@ def make_program(
 
 
 def _wrong_size(sizes: dict[str, int], topology: topologies.Topology) -> str:
-    """Returns the error of a mesh that has another number of chips than the topology."""
+    """Returns the error of a mesh that has another number of devices than the topology."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     others = math.prod(sizes.values()) // sizes["data"]
-    legal = f"data {topology.num_chips // others}" if topology.num_chips % others == 0 else "other sizes"
-    same = topologies.nearest(topology.chip.name, -(-math.prod(sizes.values()) // topology.num_slices))
+    legal = f"data {topology.num_devices // others}" if topology.num_devices % others == 0 else "other sizes"
+    num_devices = math.prod(sizes.values())
+    same = topologies.nearest(topology.chip.name, -(-num_devices // (topology.num_slices * topology.chip.num_devices)))
+    unit = "chips" if topology.chip.num_devices == 1 else f"devices, {topology.chip.num_devices} a chip"
     return (
-        f"mesh is {mesh} = {math.prod(sizes.values())} chips, and {topology.name} x {topology.num_slices} slices has "
-        f"{topology.num_chips}; set {legal}, or choose a slice of {', '.join(same)}"
+        f"mesh is {mesh} = {num_devices} {unit}, and {topology.name} x {topology.num_slices} slices has "
+        f"{topology.num_devices}; set {legal}, or choose a slice of {', '.join(same)}"
     )
 
 

@@ -91,7 +91,7 @@ def make(
         tokens_per_stage=num_tokens,
         days_per_stage=num_tokens
         * step_program.flops_per_token
-        / (topology.num_chips * topology.chip.peak_flops * mfu)
+        / (topology.num_devices * topology.chip.peak_flops * mfu)
         / SECONDS_PER_DAY,
         mfu=mfu,
         compile_seconds=compiled.seconds,
@@ -165,14 +165,14 @@ def _count(compiled: compiling.Compiled, topology: topologies.Topology, formula:
     estimate = _profile(compiled, module, topology, formula)
     notes += [note] if estimate and (note := bundles.version_note()) else []
     return _Counted(
-        flops_per_step_hlo=per_chip * topology.num_chips,
-        flops_ratio=per_chip * topology.num_chips / formula,
+        flops_per_step_hlo=per_chip * topology.num_devices,
+        flops_ratio=per_chip * topology.num_devices / formula,
         collective_bytes=tuple(one._asdict() for one in traffic.collectives),
         ici_bytes_per_step=inside,
         dcn_bytes_per_step=crossing,
         seconds_by_limit=seconds,
         step_seconds_bound=bound,
-        mfu_bound=formula / (topology.num_chips * peak * bound),
+        mfu_bound=formula / (topology.num_devices * peak * bound),
         estimated_cycles=estimate and estimate.cycles,
         compiler_cycles=estimate and estimate.cycles_by("compiler"),
         estimated_exposed_seconds=estimate and estimate.exposed_seconds,
@@ -208,7 +208,7 @@ def _profile(
         chip=chip.name,
         clock_hz=chip.clock_hz,
         peak_flops=chip.peak_flops,
-        formula_flops=formula / topology.num_chips,
+        formula_flops=formula / topology.num_devices,
         instructions=instructions,
         exposed=timeline.exposed,
         versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},

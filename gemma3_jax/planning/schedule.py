@@ -62,8 +62,9 @@ def bandwidths(topology: topologies.Topology) -> Bandwidths:
     """Returns the bandwidths of a chip of a slice.
 
     An axis with a link from its last chip to its first brings bytes from two neighbors; on others the chips at the
-    ends have one neighbor, and a collective is as slow as they are. v5e and v6e have such links along 16 chips, v4 and
-    v5p where every dim is a multiple of 4. Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e).
+    ends have one neighbor, and a collective is as slow as they are. v5e and v6e have such links along 16 chips, v4,
+    v5p and tpu7x where every dim is a multiple of 4. Bytes between the two devices of a tpu7x count as those of other
+    neighbors. Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e, tpu7x).
     """
     chip, shape = topology.chip, topology.shape
     is_cube = all(size % 4 == 0 for size in shape)

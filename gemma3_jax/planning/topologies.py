@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from gemma3_jax import chips
 
-# Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e).
+# Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e, tpu7x).
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SHAPES = {"v5e": _FLAT, "v6e": _FLAT}
 # In one job. The report trains 12B on 6,144 v4 chips, which is more than a pod.
-_MOST_CHIPS = {"v4": 6_144, "v5p": 6_144}
+_MOST_CHIPS = {"v4": 6_144, "v5p": 6_144, "tpu7x": 9_216}
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # larger ones: every AxBxC of multiples of 4 with A <= B <= C
 
 
@@ -27,6 +27,10 @@ class Topology(NamedTuple):
     def num_chips(self) -> int:
         return math.prod(self.shape) * self.num_slices
 
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.num_devices
+
     def devices(self) -> list:
         """Returns the devices: a program can be compiled for them, and not run."""
         from jax.experimental import topologies
@@ -35,7 +39,7 @@ class Topology(NamedTuple):
         if self.chip.name == "v4":
             options["chip_config_name"] = "megacore"  # a chip is one device; without it, two
         description = topologies.get_topology_desc(platform="tpu", topology_name=self.name, **options)
-        assert len(description.devices) == self.num_chips, (self.name, len(description.devices))
+        assert len(description.devices) == self.num_devices, (self.name, len(description.devices))
         return description.devices
 
 
@@ -45,7 +49,7 @@ def find(name: str, num_slices: int = 1) -> Topology:
     Raises: ValueError that names the nearest topologies.
     """
     kinds = [chip for chip in chips.CHIPS if chip.link]
-    match = re.fullmatch(r"(v\w+):(\d+(?:x\d+)+)", name)
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
     chip = match and next((chip for chip in kinds if chip.name == match[1]), None)
     if not chip:
         names = [f"{chip.name}:{nearest(chip.name, 16)[0]}" for chip in kinds]

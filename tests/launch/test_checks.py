@@ -60,7 +60,10 @@ def words(flags: dict) -> list[str]:
         ({"--accelerator": "v5e-48"}, "--accelerator is v5e-48; .* the nearest: v5litepod-32, v5litepod-64$"),
         ({"--accelerator": "v5p-20000"}, "--accelerator is v5p-20000; .* the nearest: v5p-12288$"),
         ({"--accelerator": "v4-12288"}, "--accelerator is v4-12288; .* the nearest: v4-4096$"),
-        ({"--accelerator": "h100"}, "--accelerator is h100; .* the nearest: v4-32, v5litepod-16, v5p-32, v6e-16$"),
+        (
+            {"--accelerator": "h100"},
+            "--accelerator is h100; .* the nearest: v4-32, v5litepod-16, v5p-32, v6e-16, tpu7x-32$",
+        ),
         ({"--accelerator": None}, "--accelerator is required, such as --accelerator=v5litepod-16, or --job"),
         ({"--accelerator": None, "--job": "2b"}, "--job is 2b; the published jobs are 270m, 1b, 4b, 12b, 27b$"),
         ({"--job": "1b"}, "--job=1b means --accelerator=v5litepod-256 --num_slices=2; leave these out, or --job"),
@@ -205,22 +208,33 @@ def test_what_the_launchers_import_parses_on_python_3_10(path):
 def test_slices_have_as_many_chips_as_their_topology_and_name_imply():
     for name in accelerators.TOPOLOGIES:
         topology = accelerators.topology(name)  # which has to be one that gemma3_jax.planning.topologies knows
-        assert int(name.split("-")[1]) == topology.num_chips * (2 if topology.chip.name in ("v4", "v5p") else 1), name
+        assert int(name.split("-")[1]) == topology.num_chips * (
+            2 if topology.chip.name in ("v4", "v5p", "tpu7x") else 1
+        ), name
 
 
 def test_accelerator_types_are_those_that_the_cloud_documents():
-    sizes = {prefix: [] for prefix in ("v4", "v5litepod", "v5p", "v6e")}
+    sizes = {prefix: [] for prefix in ("v4", "v5litepod", "v5p", "v6e", "tpu7x")}
     for name in accelerators.TOPOLOGIES:
         prefix, size = name.split("-")
         sizes[prefix].append(int(size))
     powers = [2**exponent for exponent in range(2, 13)]  # 4 to 4,096
-    assert sizes["v4"] == powers[1:]
+    assert sizes["v4"] == sizes["tpu7x"] == powers[1:]
     assert sizes["v5p"] == [*powers[1:], 8192, 12288]
     assert sizes["v5litepod"] == sizes["v6e"] == powers[:7]
     names = ("v4-32", "v4-4096", "v5p-12288", "v5litepod-16", "v6e-8")
     assert [accelerators.TOPOLOGIES[name] for name in names] == [
         *("v4:2x2x4", "v4:8x16x16", "v5p:16x16x24", "v5e:4x4", "v6e:2x4")
     ]
+
+
+def test_a_generation_that_gke_alone_has_is_no_tpu_vm():
+    words = ("create", *pods.POD, "--accelerator=tpu7x-8", "--bucket=gs://my-bucket")
+    assert pods.refused("tpu_vm.sh", *words) == (
+        "tpu_vm.sh: error: --accelerator is tpu7x-8; tpu7x comes with GKE, not as TPU VMs: use gke.sh, or name an "
+        "image with --runtime_version=VERSION"
+    )
+    assert pods.dry_run("tpu_vm.sh", *words, "--runtime_version=v9")
 
 
 def test_published_jobs_fill_the_meshes_of_the_recipe():

@@ -39,7 +39,7 @@ def sizes(data: int, seq: int) -> dict[str, int]:
 def topology():
     """Eight chips whose devices are this machine's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topologies.Topology, "devices", lambda self: jax.devices()[: self.num_chips])
+        patch.setattr(topologies.Topology, "devices", lambda self: jax.devices()[: self.num_devices])
         yield topologies.find("v5e:2x4")
 
 
@@ -100,6 +100,19 @@ def test_a_stage_whose_teacher_is_start_has_a_teacher_of_its_own_model(topology)
     assert plan.make(settings.resolve(distilled, "only"), topology).hbm_bytes_by_kind["teacher"] > 0
 
 
+def does_not_fit(message: str) -> jax.stages.Lowered:
+    class Lowered(jax.stages.Lowered):
+        def __init__(self): ...
+
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+    return Lowered()
+
+
 @pytest.mark.parametrize(
     "message",
     [  # of libtpu 0.0.42.1, then of 0.0.50.1, for arguments of 20 GiB and no temporary; the same of buffers assigned
@@ -115,20 +128,23 @@ def test_a_stage_whose_teacher_is_start_has_a_teacher_of_its_own_model(topology)
 )
 def test_a_program_that_does_not_fit_says_how_much_it_wants(message, topology, monkeypatch):
     """The arguments are in what either message says, so that the kinds add up to it."""
-
-    class Lowered(jax.stages.Lowered):
-        def __init__(self): ...
-
-        def lower(self, *_):
-            return self
-
-        def compile(self):
-            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
-
-    monkeypatch.setattr(compiling.program.Program, "jitted", lambda self: Lowered())
+    monkeypatch.setattr(compiling.program.Program, "jitted", lambda self: does_not_fit(message))
     result = plan.make(settings.resolve(recipe(), "only"), topology)
     assert not result.fits and result.hbm_bytes_per_chip == 20 * 2**30 == sum(result.hbm_bytes_by_kind.values())
     assert result.hbm_bytes_allowed == round(15.75 * 2**30) and result.flops_per_step_hlo is None
+
+
+def test_a_mesh_of_tpu7x_has_two_devices_a_chip(topology, monkeypatch):
+    chips = topologies.find("tpu7x:2x2x1")
+    message = "Ran out of memory in memory space hbm. Used 95.00G of 94.74G hbm."
+    monkeypatch.setattr(compiling.program.Program, "jitted", lambda self: does_not_fit(message))
+    result = plan.make(settings.resolve(recipe(), "only"), chips)
+    assert result.num_chips == 4 and result.mesh == sizes(4, 2)
+    of_v5e = plan.make(settings.resolve(recipe(), "only"), topology)
+    assert result.days_per_stage * 8 * 1153.5 == pytest.approx(of_v5e.days_per_stage * 8 * 197)
+    error = r"data 2 x seq 1 .* = 2 devices, 2 a chip, and tpu7x:2x2x1 x 1 slices has 8; set data 8, or choose .* 2x2x1"
+    with pytest.raises(ValueError, match=error):
+        plan.make(settings.resolve(recipe({"data": 2, "seq": 1}), "only"), chips)
 
 
 def test_another_error_of_the_compiler_is_not_taken_for_that(topology, monkeypatch):
