@@ -81,6 +81,13 @@ def test_xpk_knows_every_command_and_flag(verb, xpk):
             assert done.returncode != 2 and "usage:" not in done.stderr, done.stderr  # attaching asks a cluster
 
 
+@pytest.mark.parametrize("accelerator", ["tpu7x-8", "tpu7x-4096"])
+def test_xpk_knows_types_that_no_published_job_has(accelerator, xpk):
+    flags = ("--name=g3", f"--accelerator={accelerator}", WORKDIR, "--image=my-image", *CONFIG)
+    done = xpk(pods.dry_run("gke.sh", "run", *pods.POOL, *flags)[-1])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture
 def workload(tmp_path, xpk):
     """Returns the JobSet that xpk creates for `gke.sh run`."""

@@ -44,6 +44,26 @@ def test_the_demo_is_planned_and_profiled_for_four_chips(tmp_path):
     assert {"local layers", "global layers", "loss"} <= places
 
 
+DEVICES = """
+from gemma3_jax import chips
+from gemma3_jax.planning import topologies
+
+for chip in chips.CHIPS:
+    if chip.link:
+        name = f"{chip.name}:{topologies.nearest(chip.name, 8)[0]}"
+        kinds = {device.device_kind for device in topologies.find(name).devices()}  # which counts them
+        assert [chips.find(kind) for kind in kinds] == [chip], (name, kinds)
+        print(chip.name)
+"""
+
+
+def test_libtpu_has_the_devices_of_every_chip():
+    variables = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    variables = environment() | variables | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True, cwd=ROOT, env=variables)
+    assert done.returncode == 0 and done.stdout.split() == ["v4", "v5e", "v5p", "v6e", "tpu7x"], done.stderr
+
+
 def test_both_gradients_of_the_mlps_gate_are_made_inside_a_product(tmp_path):
     """A layer of 1B, whose backward pass has no other pass over [tokens, F]."""
     command = [word for word in COMMAND if "demo" not in word] + [f"--profile={tmp_path}"]
