@@ -30,7 +30,6 @@ class Chip(NamedTuple):
     hbm_bytes_per_second: float
     link: Link | None = None
     num_devices: int = 1  # of JAX, that are one chip
-    scoped_vmem_kib: int | None = None  # vector memory that one operation may use; None: the compiler's default
 
     @property
     def clock_hz(self) -> float | None:
@@ -45,37 +44,12 @@ class Chip(NamedTuple):
 # cores, which are one device; a v6e has the equal of 4 of 256 x 256. The compiler's estimates of a product of
 # [4096, 4096] matrices are 87 to 97 % of that on each (libtpu 0.0.42). A tpu7x has two TensorCores, each a device with
 # units as those of a v6e, and 81 to 83 % (libtpu 0.0.42 and 0.0.50); its page has the figures of links that v5p's has.
-# Vector memory of an operation, where the compiler's default of 16 MiB is less than there is: 3/8 of a v5e's, half of a
-# v5p's, for the fewest cycles by the compiler's estimate (docs/tpu_loss.md). v6e: MaxText,
-# benchmarks/xla_flags_library.py (DENSE_VMEM_LIMIT_FLAG).
 CHIPS = (
     Chip("v4", "TPU v4", 275e12, 2 * 8 * 128**2, 32 * GIB, 1.2e12, Link(3, 45e9, 25e9 / 4)),
-    Chip(
-        "v5e",
-        "TPU v5 lite|TPU v5e",
-        197e12,
-        2 * 4 * 128**2,
-        16 * GIB,
-        819e9,
-        Link(2, 45e9, 25e9 / 8),
-        scoped_vmem_kib=48 << 10,
-    ),
-    Chip(
-        "v5p", "TPU v5", 459e12, 2 * 8 * 128**2, 95 * GIB, 2.765e12, Link(3, 90e9, 25e9 / 4), scoped_vmem_kib=32 << 10
-    ),
-    Chip(
-        "v6e", "TPU v6", 918e12, 2 * 4 * 256**2, 32 * GIB, 1.638e12, Link(2, 90e9, 100e9 / 8), scoped_vmem_kib=96 << 10
-    ),
-    Chip(
-        "tpu7x",
-        "TPU7x",
-        2307e12 / 2,
-        2 * 4 * 256**2,
-        96 * GIB,
-        7.38e12 / 2,
-        Link(3, 90e9, 100e9 / 8 / 2),
-        num_devices=2,
-    ),
+    Chip("v5e", "TPU v5 lite|TPU v5e", 197e12, 2 * 4 * 128**2, 16 * GIB, 819e9, Link(2, 45e9, 25e9 / 8)),
+    Chip("v5p", "TPU v5", 459e12, 2 * 8 * 128**2, 95 * GIB, 2.765e12, Link(3, 90e9, 25e9 / 4)),
+    Chip("v6e", "TPU v6", 918e12, 2 * 4 * 256**2, 32 * GIB, 1.638e12, Link(2, 90e9, 100e9 / 8)),
+    Chip("tpu7x", "TPU7x", 2307e12 / 2, 2 * 4 * 256**2, 96 * GIB, 7.38e12 / 2, Link(3, 90e9, 100e9 / 8 / 2), 2),
     Chip("H100", "H100", 989e12, None, 80 * GIB, 3.35e12),
     Chip("H200", "H200", 989e12, None, 141 * GIB, 4.8e12),
 )
@@ -86,12 +60,17 @@ def find(device_kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if re.search(chip.pattern, device_kind)), None)
 
 
+# Vector memory that one operation may use, in MiB, where the compiler's default of 16 is less than there is: 3/8 of a
+# v5e's, half of a v5p's, for the fewest cycles by the compiler's estimate (docs/tpu_loss.md). v6e: MaxText,
+# benchmarks/xla_flags_library.py (DENSE_VMEM_LIMIT_FLAG).
+_SCOPED_VMEM_MIB = {"v5e": 48, "v5p": 32, "v6e": 96}
 _SCOPED_VMEM = "xla_tpu_scoped_vmem_limit_kib"
 
 
 def compiler_options(device_kind: str) -> dict[str, str]:
     """Options of XLA for programs that train or teach on this chip, but those that LIBTPU_INIT_ARGS sets."""
     chip = find(device_kind)
-    if not chip or not chip.scoped_vmem_kib or _SCOPED_VMEM in os.environ.get("LIBTPU_INIT_ARGS", ""):
+    limit = _SCOPED_VMEM_MIB.get(chip.name) if chip else None
+    if limit is None or _SCOPED_VMEM in os.environ.get("LIBTPU_INIT_ARGS", ""):
         return {}
-    return {_SCOPED_VMEM: str(chip.scoped_vmem_kib)}
+    return {_SCOPED_VMEM: str(limit << 10)}
