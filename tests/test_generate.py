@@ -70,7 +70,8 @@ def test_a_text_is_shown_and_the_same_seed_gives_it_again(generate, checkpoint):
 
 
 def test_several_prompts_have_answers_each(generate, checkpoint):
-    prompts = ("--prompt=import os", "--prompt=class A:", f"--checkpoint={checkpoint}", SHORT, "--temperature=0")
+    whole = ("--temperature=0", "--ignore_eos")  # what a toy says first depends on the text its tokenizer learned from
+    prompts = ("--prompt=import os", "--prompt=class A:", f"--checkpoint={checkpoint}", SHORT, *whole)
     answers = json.loads(generate(*prompts, "--json").out)["answers"]
     assert [len(answer["ids"]) for answer in answers] == [6, 6]
     assert generate(*prompts).out == "\n---\n".join(answer["text"] for answer in answers) + "\n"
