@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A product that a loop runs beside another gets 16 MiB of vector memory, whatever the chip has, and is estimated slower.
+# A product that a loop runs beside others gets 16 MiB of vector memory, whatever the chip has, at the cost of cycles.
 #
-# Natural guess: the compiler gives an operation the vector memory that its chip has: 128 MiB on a v5e, 64 a core on a v5p.
-#   Recipes set xla_tpu_scoped_vmem_limit_kib for a v6e alone, and there is nothing to gain elsewhere.
-# Version: jax 0.10.2, jaxlib 0.10.2, libtpu 0.0.42.1 (compiled on a CPU; nothing runs: cycles are the compiler's estimates)
-# Seen: the loss of 8 chunks (logits, and both gradients from them: three products of 4096 x 1152 x 16384), cycles a chunk:
+# Natural guess: the compiler gives an operation the vector memory that its chip has: 128 MiB on a v5e, 64 a core on a
+#   v5p. Recipes set xla_tpu_scoped_vmem_limit_kib for a v6e alone, and there is nothing to gain elsewhere.
+# Version: jax 0.10.2, jaxlib 0.10.2, libtpu 0.0.42.1 (compiled on a CPU; nothing runs: cycles are estimates)
+# Seen: the loss of 8 chunks (logits, and both gradients from them: three products of 4096 x 1152 x 16384), cycles of a
+#   chunk by the compiler's estimate:
 #   v5e:2x2 5562106 by default, 4929303 with 48 MiB: 0.886 x
 #   v5p:2x2x1 2949533 by default, 2362814 with 32 MiB: 0.801 x
 # Here: gemma3_jax/chips.py has a limit for each chip, and steps are compiled with it.
