@@ -106,15 +106,14 @@ def _loss_cases() -> list[Case]:
         logits, features = f"f32[{tokens},{ids}]", {"elements": tokens * ids}
         source = "lambda z, y: page_kernels.summarize(z, y, temperature=1.0)"
         found.append(Case(summary, source, f"{logits} s32[{tokens}]", summary, features))
-        source = (
-            "lambda z, x, n: page_kernels.weigh(z, pages.Draw(x, x, x, x, x, x, n, n), temperature=1.0, num_draws=256, "
-            "dtype=jnp.bfloat16)"
-        )
-        found.append(Case(weights, source, f"{logits} f32[{tokens}] s32[{tokens}]", weights, features))
+        gradient = "lambda z, w, _, a, b, c: b * jnp.exp(z - c) - a * w"
+        options = f"gradient={gradient}, temperature=1.0, num_draws=256, dtype=jnp.bfloat16"
+        source = f"lambda t, z, x, n: page_kernels.weigh(t, z, pages.Draw(x, x, x, x, x, x, n), x, x, x, {options})"
+        found.append(Case(weights, source, f"{logits} {logits} f32[{tokens}] s32[{tokens}]", weights, features))
     for exact, drawn in ((0, 128), (128, 128), (0, 256)):
         elements = 256 * ids
         options = f"temperature=1.0, num_exact={exact}, num_draws={drawn}"
-        source = f"lambda z, x, n: list_kernel.listed(z, pages.Draw(x, x, x, x, x, x, n, n), n, {options})"
+        source = f"lambda z, x, n: list_kernel.listed(z, pages.Draw(x, x, x, x, x, x, n), n, {options})"
         features = {"elements": elements, "drawn": elements * drawn, "exact": elements * exact}
         found.append(Case(kernels.LISTS, source, f"f32[256,{ids}] f32[256] s32[256]", kernels.LISTS, features))
     return found

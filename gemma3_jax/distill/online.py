@@ -1,11 +1,13 @@
 """Weights of all ids, drawn from the logits of a teacher that runs in the student's step.
 
 They are those of estimators.py for `systematic` and `stratified`, but for the order in which ids are drawn, and for
-which ids have their probability: at least num_samples // 2 leaders of columns (pages.py). Nothing is stored, so no
-list of ids is needed: two passes over the logits of a chunk make its weights.
+which ids have their probability: at least num_samples // 2 leaders of columns (pages.py). Nothing is stored, neither
+lists of ids nor weights: one pass over a chunk's logits of the teacher plans the draw, and a second one, over those of
+the student too, draws the weights and scores the student against them.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from gemma3_jax.distill import noise, page_kernels, pages, settings
-from gemma3_jax.losses import soft_targets, vocab_parallel
+from gemma3_jax.losses import id_weights, soft_targets, vocab_parallel
 
 ESTIMATORS = ("stratified", "systematic")
 DIGITS, FARTHEST_NATS = 16, 32  # of `reach`
@@ -40,17 +42,17 @@ def draw(
     *,
     samples: settings.Samples,
     seed: int,
-    dtype: DTypeLike,
-) -> soft_targets.DenseWeights:
-    """Draws the weights, rounded to `dtype`, of a device's shard of the vocabulary.
+) -> soft_targets.DrawnWeights:
+    """Plans the draw of the weights of a device's shard of the vocabulary.
 
     Draws are a function of `seed`, the row's id in the stage, and the position in the row, as those of targets.draw.
     """
     words = token_words(seed, row_ids, positions)
     flat = logits.reshape(-1, logits.shape[2])
     local = labels.reshape(-1) - shard.first_id()
-    dense = _draw(shard, flat, local, words, samples=samples, dtype=dtype)
-    return jax.tree.map(lambda x: x.reshape(*labels.shape, *x.shape[1:]), dense)
+    plan, about_teacher = _plan(shard, flat, local, words, samples=samples)
+    weigh = jax.tree_util.Partial(functools.partial(_weigh, samples=samples), flat, plan)
+    return soft_targets.DrawnWeights(weigh, **{name: x.reshape(labels.shape) for name, x in about_teacher.items()})
 
 
 def token_words(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Words:
@@ -65,25 +67,42 @@ def num_exact(samples: settings.Samples) -> int:
     return samples.num_samples // 2 if samples.estimator == "stratified" else 0
 
 
-def _draw(
+def _plan(
     shard: vocab_parallel.Shard,
     logits: Float[Array, "T V"],
     labels: Int[Array, "T"],
     words: Words,
     *,
     samples: settings.Samples,
-    dtype: DTypeLike,
-) -> soft_targets.DenseWeights:
+) -> tuple[pages.Draw, dict[str, jax.Array]]:
     temperature, num_draws = samples.temperature, samples.num_samples - num_exact(samples)
     local, maxima = passes(logits.shape[1], "summarize", temperature=temperature)(logits, labels)
     teacher = over_shards(jax.lax.optimization_barrier(local), temperature, shard)
     reach = _reach(teacher.max_score[:, None] - maxima.coarse, num_exact(samples), shard)
     plan = plan_draws(shard, (local, teacher), maxima.columns, reach, words, num_draws=num_draws).draw
-    drawn = passes(logits.shape[1], "weigh", temperature=temperature, num_draws=num_draws, dtype=dtype)(logits, plan)
-    total_weight, captured_mass = shard.sum((drawn.total_weight, drawn.captured_mass))
-    return soft_targets.DenseWeights(
-        weights=drawn.weights, total_weight=total_weight, captured_mass=captured_mass, **reported(teacher, temperature)
-    )
+    return plan, reported(teacher, temperature)
+
+
+def _weigh(
+    teacher_logits: Float[Array, "_ V"],
+    plan: pages.Draw,
+    logits: Float[Array, "B T V"],
+    gradient: Callable | None,
+    *per_token: Float[Array, "B T"],
+    samples: settings.Samples,
+    dtype: DTypeLike = jnp.float32,
+) -> id_weights.Weighed:
+    """Of the student's logits; see soft_targets.DrawnWeights."""
+    options = {
+        "gradient": gradient,
+        "temperature": samples.temperature,
+        "num_draws": samples.num_samples - num_exact(samples),
+        "dtype": dtype,
+    }
+    run = passes(logits.shape[2], "weigh", **options)
+    flat = [x.reshape(-1) for x in per_token]
+    weighed = run(teacher_logits, logits.reshape(teacher_logits.shape), plan, *flat)
+    return jax.tree.map(lambda x: x.reshape(*logits.shape[:2], *x.shape[1:]), weighed)
 
 
 def reported(teacher: pages.Summary, temperature: float) -> dict[str, jax.Array]:
@@ -122,7 +141,7 @@ def plan_draws(
     spacing = pages.spacing_bits(num_draws)
     units_of_mass = jnp.where(drawn_mass > LEAST_MASS, (num_draws << spacing) / jnp.maximum(drawn_mass, LEAST_MASS), 0)
     shards = jax.lax.broadcasted_iota(jnp.int32, rests.shape, 0)
-    uniform, dither, rounding = words[0] >> (32 - spacing), words[1] >> 16, words[1] & 0xFFFF
+    uniform, dither = words[0] >> (32 - spacing), words[1] >> 16
 
     def units_before(index: jax.Array | int) -> Int[Array, "T"]:
         before = jnp.sum(jnp.where(shards < index, rests, 0), axis=0)
@@ -136,7 +155,6 @@ def plan_draws(
         weight=drawn_mass / num_draws / teacher.mass,
         dither=dither.astype(jnp.float32) * 2.0**-16,
         start=units_before(shard.index()),
-        rounding=rounding.astype(jnp.int32),
     )
     return jax.lax.optimization_barrier(DrawPlan(draw, units_before(shard.index() + 1)))
 

@@ -1,12 +1,14 @@
-"""The two passes of pages.py as TPU kernels: each reads the logits once, and keeps all else in vector memory.
+"""The two passes of pages.py as TPU kernels: each reads logits once, and keeps all else in vector memory.
 
 As XLA compiles pages.py for a TPU, most of its steps would be passes of their own over [tokens, vocabulary], some with
 a change of layout. A kernel takes a block of tokens and ids, and walks it page by page, some rows at a time; what
-follows from all ids before, a block of the vocabulary leaves to the next one.
+follows from all ids before, a block of the vocabulary leaves to the next one. The second kernel takes the student's
+logits too, and makes their gradient.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from gemma3_jax.distill import pages
+from gemma3_jax.losses import id_weights
 
 TOKENS = 32  # of a block
 LARGEST_BLOCK = 1 << 14  # ids of a block: 2 MiB of float32, twice, as the next one is fetched meanwhile
@@ -62,35 +65,40 @@ def summarize(
 
 
 def weigh(
+    teacher_logits: Float[Array, "T V"],
     logits: Float[Array, "T V"],
     draw: pages.Draw,
-    *,
+    *per_token: Float[Array, "T"],
+    gradient: Callable | None,
     temperature: float,
     num_draws: int,
-    dtype: DTypeLike,
+    dtype: DTypeLike = jnp.float32,
     interpret: bool = False,
-) -> pages.Weights:
-    """pages.weigh, as a kernel."""
+) -> id_weights.Weighed:
+    """pages.weigh, as a kernel. The weights stay in vector memory."""
     num_tokens, num_ids = logits.shape
     grid, block = grid_of(logits, TOKENS)
+    by_column = by_token(TOKENS, pages.NUM_COLUMNS)
+    outputs = [(by_column, jax.ShapeDtypeStruct((num_tokens, pages.NUM_COLUMNS), jnp.float32))]
+    if gradient is not None:
+        outputs.append((block, jax.ShapeDtypeStruct((num_tokens, num_ids), dtype)))
     columns = (TOKENS, pages.NUM_COLUMNS)
+    inputs = *draw, *per_token
+    num_written_bytes = 0 if gradient is None else logits.size * jnp.dtype(dtype).itemsize
     call = pl.pallas_call(
-        functools.partial(_weigh, temperature=temperature, num_draws=num_draws),
+        functools.partial(_weigh, gradient=gradient, temperature=temperature, num_draws=num_draws),
         grid=grid,
-        in_specs=[*(by_token(TOKENS, 1) for _ in draw), block],
-        out_specs=[block, by_token(TOKENS, pages.NUM_COLUMNS)],
-        out_shape=[
-            jax.ShapeDtypeStruct((num_tokens, num_ids), dtype),
-            jax.ShapeDtypeStruct((num_tokens, pages.NUM_COLUMNS), jnp.float32),
-        ],
+        in_specs=[*(by_token(TOKENS, 1) for _ in inputs), block, block],
+        out_specs=[spec for spec, _ in outputs],
+        out_shape=[shape for _, shape in outputs],
         scratch_shapes=[pltpu.VMEM(columns, jnp.int32), *[pltpu.VMEM(columns, jnp.float32)] * _TOTALS],
         compiler_params=COMPILER_PARAMS,
-        cost_estimate=_cost(logits, num_tokens * num_ids * jnp.dtype(dtype).itemsize),
+        cost_estimate=_cost(logits, logits.size * logits.dtype.itemsize + num_written_bytes),
         interpret=interpret,
         name="teacher_weights",
     )
-    weights, totals = call(*(x[:, None] for x in draw), logits)
-    return pages.Weights(weights, totals[:, 0], totals[:, 1])
+    totals, *gradients = call(*(x[:, None] for x in inputs), teacher_logits, logits)
+    return id_weights.Weighed(totals[:, 0], gradients[0] if gradients else None, totals[:, 1])
 
 
 COMPILER_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))
@@ -216,49 +224,56 @@ def _add_moved(sum_refs, rows: pl.Slice, sums: list[jax.Array], before: jax.Arra
     untempered_ref[rows, :] = jnp.exp(temperature * (before - top)) * untempered_ref[rows, :] + sums[3]
 
 
-def _weigh(*refs, temperature: float, num_draws: int) -> None:
-    *draw_refs, logits_ref, weights_ref, totals_ref, start_ref, weight_ref, captured_ref = refs
-    draw_refs = pages.Draw(*draw_refs)
-    block, num_ids, dtype = pl.program_id(1), logits_ref.shape[1], weights_ref.dtype
-    num_rows = 8 * 4 // dtype.itemsize  # of one tile of the weights
+def _weigh(*refs, gradient: Callable | None, temperature: float, num_draws: int) -> None:
+    num_gradients, num_draw_refs = 0 if gradient is None else 1, len(pages.Draw._fields)
+    *refs, start_ref, dot_ref, captured_ref = refs
+    inputs, (totals_ref, *gradient_refs) = refs[: -1 - num_gradients], refs[-1 - num_gradients :]
+    *per_token_refs, teacher_ref, logits_ref = inputs[num_draw_refs:]
+    draw_refs = pages.Draw(*inputs[:num_draw_refs])
+    block, num_ids = pl.program_id(1), logits_ref.shape[1]
+    num_rows = 8 * 4 // min([4, *(ref.dtype.itemsize for ref in gradient_refs)])  # of one tile of all arrays
 
     @pl.when(block == 0)
     def _():
         start_ref[...] = jnp.broadcast_to(draw_refs.start[...], start_ref.shape)
-        for ref in (weight_ref, captured_ref):
+        for ref in (dot_ref, captured_ref):
             ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
     def of_rows(rows):
         column = jax.lax.broadcasted_iota(jnp.int32, (num_rows, pages.NUM_COLUMNS), 1)
         draw = pages.Draw(*(jnp.broadcast_to(ref[rows, :], column.shape) for ref in draw_refs))
         draw = draw._replace(dither=pages.column_dither(draw.dither, column))
+        per_token = [ref[rows, :] for ref in per_token_refs]
 
         def weigh(page, carry):
-            start, total, captured = carry
-            lines = lines_of(logits_ref, rows, page, temperature)
-            stretches = pages.stretches_of(lines, draw)
+            start, dot, captured = carry
+            stretches = pages.stretches_of(lines_of(teacher_ref, rows, page, temperature), draw)
             units = functools.reduce(jnp.add, stretches.units)
             ends = cumulative(units, column)
-            weights = pages.weights_of(stretches, start + ends - units, draw, num_draws, dtype)
-            for index, (weight, mass) in enumerate(zip(weights, stretches.masses, strict=True)):
-                at = pl.multiple_of(page * PAGE + index * pages.NUM_COLUMNS, pages.NUM_COLUMNS)
-                weights_ref[rows, pl.ds(at, pages.NUM_COLUMNS)] = weight.astype(dtype)
-                total += weight
+            weights = pages.weights_of(stretches, start + ends - units, draw, num_draws)
+            student = lines_of(logits_ref, rows, page, 1.0)
+            for index, (weight, mass, logits) in enumerate(zip(weights, stretches.masses, student, strict=True)):
+                first = page * PAGE + index * pages.NUM_COLUMNS
+                for ref in gradient_refs:
+                    ids = column + (block * num_ids + first)
+                    of_line = pl.ds(_multiple(first), pages.NUM_COLUMNS)
+                    ref[rows, of_line] = gradient(logits, weight, ids, *per_token).astype(ref.dtype)
+                dot += jnp.where(weight > 0, weight * logits, 0.0)
                 captured += jnp.where(weight > 0, mass, 0.0)
-            return start + jnp.broadcast_to(ends[:, -1:], ends.shape), total, captured
+            return start + jnp.broadcast_to(ends[:, -1:], ends.shape), dot, captured
 
-        carry = start_ref[rows, :], weight_ref[rows, :], captured_ref[rows, :]
+        carry = start_ref[rows, :], dot_ref[rows, :], captured_ref[rows, :]
         carry = jax.lax.fori_loop(0, num_ids // PAGE, weigh, carry)
-        start_ref[rows, :], weight_ref[rows, :], captured_ref[rows, :] = carry
+        start_ref[rows, :], dot_ref[rows, :], captured_ref[rows, :] = carry
 
     _over_rows(num_rows, of_rows)
 
     @pl.when(block == pl.num_programs(1) - 1)
     def _():
         column = jax.lax.broadcasted_iota(jnp.int32, totals_ref.shape, 1)
-        total = jnp.sum(weight_ref[...], axis=1, keepdims=True)
+        dot = jnp.sum(dot_ref[...], axis=1, keepdims=True)
         captured = jnp.sum(captured_ref[...], axis=1, keepdims=True) * draw_refs.weight_of_mass[...]
-        totals_ref[...] = jnp.where(column == 0, total, captured)
+        totals_ref[...] = jnp.where(column == 0, dot, captured)
 
 
 def cumulative(units: jax.Array, column: jax.Array) -> jax.Array:

@@ -5,7 +5,8 @@ leader the largest of them, the first of equals. Two passes read the scores. The
 the maxima of the columns, from which follows how far below the best id a leader still gets its probability as weight.
 The second (`weigh`) draws from all other ids: their masses, as whole numbers of units, lie end to end, page by page
 and in a page column by column, and an id is drawn once for each multiple of the spacing on its stretch. Sums of whole
-numbers are exact in any order, so that within a shard no draw is lost or doubled where two stretches meet.
+numbers are exact in any order, so that within a shard no draw is lost or doubled where two stretches meet. It scores a
+student against the weights while they are there.
 
 The functions of lines work on one page or many: here on all pages at once, on a TPU on one in a kernel
 (page_kernels.py).
@@ -13,13 +14,15 @@ The functions of lines work on one page or many: here on all pages at once, on a
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from gemma3_jax.losses import id_weights
 
 NUM_LINES, NUM_COLUMNS = 16, 128  # of a page. A TPU's vectors hold 128 ids of 8 tokens.
 PAGES_IN_GROUP = 4
@@ -57,15 +60,6 @@ class Draw(NamedTuple):
     weight: Float[Array, "*B"]  # of one draw
     dither: Float[Array, "*B"]  # uniform in [0, 1): units, which are whole, are right in the mean
     start: Int[Array, "*B"]  # of this shard's stretch in units, plus a uniform part of the spacing
-    rounding: Int[Array, "*B"]  # uniform, 16 bits: bfloat16 weights are right in the mean
-
-
-class Weights(NamedTuple):
-    """Of each token, over the ids of one shard."""
-
-    weights: Float[Array, "T V"]
-    total_weight: Float[Array, "T"]  # of the weights as they are rounded
-    captured_mass: Float[Array, "T"]  # the probability of all ids with a weight
 
 
 def shape(num_ids: int) -> tuple[int, int]:
@@ -150,25 +144,13 @@ def draws_before(stretches: Stretches, starts: jax.Array, num_draws: int) -> lis
     return [end >> bits for end in ends]
 
 
-def weights_of(
-    stretches: Stretches, starts: jax.Array, draw: Draw, num_draws: int, dtype: DTypeLike
-) -> list[jax.Array]:
-    """The weights of each line, float32 with the digits of `dtype`. `starts` are those of the columns, in units."""
+def weights_of(stretches: Stretches, starts: jax.Array, draw: Draw, num_draws: int) -> list[jax.Array]:
+    """The weights of each line, in float32. `starts` are those of the columns, in units."""
     weights, passed = [], itertools.pairwise(draws_before(stretches, starts, num_draws))
     for index, (mass, (before, after)) in enumerate(zip(stretches.masses, passed, strict=True)):
         drawn = (after - before).astype(jnp.float32) * draw.weight
-        weight = jnp.where(stretches.exact_line == index, mass * draw.weight_of_mass, drawn)
-        weights.append(_round(weight, draw.rounding, dtype))
+        weights.append(jnp.where(stretches.exact_line == index, mass * draw.weight_of_mass, drawn))
     return weights
-
-
-def _round(weights: jax.Array, rounding: jax.Array, dtype: DTypeLike) -> jax.Array:
-    if jnp.dtype(dtype) == jnp.float32:
-        return weights
-    assert jnp.dtype(dtype) == jnp.bfloat16, dtype
-    # To one of the two neighbors, so that the mean over `rounding` is the weight itself. 0 stays 0.
-    bits = jax.lax.bitcast_convert_type(weights, jnp.int32) + rounding
-    return jax.lax.bitcast_convert_type(bits & -0x10000, jnp.float32)
 
 
 def column_dither(dither: jax.Array, columns: jax.Array) -> jax.Array:
@@ -192,21 +174,39 @@ def summarize(logits: Float[Array, "T V"], labels: Int[Array, "T"], *, temperatu
     return Summary(max_score, *sums, label_score, best_id), Maxima(maxima, coarse)
 
 
-def weigh(logits: Float[Array, "T V"], draw: Draw, *, temperature: float, num_draws: int, dtype: DTypeLike) -> Weights:
-    """The weights of all ids, rounded to `dtype`."""
-    lines = _lines(logits, temperature)
+def weigh(
+    teacher_logits: Float[Array, "T V"],
+    logits: Float[Array, "T V"],
+    draw: Draw,
+    *per_token: Float[Array, "T"],
+    gradient: Callable | None,
+    temperature: float,
+    num_draws: int,
+    dtype: DTypeLike = jnp.float32,
+) -> id_weights.Weighed:
+    """Scores a student's logits against weights that are drawn from a teacher's.
+
+    The gradient is gradient(logits, weights, ids, *per_token), elementwise, in `dtype`; `ids` are indices in the shard.
+    """
+    lines = _lines(teacher_logits, temperature)
     tokens = Draw(*(x[:, None, None] for x in draw))
     columns = jax.lax.broadcasted_iota(jnp.int32, (1, 1, lines[0].shape[2]), 2)
     stretches = stretches_of(lines, tokens._replace(dither=column_dither(tokens.dither, columns)))
     units = functools.reduce(jnp.add, stretches.units)
     ends = jnp.cumsum(units.reshape(units.shape[0], -1), axis=1).reshape(units.shape)
-    weights = weights_of(stretches, ends - units + tokens.start, tokens, num_draws, dtype)
+    weights = weights_of(stretches, ends - units + tokens.start, tokens, num_draws)
     captured = functools.reduce(
         jnp.add, (jnp.where(w > 0, mass, 0) for w, mass in zip(weights, stretches.masses, strict=True))
     )
-    dense = jnp.stack(weights, axis=2).reshape(logits.shape)
-    total, captured = (jnp.sum(jnp.sum(x, axis=1), axis=1) for x in (functools.reduce(jnp.add, weights), captured))
-    return Weights(dense.astype(dtype), total, captured * draw.weight_of_mass)
+    captured = jnp.sum(jnp.sum(captured, axis=1), axis=1) * draw.weight_of_mass
+    # Behind a barrier, as XLA would otherwise draw twice: for the sum, and within the gradient.
+    weights = jax.lax.optimization_barrier(jnp.stack(weights, axis=2).reshape(logits.shape))
+    dot = jnp.sum(jnp.where(weights > 0, weights * logits, 0), axis=1)
+    if gradient is None:
+        return id_weights.Weighed(dot, None, captured)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    gradients = gradient(logits, weights, ids, *(x[:, None] for x in per_token)).astype(dtype)
+    return id_weights.Weighed(dot, gradients, captured)
 
 
 def _lines(logits: Float[Array, "T V"], temperature: float) -> list[jax.Array]:

@@ -22,11 +22,11 @@ class _TeacherBest(NamedTuple):
 class ChunkTargets(NamedTuple):
     """What logits of a student are scored against. Sums over the shards are left to the caller."""
 
-    weights: id_weights.IdWeights | id_weights.FewIdsByKernel
+    weights: id_weights.IdWeights | id_weights.InOnePass
     total_weight: Float[Array, "B T"]  # of all shards
     label: id_weights.IdWeights  # weight 1
     best: id_weights.IdWeights | _TeacherBest | None  # weight 1 on the teacher's best id; None without a teacher
-    metrics: dict[str, Float[Array, "B T"]]  # TEACHER_METRICS, or empty
+    metrics: dict[str, Float[Array, "B T"]]  # of TEACHER_METRICS those that do not come with the weights
 
     def agrees(
         self, logits: Float[Array, "B T V"], top: Float[Array, "B T"], shard: vocab_parallel.Shard
@@ -61,12 +61,12 @@ def of_sparse(
     return ChunkTargets(few, jnp.sum(weights, axis=-1), of_one(labels), of_one(targets.best_id), metrics)
 
 
-def of_drawn(drawn: soft_targets.DenseWeights, labels: Int[Array, "B T"], shard: vocab_parallel.Shard) -> ChunkTargets:
-    """Weights on all ids, drawn from a teacher."""
+def of_drawn(drawn: soft_targets.DrawnWeights, labels: Int[Array, "B T"], shard: vocab_parallel.Shard) -> ChunkTargets:
+    """Weights on ids that are drawn from a teacher. Their sum is exactly 1 but for rounding, and 1 in the mean."""
     of_one = lambda ids: id_weights.of_one(shard.local_ids(ids), shard.size)  # noqa: E731
-    metrics = _metrics(drawn.captured_mass, drawn.entropy, -drawn.label_log_prob)
-    weights = id_weights.AllIds(drawn.weights)
-    return ChunkTargets(weights, drawn.total_weight, of_one(labels), of_one(drawn.best_id), metrics)
+    metrics = {"teacher_entropy": drawn.entropy, "teacher_cross_entropy": -drawn.label_log_prob}
+    weights = id_weights.DrawnIds(drawn.weigh)
+    return ChunkTargets(weights, jnp.ones(labels.shape, jnp.float32), of_one(labels), of_one(drawn.best_id), metrics)
 
 
 def of_dense(

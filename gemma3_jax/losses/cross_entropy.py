@@ -139,10 +139,10 @@ def _scan_chunks(
             normalizers = _normalizers(logits, blend.temperature, shard)
             sums, grad_table = carry
             grad_logits = _grad_logits(tokens, targets.total_weight, normalizers, blend, hidden.dtype)
-            weighted_sum, grad_hidden, grad_table = _gradients(
+            weighed, grad_hidden, grad_table = _gradients(
                 logits, targets, grad_logits if differentiate else None, hidden, table, grad_table
             )
-            metrics = _metrics(logits, weighted_sum, targets, normalizers, blend.temperature, shard)
+            metrics = _metrics(logits, weighed, targets, normalizers, blend.temperature, shard)
             sums = {name: sums[name] + _masked_sum(tokens.mask, x) for name, x in metrics.items()}
             if not differentiate:
                 return (sums, None), None
@@ -170,27 +170,25 @@ def _gradients(
     hidden: Float[Array, "B T D"],
     table: Float[Array, "V D"],
     grad_table: Float[Array, "V D"] | None,
-) -> tuple[Float[Array, "B T"], Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
-    """The sum of weight times logit, the gradient of the hidden states, and `grad_table` plus that of the table.
+) -> tuple[id_weights.Weighed, Float[Array, "B T D"] | None, Float[Array, "V D"] | None]:
+    """The logits scored, the gradient of the hidden states, and `grad_table` plus that of the table.
 
     Without `grad_logits` there are no gradients. Both products run at the speed of the activations' dtype.
     """
     weights = targets.weights
+    weighed = id_weights.weigh(weights, logits, grad_logits, targets.label)
     if grad_logits is None:
-        return weights.dot(logits), None, None
-    if isinstance(weights, id_weights.FewIdsByKernel):
-        weighted_sum, grad = weights.dot_and_gradient(logits, grad_logits, targets.label)
-    else:
-        weighted_sum, grad = weights.dot(logits), grad_logits.of(logits, weights, targets.label)
+        return weighed, None, None
+    grad = weighed.gradient
     grad_hidden = matmul.einsum("BTV,VD->BTD", grad, table, jnp.float32)
     if not id_weights.compares():
-        return weighted_sum, grad_hidden, _add_product(grad_table, grad, hidden)
+        return weighed, grad_hidden, _add_product(grad_table, grad, hidden)
     if isinstance(weights, id_weights.OneId):
         # A product makes this gradient from the logits that it reads, in no more time. XLA would see that both products
         # read the same array, and store it: one more pass over all logits.
         logits, grad_hidden = jax.lax.optimization_barrier((logits, grad_hidden))
         grad = grad_logits.of(logits, weights, targets.label)
-    return weighted_sum, grad_hidden, grad_table + matmul.einsum("BTV,BTD->VD", grad, hidden, jnp.float32)
+    return weighed, grad_hidden, grad_table + matmul.einsum("BTV,BTD->VD", grad, hidden, jnp.float32)
 
 
 def _add_product(
@@ -238,20 +236,23 @@ def _normalizers(logits: Float[Array, "B T V"], temperature: float, shard: vocab
 
 def _metrics(
     logits: Float[Array, "B T V"],
-    weighted_sum: Float[Array, "B T"],
+    weighed: id_weights.Weighed,
     targets: chunk_targets.ChunkTargets,
     normalizers: _Normalizers,
     temperature: float,
     shard: vocab_parallel.Shard,
 ) -> dict[str, Shaped[Array, "B T"]]:
     """STUDENT_METRICS, and TEACHER_METRICS with a teacher: each shard's part, to be summed over all shards."""
-    whole = {"squares": jnp.square(normalizers.lse), **targets.metrics}
-    return {
-        "soft_loss": targets.weights.total() * normalizers.soft_lse - weighted_sum / temperature,
-        "cross_entropy": targets.label.total() * normalizers.lse - targets.label.dot(logits),
-        "agreement": targets.agrees(logits, normalizers.top, shard),
-        **{name: jnp.where(shard.index() == 0, x, 0) for name, x in whole.items()},
+    whole = targets.metrics | {
+        "squares": jnp.square(normalizers.lse),
+        "soft_loss": targets.total_weight * normalizers.soft_lse,
     }
+    metrics = {name: jnp.where(shard.index() == 0, x, 0) for name, x in whole.items()}
+    metrics["soft_loss"] -= weighed.dot / temperature
+    if weighed.captured_mass is not None:
+        metrics["captured_mass"] = weighed.captured_mass
+    cross_entropy = targets.label.total() * normalizers.lse - targets.label.dot(logits)
+    return metrics | {"cross_entropy": cross_entropy, "agreement": targets.agrees(logits, normalizers.top, shard)}
 
 
 def _masked_sum(mask: Bool[Array, "B T"], x: Shaped[Array, "B T"]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Targets that are drawn from a teacher's logits chunk by chunk, while the student's are scored against them."""
+"""Targets that are drawn from a teacher's logits chunk by chunk, as the student's are scored against them."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ class DrawnTargets(NamedTuple):
     table: Float[Array, "V _"] | None  # None for the part that has a dim of tokens
     row_ids: Int[Array, "B T"]
     positions: Int[Array, "B T"]
-    # draw(shard, logits, labels, row_ids, positions, dtype=) -> soft_targets.DenseWeights
+    # draw(shard, logits, labels, row_ids, positions) -> soft_targets.DrawnWeights
     draw: jax.tree_util.Partial  # of a function alone: no leaf
 
     def of_chunk(
@@ -29,6 +29,5 @@ class DrawnTargets(NamedTuple):
         """The targets of a chunk, from the shard's part of the table."""
         with jax.named_scope("teacher"):
             logits = matmul.einsum("BTD,VD->BTV", self.hidden, table, jnp.float32)
-        drawn = self.draw(shard, logits, labels, self.row_ids, self.positions, dtype=self.hidden.dtype)
-        # Behind a barrier, as XLA would otherwise draw twice: for the loss, and within the gradient.
-        return chunk_targets.of_drawn(jax.lax.optimization_barrier(drawn), labels, shard)
+        drawn = self.draw(shard, logits, labels, self.row_ids, self.positions)
+        return chunk_targets.of_drawn(drawn, labels, shard)

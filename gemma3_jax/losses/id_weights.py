@@ -7,8 +7,9 @@ are the work of a kernel (docs/tpu_loss.md). Elsewhere gathers and scatters are 
 Ids count from the first of the shard; one that is negative, or at least the shard's size, has no weight there.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,31 @@ class LogitsGradient(NamedTuple):
             gradient = label.subtract_from(gradient, self.label_factor)
         return gradient.astype(self.dtype)
 
+    def in_parts(self, label: "OneId | FewIds") -> tuple[Callable, list[Float[Array, "B T"]]]:
+        """`of` for a kernel: gradient(logits, weights, ids, *per_token) of some tokens and ids, and `per_token`."""
+        per_token = [self.factor, *self.per_token]
+        if self.label_factor is not None:
+            per_token += [self.label_factor, label.ids.reshape(self.factor.shape).astype(jnp.float32)]  # exact to 2**24
 
+        def gradient(logits, weights, ids, factor, *per_token):
+            if self.label_factor is None:
+                return self.base(logits, *per_token) - factor * weights
+            *per_token, label_factor, label = per_token
+            is_label = ids == label.astype(jnp.int32)
+            return self.base(logits, *per_token) - factor * weights - jnp.where(is_label, label_factor, 0.0)
+
+        return gradient, per_token
+
+
+class Weighed(NamedTuple):
+    """Logits scored against the weights of a shard."""
+
+    dot: Float[Array, "*B"]  # the sum of weight times logit
+    gradient: Float[Array, "*B V"] | None  # of the loss with respect to the logits
+    captured_mass: Float[Array, "*B"] | None = None  # the shard's part, where it is known with the weights only
+
+
+@runtime_checkable
 class IdWeights(Protocol):
     """Weights of each token on ids of the shard."""
 
@@ -93,49 +118,70 @@ class FewIds(NamedTuple):
         return values.at[rows, columns, ids].add(-factor[..., None] * self.weights, mode="drop")
 
 
+@runtime_checkable
+class InOnePass(Protocol):
+    """Weights that exist only in the pass over the logits that scores them: the gradient comes with the sum."""
+
+    def weigh(
+        self, logits: Float[Array, "B T V"], grad_logits: LogitsGradient | None, label: OneId | FewIds
+    ) -> Weighed:
+        """The logits scored, and their gradient if one is asked for."""
+
+
 class FewIdsByKernel(NamedTuple):
-    """FewIds on a TPU. The gradient comes with the sum, as neither writes out the weights of all ids."""
+    """FewIds on a TPU."""
 
     few: FewIds
 
-    def total(self) -> Float[Array, "B T"]:
-        return self.few.total()
+    def weigh(
+        self, logits: Float[Array, "B T V"], grad_logits: LogitsGradient | None, label: OneId | FewIds
+    ) -> Weighed:
+        if grad_logits is None:
+            return Weighed(sparse_kernel.dot(logits, self.few.ids, self.few.weights), None)
+        gradient, per_token = grad_logits.in_parts(label)
+        run = functools.partial(sparse_kernel.dot_and_gradient, logits, self.few.ids, self.few.weights, gradient)
+        return Weighed(*run(*per_token, dtype=grad_logits.dtype))
 
-    def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
-        return sparse_kernel.dot(values, self.few.ids, self.few.weights)
 
-    def dot_and_gradient(
-        self, logits: Float[Array, "B T V"], grad_logits: LogitsGradient, label: OneId
-    ) -> tuple[Float[Array, "B T"], Float[Array, "B T V"]]:
-        per_token = [grad_logits.factor, *grad_logits.per_token]
-        if grad_logits.label_factor is not None:
-            per_token += [grad_logits.label_factor, label.ids.astype(jnp.float32)]  # exact below 2**24
+class DrawnIds(NamedTuple):
+    """Weights that are drawn as the logits are read."""
 
-        def gradient(logits, weights, ids, factor, *per_token):
-            if grad_logits.label_factor is None:
-                return grad_logits.base(logits, *per_token) - factor * weights
-            *per_token, label_factor, label = per_token
-            is_label = ids == label.astype(jnp.int32)
-            return grad_logits.base(logits, *per_token) - factor * weights - jnp.where(is_label, label_factor, 0.0)
+    run: jax.tree_util.Partial  # as soft_targets.DrawnWeights.weigh
 
-        return sparse_kernel.dot_and_gradient(
-            logits, self.few.ids, self.few.weights, gradient, *per_token, dtype=grad_logits.dtype
-        )
+    def weigh(
+        self, logits: Float[Array, "B T V"], grad_logits: LogitsGradient | None, label: OneId | FewIds
+    ) -> Weighed:
+        if grad_logits is None:
+            return self.run(logits, None)
+        gradient, per_token = grad_logits.in_parts(label)
+        return self.run(logits, gradient, *per_token, dtype=grad_logits.dtype)
 
 
 class AllIds(NamedTuple):
-    """A weight on every id: float32, or bfloat16, which float32 values make float32 again."""
+    """A weight on every id."""
 
     weights: Float[Array, "B T V"]
 
     def total(self) -> Float[Array, "B T"]:
-        return jnp.sum(self.weights, axis=-1, dtype=jnp.float32)
+        return jnp.sum(self.weights, axis=-1)
 
     def dot(self, values: Float[Array, "B T V"]) -> Float[Array, "B T"]:
         return jnp.sum(self.weights * values, axis=-1)
 
     def subtract_from(self, values: Float[Array, "B T V"], factor: Float[Array, "B T"]) -> Float[Array, "B T V"]:
         return values - factor[..., None] * self.weights
+
+
+def weigh(
+    weights: IdWeights | InOnePass,
+    logits: Float[Array, "B T V"],
+    grad_logits: LogitsGradient | None,
+    label: OneId | FewIds,
+) -> Weighed:
+    """The logits scored against the weights, and their gradient if one is asked for."""
+    if isinstance(weights, InOnePass):
+        return weights.weigh(logits, grad_logits, label)
+    return Weighed(weights.dot(logits), None if grad_logits is None else grad_logits.of(logits, weights, label))
 
 
 def compares() -> bool:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array, Float, Int
 
 
@@ -23,12 +24,15 @@ class DenseTargets(NamedTuple):
     table: Float[Array, "V _"]
 
 
-class DenseWeights(NamedTuple):
-    """Weights on all ids of a shard for each token, as they are drawn; the other fields are as in SparseTargets."""
+class DrawnWeights(NamedTuple):
+    """Weights on ids of a shard, drawn in the pass that scores a student; the other fields are as in SparseTargets.
 
-    weights: Float[Array, "*B V"]
-    total_weight: Float[Array, "*B"]  # of all shards
-    captured_mass: Float[Array, "*B"]
+    Over all shards the weights of a token add up to 1, apart from rounding.
+    """
+
+    # weigh(logits, gradient, *per_token, dtype=) -> id_weights.Weighed, with gradient(logits, weights, ids, *per_token)
+    # elementwise, or None; `ids` count from the first of the shard.
+    weigh: jax.tree_util.Partial
     entropy: Float[Array, "*B"]
     label_log_prob: Float[Array, "*B"]
     best_id: Int[Array, "*B"]

@@ -78,9 +78,10 @@ def test_the_lists_have_the_weights_that_the_passes_give_all_ids(num_lines, num_
     bits = pages.spacing_bits(num_draws)
     units = jnp.where(mass > 0, (num_draws << bits) / jnp.maximum(mass, 1e-20), 0)
     weight, starts = mass / num_draws / one.mass, (tokens + 1) * ((1 << bits) // 22)
-    plan = pages.Draw(one.max_score, reach, 1 / one.mass, units, weight, tokens / 40, starts, 0 * tokens)
-    weigh = functools.partial(pages.weigh, temperature=1.0, num_draws=num_draws, dtype=jnp.float32)
-    dense = jax.jit(weigh)(rows, plan)
+    plan = pages.Draw(one.max_score, reach, 1 / one.mass, units, weight, tokens / 40, starts)
+    weights_alone = lambda logits, weights, ids: weights  # noqa: E731
+    weigh = functools.partial(pages.weigh, gradient=weights_alone, temperature=1.0, num_draws=num_draws)
+    dense = jax.jit(weigh)(rows, rows, plan)
     num_exact = int(jnp.max(jnp.sum(gaps < 6, axis=1))) + 2
     run = functools.partial(list_kernel.listed, temperature=1.0, num_draws=num_draws, interpret=True)
     listed = jax.jit(functools.partial(run, num_exact=num_exact))(rows, plan, jnp.full(20, 2))
@@ -89,7 +90,7 @@ def test_the_lists_have_the_weights_that_the_passes_give_all_ids(num_lines, num_
     exact = np.exp(np.asarray(listed.below, np.float64)) * np.asarray(plan.weight_of_mass)[:, None]
     weights = np.concatenate([exact, np.broadcast_to(weight[:, None], listed.drawn_ids.shape)], axis=1)
     dense_of_lists = spread(np.maximum(ids, 0), np.where(ids >= 0, weights, 0), num_ids)
-    np.testing.assert_allclose(dense_of_lists, dense.weights, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(dense_of_lists, dense.gradient, rtol=1e-5, atol=1e-12)
     np.testing.assert_allclose(listed.captured_mass, dense.captured_mass, rtol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Weights of all ids drawn in the loss: right in the mean, the same by kernels and on meshes."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +38,29 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return masses / masses.sum()
 
 
-def draw(scores, *, num_keys=NUM_KEYS, dtype=jnp.float32, **options) -> soft_targets.DenseWeights:
+class Drawn(NamedTuple):
+    weights: jax.Array  # [B, T, V]
+    total_weight: jax.Array
+    captured_mass: jax.Array
+    entropy: jax.Array
+    label_log_prob: jax.Array
+    best_id: jax.Array
+
+
+def weights_of(shard, logits, labels, row_ids, positions, **options) -> Drawn:
+    """The weights, as the gradient of logits of 1, whose sum is that of the weights."""
+    drawn = online.draw(shard, logits, labels, row_ids, positions, **options)
+    weighed = drawn.weigh(jnp.ones(logits.shape), lambda logits, weights, ids: weights)
+    captured_mass, total_weight = shard.sum((weighed.captured_mass, weighed.dot))
+    return Drawn(weighed.gradient, total_weight, captured_mass, *drawn[1:])
+
+
+def draw(scores, *, num_keys=NUM_KEYS, **options) -> Drawn:
     """The weights [1, num_keys, V] of one distribution."""
     samples, shard = settings.Samples(**options), vocab_parallel.Shard(scores.shape[-1])
     rows = jnp.broadcast_to(jnp.asarray(scores), (1, num_keys, scores.shape[-1]))
     zeros, positions = jnp.zeros((1, num_keys), jnp.int32), jnp.arange(num_keys, dtype=jnp.int32)[None]
-    run = functools.partial(online.draw, shard, samples=samples, seed=3, dtype=dtype)
+    run = functools.partial(weights_of, shard, samples=samples, seed=3)
     return jax.jit(lambda *x: run(*x))(rows, zeros + 8, zeros, positions)
 
 
@@ -61,16 +79,6 @@ def test_the_mean_weight_of_an_id_is_its_probability_and_weights_add_up(estimato
     np.testing.assert_allclose(drawn.total_weight[0], weights.sum(axis=1), rtol=1e-5)
     np.testing.assert_allclose(drawn.captured_mass[0], ((weights > 0) * p).sum(axis=1), rtol=1e-5)
     assert (weights[:, 5] == 0).all() and (weights >= 0).all()
-
-
-def test_bfloat16_weights_are_right_in_the_mean():
-    scores = logits()
-    drawn = draw(scores, num_samples=9, dtype=jnp.bfloat16)
-    weights = np.asarray(drawn.weights[0], np.float64)
-    assert drawn.weights.dtype == jnp.bfloat16 and len(np.unique(weights[:, 8])) == 2  # neighbors of the probability
-    assert standard_errors_off(weights, softmax(scores)) < 4.5
-    np.testing.assert_allclose(drawn.total_weight[0], weights.sum(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=2**-7)
 
 
 def test_the_probable_half_has_its_probability_and_leaders_alone_do(small_pages):
@@ -144,13 +152,25 @@ def test_the_kernels_are_the_passes(num_ids, largest_block, temperature, dtype, 
     jax.tree.map(np.testing.assert_array_equal, maxima, other_maxima)
     ones, tokens = jnp.ones(40), jnp.arange(40)
     units = 100.0 * 2 ** pages.spacing_bits(100) / one.mass
-    plan = pages.Draw(one.max_score, 5 * ones, 1 / one.mass, units, 0.01 * ones, tokens / 40, tokens * 999, tokens * 99)
-    options = {"temperature": temperature, "num_draws": 100, "dtype": dtype}
-    one = jax.jit(functools.partial(pages.weigh, **options))(rows, plan)
-    other = jax.jit(functools.partial(page_kernels.weigh, **options, interpret=True))(rows, plan)
-    np.testing.assert_array_equal(one.weights, other.weights)
-    np.testing.assert_allclose(one.total_weight, other.total_weight, rtol=1e-5)
+    plan = pages.Draw(one.max_score, 5 * ones, 1 / one.mass, units, 0.01 * ones, tokens / 40, tokens * 999)
+    student = np.random.default_rng(2).normal(size=rows.shape).astype(np.float32)
+
+    def gradient(logits, weights, ids, label, factor):
+        return jnp.where(ids == label, -100.0, factor * weights + logits)
+
+    options = {"temperature": temperature, "num_draws": 100}
+    by_token = (jnp.asarray(labels, jnp.float32), tokens / 4)
+    with_gradient = {**options, "gradient": gradient, "dtype": dtype}
+    one = jax.jit(functools.partial(pages.weigh, **with_gradient))(rows, student, plan, *by_token)
+    kernel = functools.partial(page_kernels.weigh, interpret=True)
+    other = jax.jit(functools.partial(kernel, **with_gradient))(rows, student, plan, *by_token)
+    np.testing.assert_allclose(one.dot, other.dot, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.captured_mass, other.captured_mass, rtol=1e-5)
+    ulp = 2.0**-7 if dtype == jnp.bfloat16 else 2.0**-22
+    np.testing.assert_allclose(*(np.asarray(x.gradient, np.float32) for x in (one, other)), rtol=ulp, atol=ulp)
+    assert (np.asarray(one.gradient) == -100).sum() == ((labels >= 0) & (labels < num_ids)).sum()
+    forward = jax.jit(functools.partial(kernel, **options, gradient=None))(rows, student, plan)
+    jax.tree.map(np.testing.assert_array_equal, forward, other._replace(gradient=None))
 
 
 @pytest.mark.parametrize("sizes", ({"seq": 2, "model": 2}, {"data": 2, "seq": 2, "model": 2}))
@@ -159,14 +179,14 @@ def test_a_vocabulary_split_over_devices_is_a_whole_one(sizes, monkeypatch):
         monkeypatch.setattr(pages, name, value)
     rows = np.round(np.random.default_rng(1).normal(size=(2, 30, 32)) * 4).astype(np.float32) / 4  # with ties
     ids = np.arange(60, dtype=np.int32).reshape(2, 30)
-    options = {"samples": settings.Samples(num_samples=6), "seed": 0, "dtype": jnp.float32}
-    alone = jax.jit(functools.partial(online.draw, vocab_parallel.Shard(32), **options))(rows, ids % 32, ids, ids)
+    options = {"samples": settings.Samples(num_samples=6), "seed": 0}
+    alone = jax.jit(functools.partial(weights_of, vocab_parallel.Shard(32), **options))(rows, ids % 32, ids, ids)
     with jax.set_mesh(sharding.make_mesh(**sizes)):
         shard, batch = vocab_parallel.shard_of(32), PartitionSpec(sharding.ACTIVATION_AXES["B"])
         split = PartitionSpec(*batch, None, shard.axes)
-        out = soft_targets.DenseWeights(split, *[batch] * 5)
+        out = Drawn(split, *[batch] * 5)
         run = vocab_parallel.shard_map(
-            functools.partial(online.draw, shard, **options), (split, batch, batch, batch), out
+            functools.partial(weights_of, shard, **options), (split, batch, batch, batch), out
         )
         together = jax.jit(run)(rows, ids % 32, ids, ids)
     for name, x, y in zip(alone._fields, alone, together, strict=True):
@@ -185,7 +205,7 @@ def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed(
     sample = functools.partial(online.draw, samples=samples, seed=0)
     drawn = drawn_targets.DrawnTargets(teacher, teacher_table, positions, positions, jax.tree_util.Partial(sample))
     teacher_logits = jnp.einsum("BTD,VD->BTV", teacher, teacher_table)
-    dense = sample(vocab_parallel.Shard(V), teacher_logits, labels, positions, positions, dtype=jnp.float32)
+    dense = weights_of(vocab_parallel.Shard(V), teacher_logits, labels, positions, positions, samples=samples, seed=0)
     ids = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), dense.weights.shape)
     fields = dense.captured_mass, dense.entropy, dense.label_log_prob, dense.best_id
     listed = soft_targets.SparseTargets(ids, dense.weights, *fields)

@@ -49,12 +49,11 @@ def test_the_kernel_sums_and_subtracts_weights_to_16_bits(monkeypatch, num_ids):
     few = id_weights.FewIds(jnp.asarray(ids), jnp.asarray(weights), (ids >= 0) & (ids < num_ids))
     kernel, label = id_weights.FewIdsByKernel(few), id_weights.OneId(jnp.asarray(labels), few.is_here[..., 1])
     dense = written_out(ids, weights, num_ids)
-    np.testing.assert_allclose(kernel.total(), dense.sum(-1), rtol=1e-6)
     ours = grad_logits(label_factor=jnp.full((B, T), 0.25))
-    dot, gradient = jax.jit(lambda logits: kernel.dot_and_gradient(logits, ours, label))(logits)
+    dot, gradient, _ = jax.jit(lambda logits: kernel.weigh(logits, ours, label))(logits)
     largest = np.abs(logits).max()
     np.testing.assert_allclose(dot, (dense * logits).sum(-1), atol=M * largest * 2.0**-16)
-    np.testing.assert_array_equal(dot, kernel.dot(jnp.asarray(logits)))
+    np.testing.assert_array_equal(dot, kernel.weigh(jnp.asarray(logits), None, label).dot)
     expected = logits * np.asarray(ours.per_token[0])[..., None] - 2 * dense
     expected -= 0.25 * written_out(labels[..., None], np.ones((B, T, 1)), num_ids)
     # Two weights of at most 1 on an id, each to 2**-17.
@@ -71,7 +70,7 @@ def test_the_kernels_rounding_has_no_direction():
     zero = jnp.zeros((1, 16))
     label = id_weights.OneId(jnp.zeros((1, 16), jnp.int32), jnp.ones((1, 16), bool))
     alone = id_weights.LogitsGradient(lambda logits, x: logits * x, (zero,), zero - 1, None, jnp.float32)
-    _, rounded = id_weights.FewIdsByKernel(few).dot_and_gradient(jnp.zeros((1, 16, num_ids)), alone, label)
+    rounded = id_weights.FewIdsByKernel(few).weigh(jnp.zeros((1, 16, num_ids)), alone, label).gradient
     error = np.asarray(rounded[..., :count], np.float64) - weights
     assert np.abs(error).max() <= 2.0**-17 and not np.asarray(rounded[..., count:]).any()
     assert abs(error.mean()) < 4 * error.std() / error.size**0.5
