@@ -50,19 +50,6 @@ def listed(
     dtypes = jnp.int32, jnp.float32, jnp.int32
     outputs = [(width, dtype) for width, dtype in zip(widths, dtypes, strict=True) if width]
     outputs.append((pages.NUM_COLUMNS, jnp.float32))
-    columns = (TOKENS, pages.NUM_COLUMNS)
-    of_pages = pltpu.VMEM((num_pages * TOKENS, pages.NUM_COLUMNS), jnp.float32)
-    scratch = _Scratch(
-        start=pltpu.VMEM(columns, jnp.int32),
-        slot=pltpu.VMEM(columns, jnp.int32),
-        captured=pltpu.VMEM(columns, jnp.float32),
-        draws=pltpu.VMEM((pages.NUM_LINES * num_pages * TOKENS, pages.NUM_COLUMNS), jnp.float32),
-        page_draws=(of_pages, of_pages),
-        exact=of_pages,
-        page_exact=(of_pages, of_pages),
-        exact_line=of_pages,
-        below=of_pages,
-    )
     inputs = [*draw, first_exact]
     call = pl.pallas_call(
         functools.partial(
@@ -72,7 +59,7 @@ def listed(
         in_specs=[*(page_kernels.by_token(TOKENS, 1) for _ in inputs), block],
         out_specs=[page_kernels.by_token(TOKENS, width) for width, _ in outputs],
         out_shape=[jax.ShapeDtypeStruct((num_tokens, width), dtype) for width, dtype in outputs],
-        scratch_shapes=jax.tree.leaves(scratch),
+        scratch_shapes=jax.tree.leaves(_scratch(num_pages)),
         compiler_params=page_kernels.COMPILER_PARAMS,
         interpret=interpret,
         name="teacher_list",
@@ -96,15 +83,29 @@ class _Scratch(NamedTuple):
     below: jax.Array
 
 
+def _scratch(num_pages: int) -> _Scratch:
+    """The shapes for blocks of so many pages."""
+    columns = (TOKENS, pages.NUM_COLUMNS)
+    of_pages = pltpu.VMEM((num_pages * TOKENS, pages.NUM_COLUMNS), jnp.float32)
+    return _Scratch(
+        start=pltpu.VMEM(columns, jnp.int32),
+        slot=pltpu.VMEM(columns, jnp.int32),
+        captured=pltpu.VMEM(columns, jnp.float32),
+        draws=pltpu.VMEM((pages.NUM_LINES * num_pages * TOKENS, pages.NUM_COLUMNS), jnp.float32),
+        page_draws=(of_pages, of_pages),
+        exact=of_pages,
+        page_exact=(of_pages, of_pages),
+        exact_line=of_pages,
+        below=of_pages,
+    )
+
+
 def _list(*refs, temperature: float, num_exact: int, num_draws: int, unroll: bool) -> None:
-    num_inputs, num_scratch = len(pages.Draw._fields) + 2, 11
+    num_inputs, layout = len(pages.Draw._fields) + 2, jax.tree.structure(_scratch(1))
     *draw_refs, first_exact_ref, logits_ref = refs[:num_inputs]
     draw_refs = pages.Draw(*draw_refs)
-    *exact_refs, drawn_ref, totals_ref = refs[num_inputs:-num_scratch]
-    start, slot, captured, draws, *of_pages = refs[-num_scratch:]
-    scratch = _Scratch(
-        start, slot, captured, draws, tuple(of_pages[:2]), of_pages[2], tuple(of_pages[3:5]), *of_pages[5:]
-    )
+    *exact_refs, drawn_ref, totals_ref = refs[num_inputs : -layout.num_leaves]
+    scratch = jax.tree.unflatten(layout, refs[-layout.num_leaves :])
     block = pl.program_id(1)
 
     @pl.when(block == 0)
@@ -176,7 +177,7 @@ def _number_rows(rows, logits_ref, draw_refs, scratch: _Scratch, temperature, nu
     scratch.start[rows, :], scratch.slot[rows, :], scratch.captured[rows, :] = carry
 
 
-class _Found(NamedTuple):
+class _SlotPosition(NamedTuple):
     """Of each of a group of slots of one token."""
 
     in_page: jax.Array  # [pages, SLOTS]: 1 for the page of the slot, else 0
@@ -210,7 +211,7 @@ def _relative(slots: jax.Array, group: int) -> jax.Array:
     return slots if group == 0 else slots - group * SLOTS
 
 
-def _find(token, group: int, num_groups: int, column_ends: jax.Array, bounds) -> _Found:
+def _locate(token, group: int, num_groups: int, column_ends: jax.Array, bounds) -> _SlotPosition:
     starts, ends = (_relative(_rows_of(ref, token), group) for ref in bounds)
     slot = jax.lax.broadcasted_iota(jnp.int32, starts.shape, 1).astype(jnp.float32)
     in_page = jnp.where((starts <= slot) & (slot < ends), 1.0, 0.0)
@@ -222,7 +223,7 @@ def _find(token, group: int, num_groups: int, column_ends: jax.Array, bounds) ->
     )
     column = _count(ends_in_page <= slot)
     of_column = jnp.where(column_index == column, 1.0, 0.0).astype(jnp.bfloat16)
-    return _Found(in_page, jnp.sum(in_page, axis=0, keepdims=True) > 0, page, column, of_column)
+    return _SlotPosition(in_page, jnp.sum(in_page, axis=0, keepdims=True) > 0, page, column, of_column)
 
 
 def _bounded(relative: jax.Array, num_groups: int) -> jax.Array:
@@ -230,9 +231,9 @@ def _bounded(relative: jax.Array, num_groups: int) -> jax.Array:
     return relative if num_groups <= 2 else jnp.clip(relative, 0.0, float(SLOTS))
 
 
-def _write(ref, token, group: int, found: _Found, values: jax.Array) -> None:
+def _write(ref, token, group: int, position: _SlotPosition, values: jax.Array) -> None:
     at = pl.ds(token, 1), pl.ds(group * SLOTS, SLOTS)
-    ref[at] = jnp.where(found.is_here, values.astype(ref.dtype), ref[at])
+    ref[at] = jnp.where(position.is_here, values.astype(ref.dtype), ref[at])
 
 
 def _list_drawn(token, first_page, ids_ref, scratch: _Scratch) -> None:
@@ -241,12 +242,12 @@ def _list_drawn(token, first_page, ids_ref, scratch: _Scratch) -> None:
     last_lines = pl.ds((pages.NUM_LINES - 1) * TOKENS + token, num_pages, stride=pages.NUM_LINES * TOKENS)
     num_groups = ids_ref.shape[1] // SLOTS
     for group in range(num_groups):
-        found = _find(token, group, num_groups, scratch.draws[last_lines, :], scratch.page_draws)
-        up_to_line = _product(_bounded(_relative(draws, group), num_groups), found.of_column)
+        position = _locate(token, group, num_groups, scratch.draws[last_lines, :], scratch.page_draws)
+        up_to_line = _product(_bounded(_relative(draws, group), num_groups), position.of_column)
         slot = jax.lax.broadcasted_iota(jnp.int32, up_to_line.shape, 1).astype(jnp.float32)
         line = _count(up_to_line <= slot).astype(jnp.int32)  # counted over all pages: those before have all lines
-        ids = (first_page * pages.NUM_LINES + line) * pages.NUM_COLUMNS + found.column.astype(jnp.int32)
-        _write(ids_ref, token, group, found, ids)
+        ids = (first_page * pages.NUM_LINES + line) * pages.NUM_COLUMNS + position.column.astype(jnp.int32)
+        _write(ids_ref, token, group, position, ids)
 
 
 def _list_exact(token, first_page, refs, scratch: _Scratch) -> None:
@@ -259,10 +260,10 @@ def _list_exact(token, first_page, refs, scratch: _Scratch) -> None:
     parts = jnp.concatenate(parts, axis=0)
     num_groups = ids_ref.shape[1] // SLOTS
     for group in range(num_groups):
-        found = _find(token, group, num_groups, exact, scratch.page_exact)
-        picked = _product(parts, found.of_column).reshape(len(refs) + 2, -1, SLOTS)
-        line, *below = (jnp.sum(found.in_page * picked[part], axis=0, keepdims=True) for part in range(NUM_PARTS + 1))
-        line += (first_page + found.page.astype(jnp.int32)).astype(jnp.float32) * pages.NUM_LINES
-        ids = line.astype(jnp.int32) * pages.NUM_COLUMNS + found.column.astype(jnp.int32)
-        _write(ids_ref, token, group, found, ids)
-        _write(below_ref, token, group, found, functools.reduce(jnp.add, reversed(below)))
+        position = _locate(token, group, num_groups, exact, scratch.page_exact)
+        picked = _product(parts, position.of_column).reshape(len(refs) + 2, -1, SLOTS)
+        line, *below = (jnp.sum(position.in_page * one, axis=0, keepdims=True) for one in picked)
+        line += (first_page + position.page.astype(jnp.int32)).astype(jnp.float32) * pages.NUM_LINES
+        ids = line.astype(jnp.int32) * pages.NUM_COLUMNS + position.column.astype(jnp.int32)
+        _write(ids_ref, token, group, position, ids)
+        _write(below_ref, token, group, position, functools.reduce(jnp.add, reversed(below)))

@@ -70,13 +70,13 @@ def _draw(
         num_draws=num_draws,
         interpret=sharding.platform() == "cpu",
     )
-    ids, weights = _over_shards(lists, plan, shard, teacher.best_id)
+    ids, weights = over_shards(lists, plan, shard, teacher.best_id)
     return soft_targets.SparseTargets(
         ids=ids, weights=weights, captured_mass=shard.sum(lists.captured_mass), **online.reported(teacher, temperature)
     )
 
 
-def _over_shards(
+def over_shards(
     lists: list_kernel.Lists, plan: online.DrawPlan, shard: vocab_parallel.Shard, best_id: Int[Array, "T"]
 ) -> tuple[Int[Array, "T M"], Float[Array, "T M"]]:
     """The slots of all shards. One without an id gets the best id: without weight, if it is of the exact half."""

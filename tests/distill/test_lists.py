@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
 from gemma3_jax.data.targets import codec
-from gemma3_jax.distill import list_kernel, lists, page_kernels, pages, settings
+from gemma3_jax.distill import list_kernel, lists, online, page_kernels, pages, settings
 from gemma3_jax.losses import soft_targets, vocab_parallel
 
 V, NUM_KEYS = 512, 1000
@@ -100,9 +100,12 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("samples", (STRATIFIED, *SLOW))
+WARM = settings.Samples(num_samples=64, temperature=2.0)
+
+
+@pytest.mark.parametrize("samples", (STRATIFIED, WARM, *SLOW))
 def test_the_mean_weight_of_an_id_is_its_probability_and_weights_add_up(samples):
-    drawn, p = draw(logits(1), samples), probabilities(logits(1))[0]
+    drawn, p = draw(logits(1), samples), probabilities(logits(1) / samples.temperature)[0]
     dense = spread(np.asarray(drawn.ids[0]), np.asarray(drawn.weights[0], np.float64))
     often = p * samples.num_samples * NUM_KEYS > 60  # drawn often enough for a mean to be normal
     errors = np.abs(dense.mean(axis=0) - p) / (dense.std(axis=0) / np.sqrt(NUM_KEYS) + 1e-6)
@@ -129,10 +132,11 @@ def test_the_most_probable_leaders_have_their_probability_up_to_a_step():
         assert (ordered > ordered[len(exact) - 1] * np.exp(-2 / 128)).sum() >= len(exact)
 
 
-def test_what_is_reported_beside_the_lists():
-    drawn, p = draw(logits(1)), probabilities(logits(1))[0]
+@pytest.mark.parametrize("samples", (STRATIFIED, WARM))
+def test_what_is_reported_beside_the_lists(samples):
+    drawn, p = draw(logits(1), samples), probabilities(logits(1) / samples.temperature)[0]
     assert drawn.entropy[0, 0] == pytest.approx(-(p * np.log(np.maximum(p, 1e-300))).sum(), rel=1e-5)
-    assert drawn.label_log_prob[0, 0] == pytest.approx(np.log(p[8]), rel=1e-5)
+    assert drawn.label_log_prob[0, 0] == pytest.approx(np.log(probabilities(logits(1))[0, 8]), rel=1e-5)
     assert (drawn.best_id == 8).all()
 
 
@@ -151,6 +155,22 @@ def test_lists_are_stored_as_weighted_and_counted_slots():
     assert codec.HEADER.unpack_from(record)[1:] == (5, 64, 32)
     stored, made = (spread(x["ids"], x["weights"]) for x in (codec.decode(record), targets))
     np.testing.assert_allclose(stored, made, rtol=2**-8)
+
+
+def test_a_slot_that_two_shards_claim_or_none_has_the_id_before_it():
+    """Four draws of two shards of 100 ids. The first ends one draw in, though it lists two; the last is on no list."""
+    spacing, one = 1 << pages.spacing_bits(4), jnp.ones((2, 1))
+    drawn = jnp.asarray([[[10, 11, -1, -1]], [[-1, 20, 21, -1]]])
+    exact = jnp.asarray([[[7, -1]], [[-1, -1]]])
+    below = jnp.asarray([[[np.log(0.5), 0.0]], [[0.0, 0.0]]], jnp.float32)
+    draw = pages.Draw(*[one] * len(pages.Draw._fields))._replace(weight=one / 8)
+    plan = online.DrawPlan(draw, jnp.asarray([[1 * spacing], [4 * spacing]]))
+    shard = vocab_parallel.Shard(100, ("model",))
+    run = lambda listed, plan: lists.over_shards(listed, plan, shard, jnp.asarray([42]))  # noqa: E731
+    ids, weights = jax.vmap(run, axis_name="model")(list_kernel.Lists(exact, below, drawn, one), plan)
+    for of_shard in range(2):
+        np.testing.assert_array_equal(ids[of_shard, 0], [7, 42, 10, 120, 121, 121])
+        np.testing.assert_allclose(weights[of_shard, 0], [0.5, 0, *[1 / 8] * 4], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 
 from gemma3_jax import sharding
 from gemma3_jax.data import stream
-from gemma3_jax.distill import settings, targets, teacher
+from gemma3_jax.distill import lists, page_kernels, settings, targets, teacher
 from gemma3_jax.losses import drawn_targets, soft_targets, vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
@@ -87,6 +87,25 @@ def test_in_the_loss_of_a_tpu_two_estimators_need_no_ids(
     teach = teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7, in_loss=in_loss)
     kind = drawn_targets.DrawnTargets if drawn else soft_targets.SparseTargets
     assert isinstance(jax.eval_shape(teach, params, rows), kind)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "page", "name"),
+    [("stratified", 32, "kernels"), ("stratified", 256, "searches"), ("gumbel_ht", 32, "searches")],
+)
+def test_a_tpu_lists_ids_by_kernels_where_shards_are_whole_pages(params, rows, monkeypatch, estimator, page, name):
+    called, draw = [], targets.draw
+
+    def named(name):
+        return lambda *args, **options: called.append(name) or draw(*args, **options)
+
+    monkeypatch.setattr(lists, "draw", named("kernels"))
+    monkeypatch.setattr(targets, "draw", named("searches"))
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    monkeypatch.setattr(page_kernels, "PAGE", page)
+    samples = settings.Samples(estimator=estimator, num_samples=8)
+    jax.eval_shape(teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7), params, rows)
+    assert set(called) == {name}
 
 
 def test_chunks_of_tokens_change_nothing(params, rows, whole, monkeypatch):
