@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the path of the newest Python that the tests run on, or of the one that PYTHON names.
-#   bash launch/find_python.sh [VERSION ...]       default: 3.13 3.12 3.11, and any later one if none of them is there
+#   bash launch/find_python.sh [VERSION ...]       default: 3.13 3.12 3.11, and `python3` if that is a later one
 set -euo pipefail
 
 is_usable() { # PYTHON: it can make a virtual environment. A version manager's stand-in for a program may not run at all.
