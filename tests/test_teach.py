@@ -8,9 +8,11 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from gemma3_jax import chips
 from gemma3_jax.cli import program
 from gemma3_jax.data.targets import codec
 from gemma3_jax.data.targets import reader as targets_reader
@@ -44,6 +46,12 @@ def run(line) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         status = program.main(line)
     return status, out.getvalue(), err.getvalue()
+
+
+def test_options_of_the_chip_reach_the_compiler(data, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(chips, "compiler_options", lambda device_kind: {"xla_no_such_option": device_kind})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_no_such_option'"):
+        run(command("teach", data, f"--checkpoint={teacher}", f"--output={tmp_path / 'targets'}", MESH))
 
 
 @pytest.fixture(scope="module")

@@ -202,12 +202,16 @@ def compiled(topology: str, num_slices: int = 1, *, flags: str = "", options=({}
     return subprocess.run(line, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize(("kind", "topology"), [("TPU v5 lite", "v5e:2x2"), ("TPU v6 lite", "v6e:2x2")])
+@pytest.mark.parametrize(
+    ("kind", "topology"), [("TPU v5 lite", "v5e:2x2"), ("TPU v5", "v5p:2x2x1"), ("TPU v6 lite", "v6e:2x2")]
+)
 def test_the_compiler_takes_our_flags_and_options(kind, topology):
     flags = compiler_flags.libtpu_init_args(2)
     assert flags and not compiler_flags.libtpu_init_args(1)
-    done = compiled(topology, 2, flags=flags, options=[chips.compiler_options(kind)])
+    done = compiled(topology, 2, flags=flags, options=[{}, chips.compiler_options(kind)])
     assert done.returncode == 0, done.stderr[-2000:]
+    without, ours = json.loads(done.stdout.splitlines()[-1])
+    assert without != ours  # the options change the program
 
 
 def test_a_flag_that_the_compiler_does_not_know_ends_it():

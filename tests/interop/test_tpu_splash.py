@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from gemma3_jax.planning import costs, hlo, kernels
+
 pytest.importorskip("libtpu")
 
 pytestmark = pytest.mark.interop
@@ -86,6 +88,9 @@ def test_a_local_layer_fetches_the_last_window_of_its_neighbor_and_no_more(heads
 def test_a_global_layer_gathers_keys_and_values_as_bfloat16(topology, heads):
     text = compiled(topology, heads, None)
     assert_by_kernel_and_without_scores(text)
+    calls = [call for call in costs.flops(hlo.read(text)).custom_calls if kernels.is_global(call)]
+    assert sorted(map(kernels.kind, calls)) == ["dkv", "dq", "fwd"]
+    assert all(scores.mean == scores.most for scores in map(kernels.num_scores, calls))  # queries are balanced
     gathered = {(dtype, shape) for kind, dtype, shape in sent(text) if kind == "all-gather"}
     assert gathered == {("bf16", (1, TOKENS, *heads[1:])), ("s32", (1, TOKENS))}  # and segments
 

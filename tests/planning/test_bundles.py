@@ -1,5 +1,6 @@
 """Our estimates of cycles against products of a small table by hand, and the reader of libtpu's low-level dump."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -165,13 +166,14 @@ def test_a_chip_that_the_table_lacks_has_no_estimates():
     assert estimate("f32[500,20]{1,0} reshape(%p0)", ["f32[10000]{0}"], chip=v6e) is None
 
 
-def kernel_cycles(name, result, parameters):
+def kernel_cycles(name, result, parameters, op_name=""):
     """The estimated cycles of a Pallas kernel at 1 GHz; None without an estimate."""
     operands = ", ".join(f"%p{i}" for i in range(len(parameters)))
     module = hlo.read(
         "HloModule m\nENTRY %main () -> f32[] {\n"
         + "\n".join(f"  %p{i} = {shape} parameter({i})" for i, shape in enumerate(parameters))
-        + f'\n  ROOT %{name}.1 = {result} custom-call({operands}), custom_call_target="tpu_custom_call"\n}}\n'
+        + f'\n  ROOT %{name}.1 = {result} custom-call({operands}), custom_call_target="tpu_custom_call", '
+        + f'metadata={{op_name="{op_name}"}}\n}}\n'
     )
     entry = module.computations[module.entry]
     found = bundles.estimate(module, entry, entry.instructions[entry.root], V5E, 1e9)
@@ -183,6 +185,15 @@ def test_splash_kernels_cost_flops_and_scores():
     scores = 4 * 8 * 512**2  # heads, visits, a block of queries and keys
     expected = round(2 * 2 * scores * 256 * 1e-5 + scores * 0.01)
     assert kernel_cycles("splash_mha_fwd_residuals", "bf16[4,2048,256]{2,1,0}", shapes) == expected
+
+
+def test_a_global_layer_takes_as_long_as_on_its_busiest_shard_unless_shards_are_balanced():
+    """The last of two shards of 1,024 queries meets 3 and 4 blocks of 512 keys; a balanced one 1, 2, 3 and 4 halved."""
+    shapes = ["s16[1,2,4]{2,1,0}", "bf16[4,1024,256]{2,1,0}", "bf16[1,2048,256]{2,1,0}"]
+    of_visit = 4 * 512**2 * (2 * 2 * 256 * 1e-5 + 0.01)
+    kernel = functools.partial(kernel_cycles, "splash_mha_fwd_segmented_residuals", "bf16[4,1024,256]{2,1,0}", shapes)
+    assert kernel() == round(7 * of_visit)
+    assert kernel(op_name="jit(step)/global_layer/load_balanced/splash_mha_fwd_segmented") == round(5 * of_visit)
 
 
 def test_kernels_of_the_loss_and_of_drawing_cost_logits_and_the_products_of_samples():
@@ -252,6 +263,7 @@ def test_a_loop_that_depends_on_data_counts_once_and_is_reported(script):
 def test_a_fit_returns_the_coefficients_that_made_the_numbers(script):
     measured = [({"rows": n, "tiles": n * t}, n * (3 + 2 * t)) for n, t in ((100, 1), (100, 5), (300, 9))]
     assert script.fit(measured) == {"bundles": {"rows": 3.0, "tiles": 2.0}, "worst_error": 0.0}
+    assert script.fit(measured[:2]) == {"bundles": {"rows": 3.0, "tiles": 2.0}, "worst_error": None}
     off = script.fit([({"elements": 100}, 90), ({"elements": 100}, 110)])
     assert off["worst_error"] == pytest.approx(0.1, abs=0.02)
     negative = script.fit([({"elements": 1, "stages": 1}, 10), ({"elements": 1, "stages": 2}, 5)])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gemma3_jax.distill import list_kernel, pages
 from gemma3_jax.planning import costs, hlo, kernels
 
 HEADS, KEY_HEADS, TOKENS, WIDTH, BLOCK = 8, 2, 2_048, 128, 512
@@ -59,11 +60,12 @@ def test_the_last_of_four_sequence_shards_scores_the_most_unless_they_are_balanc
 
 
 def test_lists_of_ids_are_picked_by_products():
-    """64 tokens over 4,096 ids with 128 slots of each kind: all lines for the draws; of a column 5 and 1."""
+    """64 tokens, 4,096 ids, 128 slots of each kind: all lines for draws; of a column its line, score and two counts."""
     shapes = [hlo.Shape("f32", (64, 1)), hlo.Shape("f32", (64, 4_096))]
     ids, below = hlo.Shape("s32", (64, 128)), hlo.Shape("f32", (64, 128))
     one = costs.CustomCall("tpu_custom_call", "teacher_list.2", 1, tuple(shapes), (ids, below, ids, below), None)
     assert kernels.num_slots(one) == (128, 128)
-    assert kernels.flops(one) == 2 * 64 * 4_096 * 128 * (1 + 6 / 16)
+    by_column = 1 + list_kernel.NUM_PARTS + 2
+    assert kernels.flops(one) == 2 * 64 * 4_096 * 128 * (1 + by_column / pages.NUM_LINES)
     systematic = one._replace(results=(ids, below))
     assert kernels.flops(systematic) == 2 * 64 * 4_096 * 128 * (1 + 1 / 16)

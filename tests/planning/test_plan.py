@@ -6,11 +6,11 @@ import json
 import jax
 import pytest
 
-from gemma3_jax import settings
+from gemma3_jax import chips, settings
 from gemma3_jax.cli import plan as cli_plan
 from gemma3_jax.cli import program
 from gemma3_jax.model import config, execution
-from gemma3_jax.planning import compiling, plan, topologies
+from gemma3_jax.planning import compiling, costs, hlo, plan, topologies
 from gemma3_jax.train import settings as train_settings
 from tests import toys
 from tests.checkpoint import test_hf
@@ -70,6 +70,25 @@ def test_flops_are_those_of_the_formula_and_of_recomputation(topology, made):
     assert once.flops_per_step_formula == twice.flops_per_step_formula
     assert 1 < once.flops_ratio < twice.flops_ratio < 2
     assert 0 < once.mfu_bound < 1 and once.step_seconds_bound == max(once.seconds_by_limit.values())
+
+
+def test_options_of_the_chip_reach_the_compiler(topology, monkeypatch):
+    monkeypatch.setattr(chips, "compiler_options", lambda device_kind: {"xla_no_such_option": device_kind})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_no_such_option'"):
+        plan.make(settings.resolve(recipe(), "only"), topology)
+
+
+def test_the_bound_is_of_the_busiest_shard_and_flops_are_the_mean(topology, monkeypatch):
+    """A global kernel of two shards, whose queries are not balanced: 7 visits of blocks on one, 3 on the other."""
+    query, key = hlo.Shape("bf16", (4, 1024, 256)), hlo.Shape("bf16", (1, 2048, 256))
+    operands = hlo.Shape("s16", (1, 2, 4)), query, key, key
+    call = costs.CustomCall("tpu_custom_call", "splash_mha_fwd_segmented_residuals.2", 3, operands, (), None)
+    flops = costs.flops
+    monkeypatch.setattr(costs, "flops", lambda module: flops(module)._replace(matmul_flops=1e6, custom_calls=(call,)))
+    unbalanced = plan.make(settings.resolve(recipe(), "only"), topology)
+    of_visit = 3 * 2 * 2 * 4 * 512 * 512 * 256
+    assert unbalanced.flops_per_step_hlo == 8 * (1e6 + 5 * of_visit)
+    assert unbalanced.seconds_by_limit["products"] == (1e6 + 7 * of_visit) / topology.chip.peak_flops
 
 
 def test_a_cpu_has_no_estimate(made):
