@@ -11,7 +11,7 @@ class Link(NamedTuple):
     """The links of a chip to others. Bandwidths are those of incoming bytes, a second.
 
     Devices that share a chip share its links: an array that both gather comes over them once, so each counts all of
-    them. Between slices both fetch their own.
+    them, which is too much for what each fetches for itself, as halos. Between slices both fetch their own.
     """
 
     num_axes: int  # of the torus of a slice; a chip has two neighbors along each
@@ -43,7 +43,8 @@ class Chip(NamedTuple):
 # FLOPs a cycle: 2 for each multiply-add of the matrix units. A v5e has 4 of 128 x 128; a v4 and a v5p have 8 in two
 # cores, which are one device; a v6e has the equal of 4 of 256 x 256. The compiler's estimates of a product of
 # [4096, 4096] matrices are 87 to 97 % of that on each (libtpu 0.0.42). A tpu7x has two TensorCores, each a device with
-# units as those of a v6e, and 81 to 83 % (libtpu 0.0.42 and 0.0.50); its page has the figures of links that v5p's has.
+# units as those of a v6e, and 81 to 83 % (libtpu 0.0.42 and 0.0.50). Its page has v5p's figures of links within a
+# slice, and 100 Gbit/s of network a chip, where v5p's has 50: half for each device.
 CHIPS = (
     Chip("v4", "TPU v4", 275e12, 2 * 8 * 128**2, 32 * GIB, 1.2e12, Link(3, 45e9, 25e9 / 4)),
     Chip("v5e", "TPU v5 lite|TPU v5e", 197e12, 2 * 4 * 128**2, 16 * GIB, 819e9, Link(2, 45e9, 25e9 / 8)),

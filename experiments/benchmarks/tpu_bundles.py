@@ -232,7 +232,10 @@ def _trips(body: str, predicate: str) -> int | None:
 
 
 def fit(measured: list[tuple[dict[str, float], int]]) -> dict:
-    """Fits bundles as a sum of coefficients times features, none below 0; and says how far off the worst program is."""
+    """Fits bundles as a sum of coefficients times features, none below 0; and says how far off the worst program is.
+
+    As many programs as features are met exactly, which says nothing: None.
+    """
     names = list(measured[0][0])
     features = np.array([[row[name] for name in names] for row, _ in measured], float)
     counted = np.array([count for _, count in measured], float)
@@ -246,7 +249,7 @@ def fit(measured: list[tuple[dict[str, float], int]]) -> dict:
         used.pop(int(np.argmin(solved)))
     coefficients = dict.fromkeys(names, 0.0) | {names[i]: float(f"{c:.4g}") for i, c in zip(used, solved, strict=True)}
     worst = np.max(np.abs(features[:, used] @ solved / counted - 1))
-    return {"bundles": coefficients, "worst_error": round(float(worst), 3)}
+    return {"bundles": coefficients, "worst_error": round(float(worst), 3) if len(measured) > len(used) else None}
 
 
 def main() -> None:

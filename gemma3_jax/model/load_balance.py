@@ -30,15 +30,15 @@ def balanced(x: Shaped[Array, "B T ..."], num_shards: int) -> Shaped[Array, "B T
 
 def in_order(x: Shaped[Array, "B T ..."], num_shards: int) -> Shaped[Array, "B T ..."]:
     """The inverse of `balanced`."""
-    own, mirrored = jnp.split(_ordered(*jnp.split(x, 2, axis=1), num_shards), 2, axis=1)
-    return jnp.concatenate([own, _of_mirror(mirrored, num_shards)], axis=1)
+    local, mirrored = jnp.split(_ordered(*jnp.split(x, 2, axis=1), num_shards), 2, axis=1)
+    return jnp.concatenate([local, _of_mirror(mirrored, num_shards)], axis=1)
 
 
 def _of_mirror(x: jax.Array, num_shards: int) -> jax.Array:
     return jax.lax.ppermute(x, AXIS, [(shard, num_shards - 1 - shard) for shard in range(num_shards)])
 
 
-def _ordered(own: jax.Array, mirrored: jax.Array, num_shards: int) -> jax.Array:
-    """Both chunks side by side; the second first in the later half of the shards, whose own chunk is the later one."""
+def _ordered(local: jax.Array, mirrored: jax.Array, num_shards: int) -> jax.Array:
+    """Both chunks side by side; the second first in the later half of the shards, whose local chunk is later."""
     is_later = 2 * jax.lax.axis_index(AXIS) > num_shards - 1
-    return jnp.where(is_later, jnp.concatenate([mirrored, own], axis=1), jnp.concatenate([own, mirrored], axis=1))
+    return jnp.where(is_later, jnp.concatenate([mirrored, local], axis=1), jnp.concatenate([local, mirrored], axis=1))

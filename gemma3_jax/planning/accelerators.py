@@ -14,51 +14,49 @@ class Offer(NamedTuple):
     """How Cloud TPU offers one generation of chips."""
 
     prefix: str  # of its accelerator types
-    cores_per_chip: (
-        int  # the number in an accelerator type counts TensorCores of v4, v5p and tpu7x, chips of the others
-    )
+    cores_per_chip: int  # 2 where the number in an accelerator type counts TensorCores, 1 where it counts chips
     shapes: tuple[str, ...]  # of slices, smallest first: the documented shape of each number of chips
     runtime_version: str  # the machine image that TPU VMs start from; empty where GKE alone has them
     zones: tuple[str, ...]  # that had such TPUs for everybody; a hint for errors, as the cloud knows what it has
 
 
-_UP_TO_HALF_A_POD = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16".split()
+_UP_TO_2048_CHIPS = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16".split()
 
-# Largest slices: 2,048 chips of v4 (half a pod), 256 of v5e and v6e, 6,144 of v5p; more of tpu7x (a pod has 9,216).
+# Largest slices: 2,048 chips of v4, 256 of v5e and v6e, 6,144 of v5p; of tpu7x 2,048 here, where a pod has 9,216.
 # Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x,runtimes,regions-zones}; xpk 1.16 for types of tpu7x.
 OFFERS = {
     "v4": Offer(
         prefix="v4",
         cores_per_chip=2,
-        shapes=(*_UP_TO_HALF_A_POD,),
+        shapes=tuple(_UP_TO_2048_CHIPS),
         runtime_version="tpu-ubuntu2204-base",
         zones=("us-central2-b",),
     ),
     "v5e": Offer(
         prefix="v5litepod",
         cores_per_chip=1,
-        shapes=(*topologies.shapes("v5e"),),
+        shapes=tuple(topologies.shapes("v5e")),
         runtime_version="v2-alpha-tpuv5-lite",
         zones=("us-central1-a", "us-south1-a", "us-west1-c", "us-west4-a"),
     ),
     "v5p": Offer(
         prefix="v5p",
         cores_per_chip=2,
-        shapes=(*_UP_TO_HALF_A_POD, "16x16x16", "16x16x24"),
+        shapes=(*_UP_TO_2048_CHIPS, "16x16x16", "16x16x24"),
         runtime_version="v2-alpha-tpuv5",
         zones=("us-central1-a", "us-east5-a"),
     ),
     "v6e": Offer(
         prefix="v6e",
         cores_per_chip=1,
-        shapes=(*topologies.shapes("v6e"),),
+        shapes=tuple(topologies.shapes("v6e")),
         runtime_version="v2-alpha-tpuv6e",
         zones=("us-central1-b", "us-east1-d", "us-east5-a", "us-east5-b"),
     ),
     "tpu7x": Offer(
         prefix="tpu7x",
         cores_per_chip=2,
-        shapes=(*_UP_TO_HALF_A_POD,),
+        shapes=tuple(_UP_TO_2048_CHIPS),
         runtime_version="",
         zones=(),
     ),

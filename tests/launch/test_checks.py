@@ -208,9 +208,8 @@ def test_what_the_launchers_import_parses_on_python_3_10(path):
 def test_slices_have_as_many_chips_as_their_topology_and_name_imply():
     for name in accelerators.TOPOLOGIES:
         topology = accelerators.topology(name)  # which has to be one that gemma3_jax.planning.topologies knows
-        assert int(name.split("-")[1]) == topology.num_chips * (
-            2 if topology.chip.name in ("v4", "v5p", "tpu7x") else 1
-        ), name
+        cores_counted = 2 if topology.chip.name in ("v4", "v5p", "tpu7x") else 1
+        assert int(name.split("-")[1]) == topology.num_chips * cores_counted, name
 
 
 def test_accelerator_types_are_those_that_the_cloud_documents():
