@@ -104,11 +104,12 @@ class _Teacher:
         say(f"reading teacher {checkpoint.path} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
         self.config = config
         self._params = checkpoint.load(mesh, config.execution.dtype)
-        targets_of = distill_teacher.make(checkpoint.model, config.execution, samples=config.samples, seed=config.seed)
+        targets_of = distill_teacher.make(checkpoint.model, config.execution, samples=config.samples)
         teach = _in_parts(targets_of, config.grad_accum_steps)
+        self._seed = jax.device_put(np.uint32(config.seed), NamedSharding(mesh, PartitionSpec()))
         whole_rows = NamedSharding(mesh, PartitionSpec(sharding.ACTIVATION_AXES["B"]))
         self._jitted = jax.jit(
-            lambda params, rows: (teach(params, rows), rows),
+            lambda params, rows, seed: (teach(params, rows, seed), rows),
             out_shardings=whole_rows,
             compiler_options=stage_mesh.compiler_options(mesh),
         )
@@ -116,7 +117,7 @@ class _Teacher:
     def compile(self, rows: stream.Rows) -> dict:
         """Compiles for batches like `rows`, before the first call. Returns what it took."""
         started = time.monotonic()
-        self._compiled = self._jitted.lower(self._params, rows).compile()
+        self._compiled = self._jitted.lower(self._params, rows, self._seed).compile()
         parameters = jax.tree.leaves(self._params)
         return {
             "compile_seconds": round(time.monotonic() - started, 3),
@@ -126,7 +127,7 @@ class _Teacher:
 
     def __call__(self, rows: stream.Rows):
         """Returns the targets of rows, and the rows, both dispatched and with whole rows on each device."""
-        return self._compiled(self._params, rows)
+        return self._compiled(self._params, rows, self._seed)
 
 
 def _in_parts(targets_of: Callable, num_parts: int) -> Callable:
@@ -137,9 +138,9 @@ def _in_parts(targets_of: Callable, num_parts: int) -> Callable:
     def join(x):
         return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    def by_parts(params, rows):
+    def by_parts(params, rows, seed):
         parts = jax.tree.map(lambda x: step.split(x, num_parts), rows)
-        return jax.tree.map(join, jax.lax.map(lambda part: targets_of(params, part), parts))
+        return jax.tree.map(join, jax.lax.map(lambda part: targets_of(params, part, seed), parts))
 
     return by_parts
 

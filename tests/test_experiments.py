@@ -51,7 +51,8 @@ def test_the_recipe_of_a_size_traces_on_its_published_mesh(size):
         )
         with jax.sharding.use_abstract_mesh(mesh):
             shapes = program.state_shapes()
-            state, logged = jax.eval_shape(program.step(), shapes, program.frozen_shapes, program.batch_shapes)
+            inputs = program.frozen_shapes, program.hyperparameters(), program.batch_shapes
+            state, logged = jax.eval_shape(program.step(), shapes, *inputs)
         assert logged["kl_to_teacher"].shape == () and jax.tree.structure(state) == jax.tree.structure(shapes)
 
 

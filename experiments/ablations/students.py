@@ -22,8 +22,8 @@ from gemma3_jax import settings, sharding
 from gemma3_jax.data import dataset, stream
 from gemma3_jax.data.prepare import builtin, pipeline
 from gemma3_jax.data.prepare import settings as prepare_settings
+from gemma3_jax.distill import noise, targets
 from gemma3_jax.distill import settings as distill_settings
-from gemma3_jax.distill import targets
 from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import config, execution, masks, parameters
 from gemma3_jax.quant import settings as quant_settings
@@ -94,13 +94,14 @@ def make_data(output: str, num_files: int | None = None) -> dataset.Dataset:
 class Student:
     """The training state of one student, and its step."""
 
-    step: Callable  # (state, frozen, batch) -> (state, metrics)
+    step: Callable  # (state, frozen, hyperparameters, batch) -> (state, metrics)
     state: object
     frozen: dict
+    hyperparameters: object
     make_batch: Callable  # (rows, teacher logits) -> batch
 
     def train_step(self, rows: stream.Rows, teacher_logits: jax.Array | None = None) -> None:
-        self.state, _ = self.step(self.state, self.frozen, self.make_batch(rows, teacher_logits))
+        self.state, _ = self.step(self.state, self.frozen, self.hyperparameters, self.make_batch(rows, teacher_logits))
 
     def train(self, batches: Iterable[stream.Rows], progress: trials.Progress) -> dict:
         """Takes a step on each batch, without a teacher. Returns the parameters."""
@@ -180,13 +181,18 @@ class StudentFactory:
         program, init, step = self._compiled[kind]
         # A copy, as the step donates its state.
         params = init(jax.random.key(seed)) if start is None else jax.tree.map(jnp.copy, start)
-        return Student(step, program.begin(params), {}, make_batch)
+        return Student(step, program.begin(params), {}, program.place_hyperparameters(), make_batch)
 
 
 @functools.cache
 def _draw(samples: distill_settings.Samples) -> Callable:
     """Draws targets by row id, so the students of different seeds have different draws."""
-    return jax.jit(functools.partial(targets.draw, vocab_parallel.Shard(VOCAB_SIZE), samples=samples, seed=0))
+
+    def draw(logits, labels, row_ids, positions):
+        words = noise.token_words(0, row_ids, positions)
+        return targets.draw(vocab_parallel.Shard(VOCAB_SIZE), logits, labels, words, samples=samples)
+
+    return jax.jit(draw)
 
 
 def _rows_only(rows: stream.Rows, teacher_logits: jax.Array | None) -> stream.Rows:

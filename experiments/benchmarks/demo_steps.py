@@ -40,11 +40,12 @@ class Step:
         with jax.set_mesh(self.program.mesh):
             params = parameters.init(self.config.model, jax.random.key(0), self.program.mesh)
             state = self.program.begin(params)
-            compiled = self.program.jitted().lower(state, self.frozen, rows).compile()
+            hyperparameters = self.program.place_hyperparameters()
+            compiled = self.program.jitted().lower(state, self.frozen, hyperparameters, rows).compile()
 
         def take_step():
             nonlocal state
-            state, metrics = compiled(state, self.frozen, rows)
+            state, metrics = compiled(state, self.frozen, hyperparameters, rows)
             return metrics
 
         return compiled, take_step

@@ -38,10 +38,10 @@ def main() -> None:
     with_teacher = steps["with teacher"]
     rows, mesh = demo_steps.make_rows(with_teacher), with_teacher.program.mesh
     with jax.set_mesh(mesh):
-        teacher = jax.jit(stage_step.make_teacher(with_teacher.config, teacher_model))
-        teacher = teacher.lower(with_teacher.frozen, rows).compile()
-        targets = jax.device_put(teacher(with_teacher.frozen, rows), sharding.batch_sharding(mesh))
-    compiled, take_step = {"teacher alone": teacher}, {"teacher alone": lambda: teacher(with_teacher.frozen, rows)}
+        inputs = {**with_teacher.frozen, "seed": with_teacher.program.place_hyperparameters().seed}
+        teacher = jax.jit(stage_step.make_teacher(with_teacher.config, teacher_model)).lower(inputs, rows).compile()
+        targets = jax.device_put(teacher(inputs, rows), sharding.batch_sharding(mesh))
+    compiled, take_step = {"teacher alone": teacher}, {"teacher alone": lambda: teacher(inputs, rows)}
     for name, step in steps.items():
         batch = stream.DistillBatch(rows, targets) if name == "stored targets" else rows
         compiled[name], take_step[name] = step.compile(batch)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma3_jax.distill import settings, targets
+from gemma3_jax.distill import noise, settings, targets
 from gemma3_jax.losses import vocab_parallel
 
 
@@ -52,8 +52,8 @@ def main() -> None:
     for name in settings.ESTIMATORS:
         samples = settings.Samples(estimator=name, num_samples=flags.num_samples)
         shard = vocab_parallel.Shard(flags.vocab_size)
-        programs[name] = functools.partial(targets.draw, shard, samples=samples, seed=0)
-    arrays = (scores, zeros, zeros, positions)
+        programs[name] = functools.partial(targets.draw, shard, samples=samples)
+    arrays = (scores, zeros, noise.token_words(0, zeros, positions))
     compiled = {name: jax.jit(program).lower(*arrays).compile() for name, program in programs.items()}
     # In rounds, so that other load on the machine affects all programs equally; the first round is not counted.
     rounds = [

@@ -29,11 +29,11 @@ def make_step(run_config, directory: pathlib.Path):
     program = build.build([config], directory)[0].program
     state = program.begin(inputs.fresh_params(config, program.mesh))
 
-    jitted = program.jitted()
+    jitted, hyperparameters = program.jitted(), program.place_hyperparameters()
 
     def step(state, rows):
         with jax.set_mesh(program.mesh):
-            return jitted(state, {}, rows)
+            return jitted(state, {}, hyperparameters, rows)
 
     return step, state
 

@@ -17,13 +17,13 @@ import tempfile
 import time
 
 
-def bare_round(compiled, state, batches) -> tuple:
+def bare_round(compiled, state, hyperparameters, batches) -> tuple:
     """The state after the steps, and seconds per step."""
     import jax
 
     started = time.perf_counter()
     for batch in batches:
-        state, metrics = compiled(state, {}, batch.rows)
+        state, metrics = compiled(state, {}, hyperparameters, batch.rows)
     jax.block_until_ready((state, metrics))
     return state, (time.perf_counter() - started) / len(batches)
 
@@ -77,11 +77,12 @@ def main() -> None:
         batches = [program.stage.next_batch(step, None) for step in range(flags.steps)]
         state = program.begin(inputs.fresh_params(config, program.mesh))
         with jax.set_mesh(program.mesh):
-            compiled = program.jitted().lower(state, {}, batches[0].rows).compile()
-        state, _ = bare_round(compiled, state, batches[:2])
+            hyperparameters = program.place_hyperparameters()
+            compiled = program.jitted().lower(state, {}, hyperparameters, batches[0].rows).compile()
+        state, _ = bare_round(compiled, state, hyperparameters, batches[:2])
         bare, full = [], []
         for number in range(flags.rounds):
-            state, seconds = bare_round(compiled, state, batches)
+            state, seconds = bare_round(compiled, state, hyperparameters, batches)
             bare.append(seconds)
             full.append(full_round(run_config, directory / f"run{number}"))
         report("step in a bare loop", min(bare), program.tokens_per_step)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import list_kernel, online, page_kernels, pages, settings
+from gemma3_jax.distill import list_kernel, noise, online, page_kernels, pages, settings
 from gemma3_jax.losses import soft_targets, vocab_parallel
 
 NUM_DIGITS = 3  # of `reach`: 4,096 steps up to 32 nats
@@ -24,19 +24,16 @@ def draw(
     shard: vocab_parallel.Shard,
     logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
-    row_ids: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+    words: noise.Words,
     *,
     samples: settings.Samples,
-    seed: int,
 ) -> soft_targets.SparseTargets:
     """Draws targets from a device's shard of the teacher's logits; the result is the same on every shard.
 
-    Draws are a function of `seed`, the row's id in the stage, and the position in the row, as those of targets.draw.
+    Draws are a function of the words of each token (noise.token_words), as those of targets.draw.
     """
-    words = online.token_words(seed, row_ids, positions)
     local_labels = labels.reshape(-1) - shard.first_id()
-    drawn = _draw(shard, logits.reshape(-1, logits.shape[2]), local_labels, words, samples=samples)
+    drawn = _draw(shard, logits.reshape(-1, logits.shape[2]), local_labels, online.flat_words(words), samples=samples)
     return jax.tree.map(lambda x: x.reshape(*labels.shape, *x.shape[1:]), drawn)
 
 

@@ -4,10 +4,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+import numpy as np
+from jaxtyping import Array, Float, Int, Integer, Key, UInt32
+
+Words = tuple[UInt32[Array, "B T"], UInt32[Array, "B T"]]
+Seed = int | np.uint32 | Integer[Array, ""]
 
 
-def token_keys(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Key[Array, "B T"]:
+def token_words(seed: Seed, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Words:
+    """Two uniform words for each token: its key itself, which is a hash. All draws for the token follow from them."""
+    data = jax.random.key_data(token_keys(seed, row_ids, positions))
+    return data[..., 0], data[..., 1]
+
+
+def keys_of(words: Words) -> Key[Array, "B T"]:
+    """The keys that have these words. Not to be used beside draws from the words."""
+    return jax.random.wrap_key_data(jnp.stack(words, axis=-1), impl="threefry2x32")
+
+
+def token_keys(seed: Seed, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Key[Array, "B T"]:
     """A key for each token, from the seed, the row's id in the stage and the token's position in the row."""
     root = jax.random.key(seed, impl="threefry2x32")
     return _vmap(lambda row_id, position: jax.random.fold_in(jax.random.fold_in(root, row_id), position), 2)(
@@ -18,12 +33,6 @@ def token_keys(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T
 def uniform(keys: Key[Array, "B T"], count: int) -> Float[Array, "B T M"]:
     """Uniform draws in [0, 1). The first draws do not depend on `count`."""
     return _vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32), 2)(keys)
-
-
-def words(keys: Key[Array, "B T"]) -> tuple[UInt32[Array, "B T"], UInt32[Array, "B T"]]:
-    """Two uniform words: the key itself, which is a hash. Not to be used beside other draws from these keys."""
-    data = jax.random.key_data(keys)
-    return data[..., 0], data[..., 1]
 
 
 def fold_in(keys: Key[Array, "B T"], data: Int[Array, "B T M"]) -> Key[Array, "B T M"]:

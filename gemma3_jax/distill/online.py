@@ -37,28 +37,25 @@ def draw(
     shard: vocab_parallel.Shard,
     logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
-    row_ids: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+    words: noise.Words,
     *,
     samples: settings.Samples,
-    seed: int,
 ) -> soft_targets.DrawnWeights:
     """Plans the draw of the weights of a device's shard of the vocabulary.
 
-    Draws are a function of `seed`, the row's id in the stage, and the position in the row, as those of targets.draw.
+    Draws are a function of the words of each token (noise.token_words), as those of targets.draw.
     """
-    words = token_words(seed, row_ids, positions)
     flat = logits.reshape(-1, logits.shape[2])
     local = labels.reshape(-1) - shard.first_id()
-    plan, about_teacher = _plan(shard, flat, local, words, samples=samples)
+    plan, about_teacher = _plan(shard, flat, local, flat_words(words), samples=samples)
     weigh = jax.tree_util.Partial(functools.partial(_weigh, samples=samples), flat, plan)
     return soft_targets.DrawnWeights(weigh, **{name: x.reshape(labels.shape) for name, x in about_teacher.items()})
 
 
-def token_words(seed: int, row_ids: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Words:
-    """Two uniform words for each token of all rows, one after the other."""
+def flat_words(words: noise.Words) -> Words:
+    """The words of all rows, one after the other."""
     # Behind barriers: XLA would compute what is one number a token in arrays [T, 1], of which each fills 128 lanes.
-    first, second = (x.reshape(-1) for x in noise.words(noise.token_keys(seed, row_ids, positions)))
+    first, second = (x.reshape(-1) for x in words)
     return jax.lax.optimization_barrier((first, second))
 
 

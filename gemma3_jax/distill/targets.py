@@ -14,21 +14,18 @@ def draw(
     shard: vocab_parallel.Shard,
     logits: Float[Array, "B T V"],
     labels: Int[Array, "B T"],
-    row_ids: Int[Array, "B T"],
-    positions: Int[Array, "B T"],
+    words: noise.Words,
     *,
     samples: settings.Samples,
-    seed: int,
 ) -> soft_targets.SparseTargets:
     """Draws targets from a device's shard of the teacher's logits; the result is the same on every shard.
 
-    Draws are a function of `seed`, the row's id in the stage, and the position in the row (not in the document), so a
-    restart draws the same again.
+    Draws are a function of the words of each token (noise.token_words), so a restart draws the same again.
     """
 
-    def draw_all(logits, labels, row_ids, positions):
+    def draw_all(logits, labels, words):
         teacher = softmax.of_logits(logits, samples.temperature, shard)
-        ids, weights, is_new = estimators.estimate(teacher, noise.token_keys(seed, row_ids, positions), samples)
+        ids, weights, is_new = estimators.estimate(teacher, noise.keys_of(words), samples)
         untempered = teacher if samples.temperature == 1 else softmax.of_logits(logits, 1.0, shard)
         return soft_targets.SparseTargets(
             ids=ids,
@@ -42,13 +39,13 @@ def draw(
     num_rows, num_tokens, num_ids = logits.shape
     part = vocab_parallel.largest_divisor(num_tokens, max(1, LOGITS_PER_PART // (num_rows * num_ids)))
     if part == num_tokens:
-        return draw_all(logits, labels, row_ids, positions)
+        return draw_all(logits, labels, words)
 
     def draw_in_parts(*tokens):
         def draw_part(first):
-            return draw_all(*(jax.lax.dynamic_slice_in_dim(x, first, part, axis=1) for x in tokens))
+            return draw_all(*jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, part, axis=1), tokens))
 
         drawn = jax.lax.map(draw_part, jnp.arange(0, num_tokens, part))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(*labels.shape, *x.shape[3:]), drawn)
 
-    return jax.lax.platform_dependent(logits, labels, row_ids, positions, cpu=draw_in_parts, default=draw_all)
+    return jax.lax.platform_dependent(logits, labels, words, cpu=draw_in_parts, default=draw_all)

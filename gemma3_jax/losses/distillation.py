@@ -19,7 +19,7 @@ def make(
     knows_kl: bool,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
-    targets_of: Callable[[Mapping[str, dict], object], cross_entropy.Targets],
+    targets_of: Callable[[Mapping[str, object], object], cross_entropy.Targets],
 ) -> forward.Loss:
     """Returns loss(params, frozen, batch) against the soft targets `targets_of(frozen, batch)`.
 
@@ -51,7 +51,7 @@ def make(
     return loss
 
 
-def stored_targets(frozen: Mapping[str, dict], batch) -> soft_targets.SparseTargets:
+def stored_targets(frozen: Mapping[str, object], batch) -> soft_targets.SparseTargets:
     """The targets that come with the batch: `targets_of` for targets stored on disk."""
     del frozen
     return batch.targets

@@ -12,7 +12,7 @@ from gemma3_jax.model import config, execution, masks, parameters
 Sums = dict[str, jax.Array]  # of reported quantities, each summed over the targets
 # (params, frozen, batch) -> (summed loss in nats, number of targets, sums). `frozen` holds parameters that no step
 # changes, by role: {"teacher": params}, or nothing.
-Loss = Callable[[dict, Mapping[str, dict], object], tuple[jax.Array, jax.Array, Sums]]
+Loss = Callable[[dict, Mapping[str, object], object], tuple[jax.Array, jax.Array, Sums]]
 
 
 def hidden_states(model: config.Config, execute: execution.Execution, params: dict, rows) -> Float[Array, "B T D"]:

@@ -157,8 +157,8 @@ def table_sharding(vocab_size: int, embed_dim: int) -> TableSharding:
 def map_logits(f: Callable, hidden: Float[Array, "B T D"], table: Float[Array, "V D"], *tokens):
     """Calls f(shard, logits, *tokens) on chunks of tokens; returns its results for all of them, a tree of [B, T, ...].
 
-    `tokens` are [B, T]; f must return the same on every shard. Logits are float32, on each device those of its ids.
-    Nothing has a gradient.
+    `tokens` are trees of [B, T]; f must return the same on every shard. Logits are float32, on each device those of its
+    ids. Nothing has a gradient.
     """
     shard, layout = shard_of(table.shape[0]), table_sharding(*table.shape)
 
@@ -166,7 +166,7 @@ def map_logits(f: Callable, hidden: Float[Array, "B T D"], table: Float[Array, "
         table = layout.gather(table)
 
         def chunk(_, local):
-            hidden, *tokens = map(shard.gather_tokens, local)
+            hidden, *tokens = jax.tree.map(shard.gather_tokens, local)
             logits = matmul.einsum("BTD,VD->BTV", hidden, table, jnp.float32)
             return None, jax.tree.map(shard.local_tokens, f(shard, logits, *tokens))
 

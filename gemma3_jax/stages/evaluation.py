@@ -112,14 +112,14 @@ def _rounding(
         is_teacher = config.teacher == settings.START
         unquantized = frozen["teacher"] if is_teacher else load_initial(config.execution.dtype)
         rows = open_rows()
-        teach = teacher.make(config.model, config.execution, samples=WHOLE, seed=0)
+        teach = teacher.make(config.model, config.execution, samples=WHOLE)
         loss = distillation.make(
             config.model,
             config.execution,
             num_bytes=num_bytes,
             temperature=WHOLE.temperature,
             knows_kl=True,
-            targets_of=lambda frozen, batch: teach(frozen["teacher"], batch),
+            targets_of=lambda frozen, batch: teach(frozen["teacher"], batch, 0),
         )
         view = step_program.stage.view_params
         mean = _mean(

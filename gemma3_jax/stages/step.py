@@ -57,6 +57,7 @@ def make(
         batch_shapes=batch_shapes,
         grad_accum_steps=config.grad_accum_steps,
         spike_guard=config.spike_guard,
+        seed=config.seed,
         ema_decay=config.ema_decay,
         tokens_per_step=config.tokens_per_step,
         flops_per_token=flops.per_token(config.model, config.seq_len) + frozen_flops,
@@ -92,6 +93,6 @@ def make_loss(
 
 
 def make_teacher(config: settings.StageConfig, model: model_config.Config) -> Callable:
-    """Returns `(frozen, batch) -> soft targets`, from a teacher that runs in the step."""
-    targets_of = teacher.make(model, config.execution, samples=config.samples, seed=config.seed, in_loss=True)
-    return lambda frozen, batch: targets_of(frozen["teacher"], batch)
+    """Returns `(frozen, batch) -> soft targets`, from a teacher that runs in the step; `frozen` has the seed."""
+    targets_of = teacher.make(model, config.execution, samples=config.samples, in_loss=True)
+    return lambda frozen, batch: targets_of(frozen["teacher"], batch, frozen["seed"])

@@ -59,18 +59,18 @@ def run(
     if done == stage.num_steps:
         return state  # restored from the save at its end
     with services.ledger.spend("restore"), services.watchdog.phase("start_up"):
-        frozen = stage.load_frozen()
+        frozen, hyperparameters = stage.load_frozen(), stage.program.place_hyperparameters()
     evaluate = _begin_evaluation(stage, state, frozen, steps_before, services)
     while done < stage.num_steps:
         with services.ledger.spend("data"), services.watchdog.phase("step" if compiled else "start_up"):
             batch = stage.program.stage.next_batch(done, program.Now(state, frozen))
         if compiled is None:
-            compiled = _compile(stage.program, state, frozen, batch.rows, services)
+            compiled = _compile(stage.program, (state, frozen, hyperparameters, batch.rows), services)
         services.watchdog.start("step")
         with services.ledger.spend("step"):
             requests = hosts.any_host_async(lambda: (services.interrupts.requested, services.saver.is_late()))
             with jax.transfer_guard("disallow"):  # everything it needs is on the devices
-                state, logged = compiled(state, frozen, batch.rows)
+                state, logged = compiled(state, frozen, hyperparameters, batch.rows)
             done += 1
             services.interrupts.unsaved = True
             previous, pending = pending, PendingStep(done, batch.id, logged)
@@ -110,11 +110,9 @@ def run(
     return state
 
 
-def _compile(
-    step_program: program.Program, state: step.State, frozen: dict, batch: object, services: Services
-) -> Callable:
+def _compile(step_program: program.Program, arguments: tuple, services: Services) -> Callable:
     with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(step_program.mesh):
-        return step_program.jitted().lower(state, frozen, batch).compile()
+        return step_program.jitted().lower(*arguments).compile()
 
 
 def _begin_evaluation(

@@ -1,10 +1,19 @@
-"""AdamW with a learning rate schedule, a clip by global norm and a mask of weight decay, from optax."""
+"""AdamW with a learning rate schedule, a clip by global norm and a mask of weight decay, from optax.
+
+What a sweep changes, the schedule and the clip, are numbers that a compiled step takes as inputs.
+"""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float, Int
 
 from gemma3_jax.train import settings
 
@@ -13,27 +22,57 @@ from gemma3_jax.train import settings
 class Optimizer:
     """A transformation of gradients (float32, of the mean loss) into updates, and its learning rate."""
 
-    transform: optax.GradientTransformation
-    learning_rate: optax.Schedule  # number of the update, from 0 -> learning rate
+    hyperparameters: object  # a tree of numbers: inputs of a step, so that others compile nothing
+    transform_of: Callable[[object], optax.GradientTransformation]  # of the hyperparameters
+    learning_rate: Callable[[object, jax.Array | int], jax.Array]  # of these and the number of the update, from 0
+
+    @property
+    def transform(self) -> optax.GradientTransformation:
+        """With its hyperparameters as constants."""
+        return self.transform_of(self.hyperparameters)
 
 
-def schedule(adamw: settings.AdamW, num_steps: int) -> optax.Schedule:
-    """Returns the learning rate by step, from 0. A warm-up of n steps begins with 1/n of the peak and ends with it.
+class AdamWHyperparameters(NamedTuple):
+    """The schedule and the clip of AdamW, in float32, which counts updates exactly up to 2**24."""
 
-    Raises: ValueError if warm-up and decay are longer than `num_steps`.
+    peak_lr: np.float32
+    final_lr: np.float32
+    warmup_steps: np.float32
+    decay_start: np.float32  # the number of the last update with peak_lr
+    decay_steps: np.float32  # from there to final_lr
+    is_cosine: np.float32  # 1; 0: linear
+    clip_norm: np.float32
+
+
+def hyperparameters(adamw: settings.AdamW, num_steps: int) -> AdamWHyperparameters:
+    """Returns the numbers of a stage of `num_steps` steps. A warm-up of n steps begins with 1/n of the peak.
+
+    Raises: ValueError if warm-up and decay are longer than the stage.
     """
     adamw.check_fits(num_steps)
-    peak, final = adamw.peak_lr, adamw.peak_lr * adamw.final_lr_fraction
-    num_after = num_steps - adamw.warmup_steps
-    if adamw.decay == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(1, num_after), alpha=adamw.final_lr_fraction)
-    elif adamw.decay == "linear":
-        after = optax.linear_schedule(peak, final, max(1, num_after))
-    else:
-        after = optax.linear_schedule(peak, final, adamw.decay_steps, num_after - adamw.decay_steps)
-    first = peak / max(1, adamw.warmup_steps)
-    warmup = optax.linear_schedule(first, peak, max(1, adamw.warmup_steps - 1))
-    return optax.join_schedules([warmup, after], [adamw.warmup_steps])
+    at_end = adamw.decay == "constant"
+    decay_start = num_steps - adamw.decay_steps if at_end else adamw.warmup_steps
+    fraction = adamw.final_lr_fraction if adamw.decay_steps or not at_end else 1.0
+    numbers = {
+        "peak_lr": adamw.peak_lr,
+        "final_lr": adamw.peak_lr * fraction,
+        "warmup_steps": adamw.warmup_steps,
+        "decay_start": decay_start,
+        "decay_steps": max(1, num_steps - decay_start),
+        "is_cosine": adamw.decay == "cosine",
+        "clip_norm": adamw.clip_norm,
+    }
+    return AdamWHyperparameters(**{name: np.float32(number) for name, number in numbers.items()})
+
+
+def learning_rate(numbers: AdamWHyperparameters, update: Int[Array, ""] | int) -> Float[Array, ""]:
+    """Returns the learning rate of an update, from 0: warm-up, peak, and cosine or linear decay."""
+    number = jnp.asarray(update, jnp.float32)
+    warming = numbers.peak_lr * (number + 1) / jnp.maximum(numbers.warmup_steps, 1)
+    progress = jnp.clip((number - numbers.decay_start) / numbers.decay_steps, 0, 1)
+    left = jnp.where(numbers.is_cosine > 0, (1 + jnp.cos(jnp.pi * progress)) / 2, 1 - progress)
+    after = numbers.final_lr + (numbers.peak_lr - numbers.final_lr) * left
+    return jnp.where(number < numbers.warmup_steps, warming, after)
 
 
 def make(adamw: settings.AdamW, num_steps: int) -> Optimizer:
@@ -41,14 +80,16 @@ def make(adamw: settings.AdamW, num_steps: int) -> Optimizer:
 
     Raises: ValueError if warm-up and decay are longer than the stage.
     """
-    learning_rate = schedule(adamw, num_steps)
-    transform = optax.chain(
-        optax.clip_by_global_norm(adamw.clip_norm),
-        optax.scale_by_adam(adamw.beta1, adamw.beta2, adamw.epsilon, mu_dtype=adamw.first_moment_dtype),
-        optax.add_decayed_weights(adamw.weight_decay, mask=lambda params: decayed(params, adamw.no_decay)),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    return Optimizer(transform, learning_rate)
+
+    def transform_of(numbers: AdamWHyperparameters) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(numbers.clip_norm),
+            optax.scale_by_adam(adamw.beta1, adamw.beta2, adamw.epsilon, mu_dtype=adamw.first_moment_dtype),
+            optax.add_decayed_weights(adamw.weight_decay, mask=lambda params: decayed(params, adamw.no_decay)),
+            optax.scale_by_learning_rate(functools.partial(learning_rate, numbers)),
+        )
+
+    return Optimizer(hyperparameters(adamw, num_steps), transform_of, learning_rate)
 
 
 def decayed(params: dict, patterns: tuple[str, ...]) -> dict:

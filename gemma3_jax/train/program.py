@@ -6,10 +6,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gemma3_jax.train import optimizer, settings, step
 
@@ -32,7 +33,15 @@ class Now:
     frozen: dict
 
 
-# loss(params, frozen, batch) -> (summed loss in nats, number of targets, sums of what is logged)
+class Hyperparameters(NamedTuple):
+    """Numbers that a step takes as inputs, so that a run with others compiles nothing."""
+
+    optimizer: object
+    seed: object  # uint32, of what the loss draws
+
+
+# loss(params, frozen, batch) -> (summed loss in nats, number of targets, sums of what is logged); `frozen` has the
+# frozen parameters by role, and the "seed"
 Loss = Callable[[dict, dict, object], tuple[jax.Array, jax.Array, step.Sums]]
 
 
@@ -61,6 +70,7 @@ class Program:
     batch_shapes: object  # shapes, dtypes and shardings of a batch's arrays
     grad_accum_steps: int
     spike_guard: settings.SpikeGuard
+    seed: int
     ema_decay: float  # 0: no moving average of the parameters
     tokens_per_step: int
     flops_per_token: float  # of the student and of what is frozen
@@ -86,12 +96,25 @@ class Program:
         with jax.set_mesh(self.mesh):
             return make(params)
 
-    def step(self) -> Callable[[step.State, dict, object], tuple[step.State, step.Sums]]:
-        """Returns `(state, frozen, batch) -> (state, logged)`, to be traced with the mesh set."""
+    def hyperparameters(self) -> Hyperparameters:
+        """Returns the numbers of this stage, on the host."""
+        return Hyperparameters(self.stage.optimizer.hyperparameters, np.uint32(self.seed))
 
-        def one(state, frozen, batch):
+    def place_hyperparameters(self) -> Hyperparameters:
+        """Returns them on each device of the mesh."""
+        return jax.device_put(self.hyperparameters(), self._replicated)
+
+    @property
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def step(self) -> Callable[[step.State, dict, Hyperparameters, object], tuple[step.State, step.Sums]]:
+        """Returns `(state, frozen, hyperparameters, batch) -> (state, logged)`, to be traced with the mesh set."""
+
+        def one(state, frozen, hyperparameters, batch):
             def loss(params, batch):
-                return self.stage.loss(self.stage.view_params(params), frozen, batch)
+                inputs = {**frozen, "seed": hyperparameters.seed}
+                return self.stage.loss(self.stage.view_params(params), inputs, batch)
 
             take = step.make(
                 loss,
@@ -100,7 +123,7 @@ class Program:
                 spike_guard=self.spike_guard,
                 ema_decay=self.ema_decay,
             )
-            return take(state, batch)
+            return take(state, batch, hyperparameters.optimizer)
 
         return one
 
@@ -113,14 +136,18 @@ class Program:
         return jax.jit(
             self.step(),
             donate_argnums=0,
-            in_shardings=(state, frozen, batch),
+            in_shardings=(state, frozen, self._replicated, batch),
             out_shardings=(state, None),
             compiler_options=self.compiler_options,
         )
 
     def lower(self) -> jax.stages.Lowered:
         """Traces the step from shapes alone."""
-        jitted, arguments = self.jitted(), (self.state_shapes(), self.frozen_shapes, self.batch_shapes)
+        hyperparameters = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated), self.hyperparameters()
+        )
+        jitted = self.jitted()
+        arguments = self.state_shapes(), self.frozen_shapes, hyperparameters, self.batch_shapes
         with jax.set_mesh(self.mesh):  # for tracing alone: nothing can be computed on the devices of a topology
             return jitted.lower(*arguments)
 

@@ -77,20 +77,21 @@ def make(
     grad_accum_steps: int = 1,
     spike_guard: settings.SpikeGuard = settings.SpikeGuard(),  # noqa: B008 (frozen)
     ema_decay: float = 0.9999,
-) -> Callable[[State, object], tuple[State, Sums]]:
-    """Returns `step(state, batch) -> (next state, logged)`, to be jitted with `state` donated.
+) -> Callable[[State, object, object], tuple[State, Sums]]:
+    """Returns `step(state, batch, hyperparameters) -> (next state, logged)`, to be jitted with `state` donated.
 
     The gradient is that of the summed loss over the number of targets in the whole batch, however the targets are
     spread over the parts that are accumulated. A step whose loss, gradient norm or update norm is not finite, or whose
     loss or gradient norm spikes, changes nothing but the counts.
     """
 
-    def step(state: State, batch) -> tuple[State, Sums]:
+    def step(state: State, batch, hyperparameters) -> tuple[State, Sums]:
+        transform = optimize.transform_of(hyperparameters)
         total, num_targets, sums, gradients = _accumulate(loss, state.params, batch, grad_accum_steps)
         mean = total / jnp.maximum(num_targets, 1)
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
-        updates, opt_state = optimize.transform.update(gradients, state.opt_state, state.params)
+        updates, opt_state = transform.update(gradients, state.opt_state, state.params)
         update_norm = optax.tree.norm(updates)
         accepted, loss_stats = check_spike(spike_guard, state.loss_stats, jnp.stack([mean, norm]), update_norm)
         params = optax.apply_updates(state.params, updates)
@@ -103,7 +104,7 @@ def make(
         num_updates = state.step - state.loss_stats.num_skipped
         logged = {"loss": mean} | {name: value / jnp.maximum(num_targets, 1) for name, value in sums.items()}
         logged |= {
-            "learning_rate": jnp.asarray(optimize.learning_rate(num_updates), jnp.float32),
+            "learning_rate": jnp.asarray(optimize.learning_rate(hyperparameters, num_updates), jnp.float32),
             "num_targets": num_targets,
             "gradient_norm": norm,
             "update_norm": update_norm,

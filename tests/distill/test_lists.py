@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
 from gemma3_jax.data.targets import codec
-from gemma3_jax.distill import list_kernel, lists, online, page_kernels, pages, settings
+from gemma3_jax.distill import list_kernel, lists, noise, online, page_kernels, pages, settings
 from gemma3_jax.losses import soft_targets, vocab_parallel
 
 V, NUM_KEYS = 512, 1000
@@ -50,7 +50,9 @@ STRATIFIED = settings.Samples(num_samples=64)
 def compiled(samples: settings.Samples):
     def draw_row(scores):
         ids = jnp.arange(NUM_KEYS, dtype=jnp.int32)[None]
-        return lists.draw(vocab_parallel.Shard(V), scores[None], 0 * ids + 8, 0 * ids, ids, samples=samples, seed=3)
+        return lists.draw(
+            vocab_parallel.Shard(V), scores[None], 0 * ids + 8, noise.token_words(3, 0 * ids, ids), samples=samples
+        )
 
     return jax.jit(draw_row).lower(jax.ShapeDtypeStruct((NUM_KEYS, V), jnp.float32)).compile()
 
@@ -177,15 +179,15 @@ def test_a_slot_that_two_shards_claim_or_none_has_the_id_before_it():
 @pytest.mark.parametrize("sizes", ({"seq": 2, "model": 2}, {"data": 2, "seq": 2}))
 def test_a_vocabulary_split_over_devices_is_a_whole_one(sizes):
     rows = logits(32, 4 * V).reshape(2, 16, -1)
-    ids = np.arange(32, dtype=np.int32).reshape(2, 16)
-    options = {"samples": settings.Samples(num_samples=30), "seed": 0}
-    alone = jax.jit(functools.partial(lists.draw, vocab_parallel.Shard(4 * V), **options))(rows, ids, ids, ids)
+    ids = jnp.arange(32, dtype=jnp.int32).reshape(2, 16)
+    options, words = {"samples": settings.Samples(num_samples=30)}, noise.token_words(0, ids, ids)
+    alone = jax.jit(functools.partial(lists.draw, vocab_parallel.Shard(4 * V), **options))(rows, ids, words)
     with jax.set_mesh(sharding.make_mesh(**sizes)):
         shard, batch = vocab_parallel.shard_of(4 * V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
         split = PartitionSpec(*batch, None, shard.axes)
         draw_part = functools.partial(lists.draw, shard, **options)
-        run = vocab_parallel.shard_map(draw_part, (split, batch, batch, batch), batch)
-        together = jax.jit(run)(rows, ids, ids, ids)
+        run = vocab_parallel.shard_map(draw_part, (split, batch, batch), batch)
+        together = jax.jit(run)(rows, ids, words)
     differ = (alone.ids != together.ids).mean()  # masses are rounded otherwise where shards meet
     assert differ < 0.01
     np.testing.assert_allclose(alone.weights, together.weights, rtol=1e-4)

@@ -47,9 +47,9 @@ class Drawn(NamedTuple):
     best_id: jax.Array
 
 
-def weights_of(shard, logits, labels, row_ids, positions, **options) -> Drawn:
+def weights_of(shard, logits, labels, words, **options) -> Drawn:
     """The weights, as the gradient of logits of 1, whose sum is that of the weights."""
-    drawn = online.draw(shard, logits, labels, row_ids, positions, **options)
+    drawn = online.draw(shard, logits, labels, words, **options)
     weighed = drawn.weigh(jnp.ones(logits.shape), lambda logits, weights, ids: weights)
     captured_mass, total_weight = shard.sum((weighed.captured_mass, weighed.dot))
     return Drawn(weighed.gradient, total_weight, captured_mass, *drawn[1:])
@@ -60,8 +60,8 @@ def draw(scores, *, num_keys=NUM_KEYS, **options) -> Drawn:
     samples, shard = settings.Samples(**options), vocab_parallel.Shard(scores.shape[-1])
     rows = jnp.broadcast_to(jnp.asarray(scores), (1, num_keys, scores.shape[-1]))
     zeros, positions = jnp.zeros((1, num_keys), jnp.int32), jnp.arange(num_keys, dtype=jnp.int32)[None]
-    run = functools.partial(weights_of, shard, samples=samples, seed=3)
-    return jax.jit(lambda *x: run(*x))(rows, zeros + 8, zeros, positions)
+    run = functools.partial(weights_of, shard, samples=samples)
+    return jax.jit(lambda *x: run(*x))(rows, zeros + 8, noise.token_words(3, zeros, positions))
 
 
 def standard_errors_off(weights: np.ndarray, p: np.ndarray) -> float:
@@ -178,17 +178,15 @@ def test_a_vocabulary_split_over_devices_is_a_whole_one(sizes, monkeypatch):
     for name, value in (("NUM_LINES", 2), ("NUM_COLUMNS", 4), ("PAGES_IN_GROUP", 1)):
         monkeypatch.setattr(pages, name, value)
     rows = np.round(np.random.default_rng(1).normal(size=(2, 30, 32)) * 4).astype(np.float32) / 4  # with ties
-    ids = np.arange(60, dtype=np.int32).reshape(2, 30)
-    options = {"samples": settings.Samples(num_samples=6), "seed": 0}
-    alone = jax.jit(functools.partial(weights_of, vocab_parallel.Shard(32), **options))(rows, ids % 32, ids, ids)
+    ids = jnp.arange(60, dtype=jnp.int32).reshape(2, 30)
+    options, words = {"samples": settings.Samples(num_samples=6)}, noise.token_words(0, ids, ids)
+    alone = jax.jit(functools.partial(weights_of, vocab_parallel.Shard(32), **options))(rows, ids % 32, words)
     with jax.set_mesh(sharding.make_mesh(**sizes)):
         shard, batch = vocab_parallel.shard_of(32), PartitionSpec(sharding.ACTIVATION_AXES["B"])
         split = PartitionSpec(*batch, None, shard.axes)
         out = Drawn(split, *[batch] * 5)
-        run = vocab_parallel.shard_map(
-            functools.partial(weights_of, shard, **options), (split, batch, batch, batch), out
-        )
-        together = jax.jit(run)(rows, ids % 32, ids, ids)
+        run = vocab_parallel.shard_map(functools.partial(weights_of, shard, **options), (split, batch, batch), out)
+        together = jax.jit(run)(rows, ids % 32, words)
     for name, x, y in zip(alone._fields, alone, together, strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6, err_msg=name)
 
@@ -202,10 +200,11 @@ def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed(
     labels = jnp.asarray(random.integers(0, V, size=(2, 5)), jnp.int32)
     positions = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
     samples = settings.Samples(num_samples=6, temperature=blend.get("temperature", 1.0))
-    sample = functools.partial(online.draw, samples=samples, seed=0)
-    drawn = drawn_targets.DrawnTargets(teacher, teacher_table, positions, positions, jax.tree_util.Partial(sample))
+    words = noise.token_words(0, positions, positions)
+    sample = functools.partial(online.draw, samples=samples)
+    drawn = drawn_targets.DrawnTargets(teacher, teacher_table, words, jax.tree_util.Partial(sample))
     teacher_logits = jnp.einsum("BTD,VD->BTV", teacher, teacher_table)
-    dense = weights_of(vocab_parallel.Shard(V), teacher_logits, labels, positions, positions, samples=samples, seed=0)
+    dense = weights_of(vocab_parallel.Shard(V), teacher_logits, labels, words, samples=samples)
     ids = jnp.broadcast_to(jnp.arange(V, dtype=jnp.int32), dense.weights.shape)
     fields = dense.captured_mass, dense.entropy, dense.label_log_prob, dense.best_id
     listed = soft_targets.SparseTargets(ids, dense.weights, *fields)
@@ -218,5 +217,18 @@ def test_the_loss_against_drawn_weights_is_that_against_the_same_weights_listed(
 
 def test_a_key_is_two_uniform_words():
     positions = jnp.arange(4096, dtype=jnp.int32)[None]
-    for words in noise.words(noise.token_keys(0, jnp.zeros_like(positions), positions)):
-        assert abs(np.mean(np.asarray(words, np.float64)) / 2**32 - 0.5) < 4 * np.sqrt(1 / 12 / 4096)
+    words = noise.token_words(0, jnp.zeros_like(positions), positions)
+    np.testing.assert_array_equal(
+        jax.random.key_data(noise.keys_of(words)),
+        jax.random.key_data(noise.token_keys(0, jnp.zeros_like(positions), positions)),
+    )
+    for one in words:
+        assert abs(np.mean(np.asarray(one, np.float64)) / 2**32 - 0.5) < 4 * np.sqrt(1 / 12 / 4096)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_a_seed_is_the_same_as_a_constant_and_as_an_input(seed):
+    positions = jnp.arange(3, dtype=jnp.int32)[None]
+    constant = jax.jit(lambda: noise.token_words(seed, positions, positions))()
+    words = jax.jit(lambda seed: noise.token_words(seed, positions, positions))(np.uint32(seed))
+    jax.tree.map(np.testing.assert_array_equal, constant, words)

@@ -1,5 +1,7 @@
 """The fields of drawn targets beside ids and weights, against float64; and that a restart draws the same again."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from gemma3_jax import sharding
-from gemma3_jax.distill import settings, targets
+from gemma3_jax.distill import noise, settings, targets
 from gemma3_jax.losses import soft_targets, vocab_parallel
 
 B, T, V = 2, 12, 32
@@ -27,7 +29,9 @@ def rows() -> tuple[np.ndarray, ...]:
 def draw(rows, *, seed: int = 0, **options) -> soft_targets.SparseTargets:
     samples = settings.Samples(**options)
     shard = vocab_parallel.Shard(V)
-    return jax.jit(lambda *rows: targets.draw(shard, *rows, samples=samples, seed=seed))(*map(jnp.asarray, rows))
+    logits, labels, *token = map(jnp.asarray, rows)
+    words = noise.token_words(seed, *token)
+    return jax.jit(functools.partial(targets.draw, shard, samples=samples))(logits, labels, words)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -93,9 +97,10 @@ def test_a_split_vocabulary_draws_the_same(rows):
     with jax.set_mesh(sharding.make_mesh(data=2, seq=2, model=2)):
         shard, batch = vocab_parallel.shard_of(V), PartitionSpec(sharding.ACTIVATION_AXES["B"])
         split = vocab_parallel.shard_map(
-            lambda *rows: targets.draw(shard, *rows, samples=samples, seed=0),
-            (PartitionSpec(*batch, None, shard.axes), batch, batch, batch),
+            functools.partial(targets.draw, shard, samples=samples),
+            (PartitionSpec(*batch, None, shard.axes), batch, batch),
             batch,
         )
-        together = jax.jit(split)(*rows)
+        logits, labels, *token = map(jnp.asarray, rows)
+        together = jax.jit(split)(logits, labels, noise.token_words(0, *token))
     assert_same(draw(rows, num_samples=7, temperature=2.0), together, rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from gemma3_jax import sharding
 from gemma3_jax.data import stream
-from gemma3_jax.distill import lists, page_kernels, settings, targets, teacher
+from gemma3_jax.distill import lists, noise, page_kernels, settings, targets, teacher
 from gemma3_jax.losses import drawn_targets, soft_targets, vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
@@ -34,7 +34,7 @@ def rows():
 
 def teach(params, rows, estimator="stratified"):
     samples = settings.Samples(estimator=estimator, num_samples=8)
-    return jax.jit(teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7))(params, rows)
+    return jax.jit(teacher.make(MODEL, execution.REFERENCE, samples=samples))(params, rows, 7)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,8 @@ def by_hand(params, rows, estimator):
         vocab_parallel.Shard(MODEL.vocab_size),
         logits,
         rows.labels,
-        rows.row_ids,
-        row_positions,
+        noise.token_words(7, rows.row_ids, row_positions),
         samples=settings.Samples(estimator=estimator, num_samples=8),
-        seed=7,
     )
 
 
@@ -84,9 +82,9 @@ def test_in_the_loss_of_a_tpu_two_estimators_need_no_ids(
 ):
     monkeypatch.setattr(sharding, "platform", lambda: platform)
     samples = settings.Samples(estimator=estimator, num_samples=8)
-    teach = teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7, in_loss=in_loss)
+    teach = teacher.make(MODEL, execution.REFERENCE, samples=samples, in_loss=in_loss)
     kind = drawn_targets.DrawnTargets if drawn else soft_targets.SparseTargets
-    assert isinstance(jax.eval_shape(teach, params, rows), kind)
+    assert isinstance(jax.eval_shape(teach, params, rows, 7), kind)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_a_tpu_lists_ids_by_kernels_where_shards_are_whole_pages(params, rows, m
     monkeypatch.setattr(sharding, "platform", lambda: "tpu")
     monkeypatch.setattr(page_kernels, "PAGE", page)
     samples = settings.Samples(estimator=estimator, num_samples=8)
-    jax.eval_shape(teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7), params, rows)
+    jax.eval_shape(teacher.make(MODEL, execution.REFERENCE, samples=samples), params, rows, 7)
     assert set(called) == {name}
 
 
@@ -125,12 +123,11 @@ def test_on_a_mesh_targets_are_the_same(params, rows, whole, axes):
 
 def test_it_draws_anew_for_another_row_and_another_seed_and_the_same_for_the_same(params, rows):
     samples = settings.Samples(estimator="sampled_counts", num_samples=8)
-    run = jax.jit(teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=7))
-    once = run(params, rows).ids
-    np.testing.assert_array_equal(once, run(params, rows).ids)
+    run = jax.jit(teacher.make(MODEL, execution.REFERENCE, samples=samples))
+    once = run(params, rows, 7).ids
+    np.testing.assert_array_equal(once, run(params, rows, 7).ids)
     later = rows._replace(row_ids=rows.row_ids + 1)
-    assert (run(params, later).ids != once).mean() > 0.5
+    assert (run(params, later, 7).ids != once).mean() > 0.5
     moved = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), rows)  # the index of a row in its batch means nothing
-    np.testing.assert_array_equal(run(params, moved).ids, np.roll(once, 1, axis=0))
-    other = jax.jit(teacher.make(MODEL, execution.REFERENCE, samples=samples, seed=8))
-    assert (other(params, rows).ids != once).mean() > 0.5
+    np.testing.assert_array_equal(run(params, moved, 7).ids, np.roll(once, 1, axis=0))
+    assert (run(params, rows, 8).ids != once).mean() > 0.5

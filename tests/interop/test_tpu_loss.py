@@ -38,16 +38,16 @@ def tokens(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct((4, 8192, *shape), dtype, sharding=rows)
 
 
-ids = tokens(dtype=jnp.int32)
+ids, words = tokens(dtype=jnp.int32), (tokens(dtype=jnp.uint32), tokens(dtype=jnp.uint32))
 head = tokens(1152, dtype=jnp.bfloat16), jax.ShapeDtypeStruct((262_144, 1152), jnp.float32, sharding=table)
 if what == "draw":
-    draw = functools.partial(lists.draw, samples=settings.Samples(), seed=0)
+    draw = functools.partial(lists.draw, samples=settings.Samples())
     run = functools.partial(vocab_parallel.map_logits, draw)
-    arguments = (*head, ids, ids, ids)
+    arguments = (*head, ids, words)
 else:
     sparse = soft_targets.SparseTargets(tokens(256, dtype=jnp.int32), tokens(256), tokens(), tokens(), tokens(), ids)
-    sample = jax.tree_util.Partial(functools.partial(online.draw, samples=settings.Samples(), seed=0))
-    drawn = drawn_targets.DrawnTargets(*head, ids, ids, sample)
+    sample = jax.tree_util.Partial(functools.partial(online.draw, samples=settings.Samples()))
+    drawn = drawn_targets.DrawnTargets(*head, words, sample)
     soft = {"sparse": sparse, "dense": soft_targets.DenseTargets(*head), "drawn": drawn, "labels": None}[what]
     run = jax.value_and_grad(cross_entropy.cross_entropy_sum, argnums=(0, 1), has_aux=True)
     arguments = (*head, ids, tokens(dtype=jnp.bool), soft)

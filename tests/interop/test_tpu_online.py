@@ -32,17 +32,18 @@ for topology in ("v5e:2x2", "v4:2x2x1", "v5p:2x2x1"):
     with jax.set_mesh(mesh):
         shard = vocab_parallel.shard_of(16_384 * len(devices))
 
-        def weights(logits, *tokens):
-            drawn = online.draw(shard, logits, *tokens, samples=settings.Samples(), seed=0)
+        def weights(logits, labels, words):
+            drawn = online.draw(shard, logits, labels, words, samples=settings.Samples())
             return drawn.weigh(logits, lambda logits, weights, ids: weights, dtype=jnp.bfloat16).gradient
 
         logits = PartitionSpec(None, None, "model")
         whole = PartitionSpec()
-        run = vocab_parallel.shard_map(weights, (logits, whole, whole, whole), logits)
+        run = vocab_parallel.shard_map(weights, (logits, whole, whole), logits)
         ids = jax.ShapeDtypeStruct((4, 256), jnp.int32, sharding=NamedSharding(mesh, whole))
+        words = jax.ShapeDtypeStruct((4, 256), jnp.uint32, sharding=NamedSharding(mesh, whole))
         split = NamedSharding(mesh, logits)
         scores = jax.ShapeDtypeStruct((4, 256, 16_384 * len(devices)), jnp.float32, sharding=split)
-        texts[topology] = jax.jit(run).lower(scores, ids, ids, ids).compile().as_text()
+        texts[topology] = jax.jit(run).lower(scores, ids, (words, words)).compile().as_text()
 print(json.dumps(texts))
 """
 

@@ -5,7 +5,7 @@ import optax
 from gemma3_jax import sharding
 from gemma3_jax.train import optimizer, program, settings, stage_run
 
-SGD = optimizer.Optimizer(optax.sgd(0.1), lambda number: 0.1)
+SGD = optimizer.Optimizer((), lambda _: optax.sgd(0.1), lambda _, number: 0.1)
 
 
 def make(num_devices: int) -> stage_run.StageRun:
@@ -28,6 +28,7 @@ def make(num_devices: int) -> stage_run.StageRun:
             batch_shapes={},
             grad_accum_steps=1,
             spike_guard=settings.SpikeGuard(),
+            seed=0,
             ema_decay=0.0,
             tokens_per_step=1_000,
             flops_per_token=6e6,

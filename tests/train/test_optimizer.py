@@ -12,8 +12,8 @@ from tests import toys
 
 
 def rates(num_steps, **fields):
-    made = optimizer.make(settings.AdamW(peak_lr=1.0, **fields), num_steps)
-    return [float(made.learning_rate(step)) for step in range(num_steps + 1)]
+    numbers = optimizer.hyperparameters(settings.AdamW(peak_lr=1.0, **fields), num_steps)
+    return [float(optimizer.learning_rate(numbers, step)) for step in range(num_steps + 1)]
 
 
 def test_warm_up_reaches_the_peak_with_its_last_step():

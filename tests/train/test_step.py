@@ -50,13 +50,19 @@ def test_accumulated_gradients_are_those_of_the_big_batch_however_targets_are_sp
     assert int(whole[1]) == int(rows["mask"].sum())
 
 
+def compiled(loss, optimize, *, donate=False, **options):
+    """The jitted step(state, batch), with the optimizer's own hyperparameters."""
+    jitted = jax.jit(step.make(loss, optimize, **options), donate_argnums=0 if donate else ())
+    return lambda state, batch: jitted(state, batch, optimize.hyperparameters)
+
+
 def test_the_mean_is_over_targets_not_over_rows(rows, params):
     """The mean of the parts' means would be another number: the test fails for it."""
     loss = jax.jit(gemma_loss)
     total, count, _ = loss(params, rows)
     halves = [jax.tree.map(lambda x, part=part: step.split(x, 2)[part], rows) for part in range(2)]
     means = [float(summed / number) for summed, number, _ in (loss(params, half) for half in halves)]
-    made = jax.jit(step.make(gemma_loss, sgd(0.1), grad_accum_steps=2))
+    made = compiled(gemma_loss, sgd(0.1), grad_accum_steps=2)
     _, reported = made(step.init(params, sgd(0.1)), rows)
     assert float(reported["loss"]) == pytest.approx(float(total / count), rel=1e-5)
     assert abs(np.mean(means) - float(total / count)) > 1e-3
@@ -86,7 +92,7 @@ def square_loss(params, rows):
 
 
 def sgd(rate):
-    return optimizer.Optimizer(optax.sgd(rate), lambda step: rate)
+    return optimizer.Optimizer(np.float32(rate), optax.sgd, lambda rate, update: rate)
 
 
 def take(made, state, *values):
@@ -108,7 +114,7 @@ def adam():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(adam, bad):
-    made = jax.jit(step.make(square_loss, adam))
+    made = compiled(square_loss, adam)
     state, _ = take(made, step.init({"w": jnp.ones(1)}, adam, ema=True), 2.0, 3.0)
     after, [reported] = take(made, state, bad)
     assert bool(reported["skipped"]) and int(reported["num_skipped_in_a_row"]) == 1
@@ -119,7 +125,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(adam, bad):
 
 @pytest.mark.parametrize("rate", [3e38, float("nan")])
 def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(rate):
-    made = jax.jit(step.make(square_loss, sgd(rate)))
+    made = compiled(square_loss, sgd(rate))
     state = step.init({"w": jnp.ones(1)}, sgd(rate), ema=True)
     after, [reported] = take(made, state, 100.0)
     assert np.isfinite([reported["loss"], reported["gradient_norm"]]).all() and bool(reported["skipped"])
@@ -127,7 +133,7 @@ def test_an_update_that_is_not_finite_is_skipped_though_the_gradient_is(rate):
 
 
 def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
-    made = jax.jit(step.make(square_loss, adam))
+    made = compiled(square_loss, adam)
     start = step.init({"w": jnp.ones(1)}, adam)
     clean, _ = take(made, start, 2.0, 3.0, 4.0)
     dirty, _ = take(made, start, 2.0, float("nan"), 3.0, float("nan"), 4.0)
@@ -137,7 +143,7 @@ def test_a_run_with_a_bad_step_goes_on_as_if_it_had_not_been(adam):
 
 def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
     spike_guard = settings.SpikeGuard(num_deviations=4.0, num_steps_before=20)
-    made = jax.jit(step.make(square_loss, adam, spike_guard=spike_guard))
+    made = compiled(square_loss, adam, spike_guard=spike_guard)
     draw = np.random.default_rng(0)
     early, [reported] = take(made, step.init({"w": jnp.zeros(1)}, adam), 1_000.0)
     assert not bool(reported["skipped"])  # nothing to tell it by yet
@@ -145,15 +151,13 @@ def test_a_spike_is_skipped_once_the_watch_knows_what_is_normal(adam):
     assert not any(bool(reported["skipped"]) for reported in seen)
     after, [reported] = take(made, state, 1_000.0)
     assert bool(reported["skipped"]) and same(after.params, state.params)
-    unwatched = jax.jit(
-        step.make(square_loss, adam, spike_guard=dataclasses.replace(spike_guard, num_deviations=float("inf")))
-    )
+    unwatched = compiled(square_loss, adam, spike_guard=dataclasses.replace(spike_guard, num_deviations=float("inf")))
     _, [reported] = take(unwatched, state, 1_000.0)
     assert not bool(reported["skipped"])
 
 
 def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
-    made = jax.jit(step.make(square_loss, sgd(0.0), spike_guard=settings.SpikeGuard(memory=1 - 1e-9)))
+    made = compiled(square_loss, sgd(0.0), spike_guard=settings.SpikeGuard(memory=1 - 1e-9))
     values = np.random.default_rng(0).normal(5, 1, 30)
     state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.0)), *values)
     losses = 0.5 * values**2
@@ -162,14 +166,14 @@ def test_what_is_normal_is_the_mean_and_variance_of_what_was_seen(adam):
 
 
 def test_the_average_follows_the_parameters(adam):
-    made = jax.jit(step.make(square_loss, sgd(0.5), ema_decay=0.75))
+    made = compiled(square_loss, sgd(0.5), ema_decay=0.75)
     state, _ = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5), ema=True), 4.0, 4.0)
     # w: 0, 2, 3; average: 0, 0.5, 0.75 * 0.5 + 0.25 * 3
     assert float(state.params["w"][0]) == 3.0 and float(state.ema_params["w"][0]) == pytest.approx(1.125)
 
 
 def test_what_is_reported_is_of_this_step(adam):
-    made = jax.jit(step.make(square_loss, sgd(0.5)))
+    made = compiled(square_loss, sgd(0.5))
     _, [reported] = take(made, step.init({"w": jnp.zeros(1)}, sgd(0.5)), 4.0)
     expected = {"loss": 8.0, "num_targets": 2, "gradient_norm": 4.0, "update_norm": 2.0, "parameter_norm": 2.0}
     expected["learning_rate"] = 0.5
@@ -177,7 +181,7 @@ def test_what_is_reported_is_of_this_step(adam):
 
 
 def test_a_donated_state_with_an_average_is_not_given_away_twice(adam):
-    made = jax.jit(step.make(square_loss, adam), donate_argnums=0)
+    made = compiled(square_loss, adam, donate=True)
     state = step.init({"w": jnp.ones(1)}, adam, ema=True)
     state, _ = made(state, jnp.ones((2, 1)))
     made(state, jnp.ones((2, 1)))
