@@ -1,8 +1,10 @@
 """Eight CPU devices, exact matmuls, no silent broadcasting, checked annotations: set before anything imports JAX."""
 
+import gc
 import os
 import pathlib
 import sys
+import tempfile
 
 import beartype
 import beartype.claw
@@ -12,6 +14,13 @@ from tests import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.for_devices(8)}"
+# A program that another test or worker has compiled is read from here, for as long as the process lives that starts the
+# workers. Of a file that a worker is still writing JAX warns, and compiles.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="gemma3_jax_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -51,3 +60,7 @@ def forget_programs():
     """Clears the compiled programs of each module: those of hundreds would come to gigabytes."""
     yield
     jax.clear_caches()
+
+
+gc.freeze()  # what was imported is never collected
+gc.set_threshold(50_000, 20, 20)  # tracing makes millions of objects, most of which go by themselves
