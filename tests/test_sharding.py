@@ -158,8 +158,12 @@ def collectives(model, mesh, execute, num_rows, num_tokens):
     return [(kind, dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape, kind in ops]
 
 
+# Two periods: layers that are left over are sharded like local ones.
+TWO_PERIODS = dataclasses.replace(toys.TOY, num_layers=12)
+
+
 def test_zero3_gathers_weights_in_bfloat16_and_sums_their_gradients_in_float32():
-    model, mesh = toys.TOY, sharding.make_mesh(data=2, seq=2, model=2)
+    model, mesh = TWO_PERIODS, sharding.make_mesh(data=2, seq=2, model=2)
     execute = execution.Execution(dtype="bfloat16", remat="full")
     ops = collectives(model, mesh, execute, 4, 64)
     weights = {(24, 20), (20, 24), (24, 2, 8), (2, 8, 24), (24, 1, 8), (48, 24)}  # halved by `model` where it has a dim
@@ -171,7 +175,7 @@ def test_zero3_gathers_weights_in_bfloat16_and_sums_their_gradients_in_float32()
 
 
 def test_replicas_exchange_shards_of_gradients_alone():
-    model, mesh = toys.TOY, sharding.make_mesh(replica=2, data=2, seq=2)
+    model, mesh = TWO_PERIODS, sharding.make_mesh(replica=2, data=2, seq=2)
     ops = collectives(model, mesh, execution.Execution(remat="full"), 4, 64)
     summed = {shape for kind, _, shape in ops if kind == "all-reduce"}
     weights = {(24, 40), (40, 24), (24, 4, 8), (24, 2, 8)}
@@ -189,7 +193,7 @@ def test_local_layers_fetch_a_halo_and_gather_no_row():
 
 
 def test_gradients_rest_where_their_parameters_do():
-    model, mesh = toys.TOY, sharding.make_mesh(data=2, seq=2, model=2)
+    model, mesh = TWO_PERIODS, sharding.make_mesh(data=2, seq=2, model=2)
     params = jax.device_put(toys.params(model), parameters.shardings(model, mesh))
     arrays = [jnp.asarray(np.tile(x, (2, 1))) for x in (toys.tokens(model, 1, 32), *toys.packed([32], 32))]
     with jax.set_mesh(mesh):

@@ -72,7 +72,20 @@ def test_import_gives_the_tensors_in_our_layout(tmp_path):
     np.testing.assert_array_equal(params["periods"]["local_layers"]["post_mlp_norm"]["scale"][0, 2], norm)  # raw, no +1
 
 
-@pytest.mark.parametrize("name", toys.VARIANTS)
+# One of each tree and of each shape of a tensor; the others differ in numbers of config.json.
+TREES = (
+    "toy",
+    "one_layer",
+    "every_layer_global",
+    "other_pattern_and_bases",
+    "wide_heads",
+    "one_key_head",
+    "padded_table",
+)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in toys.VARIANTS if name not in TREES]
+
+
+@pytest.mark.parametrize("name", [*TREES, *OTHERS])
 def test_export_import_export_is_bit_identical(name, tmp_path):
     model = toys.variant(name)
     first = export(tmp_path / "first", toys.params(model), model)

@@ -75,7 +75,9 @@ def standard_errors_off(dense: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "small_blocks"), ((1, False), (3, True), (8, False)), indirect=["small_blocks"]
+    ("num_samples", "small_blocks"),
+    ((3, True), *(pytest.param(num_samples, False, marks=pytest.mark.slow) for num_samples in (1, 8))),
+    indirect=["small_blocks"],
 )
 @pytest.mark.parametrize("name", settings.UNBIASED)
 def test_the_mean_weight_of_an_id_is_its_probability(name, num_samples, small_blocks):
@@ -296,7 +298,12 @@ def test_cumulative_sums_over_all_of_gemmas_ids_are_exact_to_a_millionth():
     assert (points >= starts[ids] / ends[-1] - 1e-6).all() and (points <= starts[ids + 1] / ends[-1] + 1e-6).all()
 
 
-@pytest.mark.parametrize("name", settings.UNBIASED)
+SLOW_ONES = [
+    pytest.param(name, marks=pytest.mark.slow) for name in settings.UNBIASED if name not in ("stratified", "gumbel_ht")
+]
+
+
+@pytest.mark.parametrize("name", ["stratified", "gumbel_ht", *SLOW_ONES])
 def test_the_tail_of_gemmas_vocabulary_gets_its_mass(name):
     scores, ranks = heavy_tailed()
     ids, weights = draw(scores, name, 256, num_keys=64)

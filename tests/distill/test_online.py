@@ -69,7 +69,10 @@ def standard_errors_off(weights: np.ndarray, p: np.ndarray) -> float:
     return (np.abs(weights.mean(axis=0) - p) / (weights.std(axis=0) / np.sqrt(len(weights)) + 1e-6)).max()
 
 
-@pytest.mark.parametrize(("estimator", "num_samples"), (("stratified", 1), ("stratified", 9), ("systematic", 8)))
+@pytest.mark.parametrize(
+    ("estimator", "num_samples"),
+    (pytest.param("stratified", 1, marks=pytest.mark.slow), ("stratified", 9), ("systematic", 8)),
+)
 def test_the_mean_weight_of_an_id_is_its_probability_and_weights_add_up(estimator, num_samples, small_pages):
     scores = logits()
     drawn = draw(scores, estimator=estimator, num_samples=num_samples)

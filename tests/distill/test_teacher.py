@@ -112,7 +112,9 @@ def test_chunks_of_tokens_change_nothing(params, rows, whole, monkeypatch):
     assert_same(teach(params, rows), whole)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "seq": 2, "model": 2}, {"replica": 2, "seq": 4}])
+@pytest.mark.parametrize(
+    "axes", [{"data": 2, "seq": 2, "model": 2}, pytest.param({"replica": 2, "seq": 4}, marks=pytest.mark.slow)]
+)
 def test_on_a_mesh_targets_are_the_same(params, rows, whole, axes):
     mesh = sharding.make_mesh(**axes)
     placed = jax.device_put(params, parameters.shardings(MODEL, mesh))

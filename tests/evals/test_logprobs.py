@@ -25,7 +25,8 @@ def log_softmax(params, row):
 
 def one_by_one(params, tokens):
     """Log-softmax of whole logits, one list at a time."""
-    table = np.asarray(log_softmax(params, jnp.asarray([tokens]))[0])
+    row = jnp.asarray([tokens + [0] * (40 - len(tokens))])  # no token attends to what comes after it
+    table = np.asarray(log_softmax(params, row)[0])
     return [float(table[position, token]) for position, token in enumerate(tokens[1:])]
 
 

@@ -206,15 +206,16 @@ def test_chunks_change_nothing(monkeypatch, tokens_per_chunk):
     assert_alike(differentiated(cross_entropy_sum, arguments, **ALL), whole)
 
 
+slow = pytest.mark.slow
 MESHES = [
     ({"data": 2, "seq": 2, "model": 2}, V, D),
-    ({"replica": 2, "data": 2, "seq": 2}, V, D),
-    ({"seq": 4, "model": 2}, V, D),
+    pytest.param({"replica": 2, "data": 2, "seq": 2}, V, D, marks=slow),
+    pytest.param({"seq": 4, "model": 2}, V, D, marks=slow),
     ({"data": 4}, V, D),  # neither seq nor model: the vocabulary is split over data
-    ({"replica": 2, "data": 2}, V, D),
+    pytest.param({"replica": 2, "data": 2}, V, D, marks=slow),
     ({"data": 4, "model": 2}, V, 14),  # 14 is no multiple of 4: the table's gradient is split along V
-    ({"data": 2, "seq": 2, "model": 2}, 98, D),  # 98 is a multiple of seq, not of seq x model
-    ({"seq": 4, "model": 2}, 98, D),  # nor of 4: each shard of a row scores its tokens alone
+    pytest.param({"data": 2, "seq": 2, "model": 2}, 98, D, marks=slow),  # 98 is a multiple of seq, not of seq x model
+    pytest.param({"seq": 4, "model": 2}, 98, D, marks=slow),  # nor of 4: each shard of a row scores its tokens alone
     ({"data": 2, "seq": 2, "model": 2}, 97, 15),  # nothing divides
 ]
 

@@ -92,7 +92,11 @@ def test_a_comparison_is_a_gather_and_a_scatter(num_ids):
 
 @pytest.mark.parametrize(
     "targets, axes, blend",
-    [("sparse", {}, {}), ("sparse", {"data": 2, "seq": 2, "model": 2}, whole.ALL), ("none", {"data": 4}, whole.ALL)],
+    [
+        ("sparse", {"data": 2, "seq": 2, "model": 2}, whole.ALL),
+        pytest.param("sparse", {}, {}, marks=pytest.mark.slow),
+        pytest.param("none", {"data": 4}, whole.ALL, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_loss_of_a_tpu_is_that_of_other_platforms(monkeypatch, targets, axes, blend):

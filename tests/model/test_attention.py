@@ -54,7 +54,9 @@ def test_query_heads_share_key_heads_in_order():
         pytest.param(1100, 700, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("num_kv_heads, images", [(1, False), (2, True), (4, False)])
+@pytest.mark.parametrize(
+    "num_kv_heads, images", [(2, True), *(pytest.param(n, False, marks=pytest.mark.slow) for n in (1, 4))]
+)
 def test_banded_equals_dense_forward_and_backward(num_tokens, sliding_window, num_kv_heads, images):
     layout = packed_layout([num_tokens // 3, num_tokens // 2], num_tokens, images)
     weight = jnp.asarray(toys.noise("weight", (2, num_tokens, NUM_HEADS, HEAD_DIM)))

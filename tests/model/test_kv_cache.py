@@ -40,7 +40,10 @@ def whole(model, params, tokens):
     return np.asarray(jax.jit(lambda tokens: bound.logits(bound(tokens, layout)))(tokens))
 
 
-@pytest.mark.parametrize("name", ["toy", "window_1", "every_layer_global", "one_layer", "window_beyond_row"])
+SLOW_ONES = [pytest.param(name, marks=pytest.mark.slow) for name in ("every_layer_global", "one_layer")]
+
+
+@pytest.mark.parametrize("name", ["toy", "window_1", "window_beyond_row", *SLOW_ONES])
 def test_cached_is_uncached_at_every_token_with_windows_wrapped_and_rows_padded(name):
     """Chunks longer than the window (5, and 1) and single tokens, from an empty ring and from full ones."""
     model = toys.variant(name)

@@ -28,7 +28,9 @@ def weighted(table, tokens, weights):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "axes", [axes if len(axes) == 3 else pytest.param(axes, marks=pytest.mark.slow) for axes in MESHES], ids=str
+)
 def test_on_a_mesh_it_is_indexing(axes, shape):
     mesh, table = sharding.make_mesh(**axes), jnp.asarray(toys.noise("table", shape))
     tokens = jnp.asarray(np.abs(toys.noise("tokens", (8, 16)) * shape[0]).astype(np.int32))

@@ -99,7 +99,7 @@ def test_a_model_is_rounded_as_the_rows_of_its_file():
     "format, axes",
     [
         ("q4_0", {"data": 2, "seq": 2, "model": 2}),
-        ("q4_0", {"replica": 2, "data": 4}),
+        pytest.param("q4_0", {"replica": 2, "data": 4}, marks=pytest.mark.slow),
         ("int4", {"data": 2, "seq": 2, "model": 2}),
         ("sfp8", {"data": 2, "seq": 2, "model": 2}),
     ],
