@@ -10,6 +10,8 @@ import pytest
 
 from tests import runs
 
+# Each starts the program several times; tests/train/test_interrupts.py has the signals, and test_watchdog.py the hangs.
+pytestmark = pytest.mark.slow
 SLOW = "--config.stages.first.num_steps=2000"  # there is always a step to stop in
 
 data = runs.data  # a fixture
@@ -23,7 +25,7 @@ def wait_for_rows(process, workdir, num_rows):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(data, tmp_path, number):
     process = runs.start(data, tmp_path / "run", SLOW, num_devices=1)
     wait_for_rows(process, tmp_path / "run", 4)
@@ -69,7 +71,6 @@ def start_hanging(data, workdir, where, *flags):
     return subprocess.Popen(line, env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["step", "save", "start_up"])
 def test_a_phase_that_hangs_leaves_its_stacks_and_status_124(data, tmp_path, phase):
     seconds = 40 if phase == "start_up" else 4  # longer than it takes before it hangs, on a busy machine too
@@ -80,7 +81,6 @@ def test_a_phase_that_hangs_leaves_its_stacks_and_status_124(data, tmp_path, pha
     assert "in hang" in stacks and "in hang" in err and "loop.py" in stacks
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_a_step_that_hangs(data, tmp_path):
     process = start_hanging(data, tmp_path / "run", "step")
     while "hanging" not in process.stderr.readline():
@@ -92,7 +92,6 @@ def test_a_second_ctrl_c_does_not_wait_for_a_step_that_hangs(data, tmp_path):
     assert "SIGINT again: stopped at once; steps since the last checkpoint are lost" in err
 
 
-@pytest.mark.slow
 def test_ctrl_c_before_the_first_step_ends_at_once(data, tmp_path):
     process = start_hanging(data, tmp_path / "run", "start_up")
     while "hanging" not in process.stderr.readline():

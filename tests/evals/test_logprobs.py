@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
 from tests import toys
 
-MODEL = toys.TOY
+MODEL = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1)
 
 
 def lists(*lengths):

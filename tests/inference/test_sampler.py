@@ -14,7 +14,7 @@ from gemma3_jax.model import masks, parameters
 from gemma3_jax.tokenizer import chat
 from tests import texts, toys
 
-MODEL = dataclasses.replace(toys.TOY, vocab_size=texts.TOKENIZER_SIZE, num_layers=7)
+MODEL = dataclasses.replace(toys.TOY, vocab_size=texts.TOKENIZER_SIZE, num_layers=2, num_local_per_global=1)
 PROMPTS = [[2, 92, 19, 400], list(range(2, 25)), [2]]
 NUM_NEW = 12  # over twice the window of 5
 
