@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax.data.targets import codec, subsample
-from gemma3_jax.distill import settings, targets
+from gemma3_jax.distill import noise, settings, targets
 from gemma3_jax.losses import vocab_parallel
 from tests.data.targets import synthetic
 
@@ -132,10 +132,10 @@ def test_top_k_is_stored_heaviest_first():
 def test_a_cut_of_these_is_what_fewer_samples_would_have_been(estimator):
     def drawn(num_samples):
         samples = settings.Samples(estimator=estimator, num_samples=num_samples)
-        row_ids = positions = jnp.arange(synthetic.T)[None]
+        tokens = jnp.arange(synthetic.T)[None]
         logits = 3 * jax.random.normal(jax.random.key(0), (1, synthetic.T, 96))
-        draw = functools.partial(targets.draw, vocab_parallel.Shard(96), samples=samples, seed=1)
-        decoded = jax.jit(draw)(logits, labels=row_ids, row_ids=row_ids, positions=positions)
+        draw = functools.partial(targets.draw, vocab_parallel.Shard(96), samples=samples)
+        decoded = jax.jit(draw)(logits, tokens, noise.token_words(1, tokens, tokens))
         masked = {name: np.asarray(array[0]) for name, array in decoded._asdict().items()}
         return codec.encode(row | {"loss_mask": np.ones(synthetic.T, bool)}, masked, samples)
 
