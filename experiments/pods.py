@@ -111,7 +111,7 @@ def table(plans: list[dict]) -> str:
     rows = [head, "|" + "---|" * 12]
     for plan in plans:
         kinds, slices = plan["hbm_bytes_by_kind"], f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
-        arguments = sum(kinds[kind] for kind in ("parameters", "optimizer", "teacher", "batch"))
+        arguments = sum(kinds.get(kind, 0) for kind in ("parameters", "optimizer", "teacher", "base", "batch"))
         mesh = " x ".join(str(plan["mesh"][axis]) for axis in ("replica", "data", "seq"))
         memory = f"{plan['hbm_bytes_per_chip'] / GIB:.2f}, {arguments / GIB:.2f}"
         if plan["fits"]:

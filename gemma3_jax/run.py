@@ -11,6 +11,7 @@ starts.jsonl       every start: config, versions, data      tokenizer.model
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -22,7 +23,7 @@ import jax
 from gemma3_jax import chips, console, hosts, provenance, renamed, settings
 from gemma3_jax.checkpoint import manager
 from gemma3_jax.durable import atomic, json_file, jsonl, lock
-from gemma3_jax.stages import build, inputs
+from gemma3_jax.stages import build, inputs, trained
 from gemma3_jax.train import (
     goodput,
     interrupts,
@@ -193,8 +194,8 @@ def _stage_of(restored: manager.Restored, stages: list[stage_run.StageRun], last
 
 def _initial_params(config: settings.StageConfig, stage: stage_run.StageRun, out: console.Console) -> dict:
     mesh = stage.program.mesh
-    if not config.init_from:
-        return inputs.fresh_params(config, mesh)
+    if config.lora.rank or not config.init_from:
+        return trained.fresh(config, mesh)
     checkpoint = inputs.open_init_from(config, stage.compat_keys["tokenizer"])
     mib = checkpoint.num_bytes() / 2**20
     out.say(f"reading {config.init_from} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
@@ -243,10 +244,13 @@ def _describe(stage: stage_run.StageRun) -> str:
         f"{step_program.name}: {step_program.num_steps:,} steps of {step_program.tokens_per_step:,} tokens, "
         f"{step_program.num_steps * step_program.tokens_per_step:,} in all, on {sizes}"
     )
+    mib = {role: program.bytes_per_device(tree) / 2**20 for role, tree in step_program.frozen_shapes.items()}
     if step_program.frozen_flops_per_token:
         fraction = step_program.frozen_flops_per_token / step_program.flops_per_token
-        mib = program.bytes_per_device(step_program.frozen_shapes) / 2**20
-        line += f"; its teacher: {mib:,.1f} MiB a device and {fraction:.0%} of the FLOPs"
+        line += f"; its teacher: {mib['teacher']:,.1f} MiB a device and {fraction:.0%} of the FLOPs"
+    if trained.BASE in mib:
+        num_factors = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(step_program.param_shapes))
+        line += f"; trains {num_factors:,} parameters of adapters; their base: {mib[trained.BASE]:,.1f} MiB a device"
     return line
 
 

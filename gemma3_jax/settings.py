@@ -12,6 +12,7 @@ from gemma3_jax.distill import settings as distill_settings
 from gemma3_jax.evals import settings as evals_settings
 from gemma3_jax.model import config as model_config
 from gemma3_jax.model import execution as model_execution
+from gemma3_jax.model import lora as model_lora
 from gemma3_jax.quant import settings as quant_settings
 from gemma3_jax.train import settings as train_settings
 
@@ -114,6 +115,7 @@ class StageConfig(StageEntry):
     first_step: int  # steps of the run before it
     model: model_config.Config  # with the stage's RoPE scale
     execution: model_execution.Execution
+    lora: model_lora.Lora
     seed: int
     init_from: str
     num_data_workers: int
@@ -141,6 +143,7 @@ class Train:
     seed: int = 0  # of fresh parameters, the order of the data, and sampled targets
     mesh: Mesh = Mesh()
     execution: model_execution.Execution = model_execution.Execution(dtype="bfloat16", remat="full")
+    lora: model_lora.Lora = model_lora.Lora()  # adapters on the frozen weights of init_from, in all stages
     stage_order: tuple[str, ...] = ()  # names of stages, in the order they run
     stages: dict[str, StageEntry] = dataclasses.field(default_factory=dict)
     checkpoints: train_settings.Checkpoints = train_settings.Checkpoints()
@@ -164,6 +167,11 @@ class Train:
             raise ValueError(f"stage_order is {self.stage_order}; name every stage once")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
+        if self.lora.rank and (rounds := [name for name in self.stage_order if self.stages[name].quant.format]):
+            raise ValueError(
+                f"lora.rank is {self.lora.rank}, and stage {rounds[0]} rounds weights that it trains (quant.format); "
+                "with adapters none of them trains: set one of the two, or lora.base_format, which packs them"
+            )
         if self.num_data_workers < 0:
             raise ValueError(f"num_data_workers is {self.num_data_workers}; it must be at least 0")
 
@@ -198,6 +206,7 @@ def resolve(config: Train, name: str) -> StageConfig:
         first_step=sum(config.stages[other].num_steps for other in before) if name in config.stage_order else 0,
         model=_rescaled(config.model, inherited["rope_scale"]),
         execution=config.execution,
+        lora=config.lora,
         seed=config.seed,
         init_from=config.init_from,
         num_data_workers=config.num_data_workers,

@@ -7,7 +7,7 @@ annotations, einsum strings and sharding annotations:
     T query tokens      K key heads         M teacher samples       Q soft tokens
     S key tokens        G = N / K           I images                W vision dim
     D embedding dim     H head dim          L layers                R blocks
-    F MLP dim           V vocabulary                                Z items in a block
+    F MLP dim           V vocabulary        C rank of an adapter    Z items in a block
 
 The mesh axes are those of the report's Table 2 and one more: `replica` (whole copies of the parameters, across pods),
 `data` (ZeRO-3), `seq` (context parallel) and `model` (tensor parallel; 1 by default).

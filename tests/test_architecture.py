@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "durable": "",
     "tokenizer": "durable",
     "quant": "sharding",
-    "model": "sharding",
+    "model": "quant sharding",
     "checkpoint": "console durable hosts model quant renamed sharding tokenizer",
     "losses": "model sharding",
     "distill": "losses model sharding",
@@ -75,7 +75,7 @@ HOME = {
 }
 # The wings of data/: what training reads is at its top, and needs neither to prepare data nor to write targets.
 WINGS = {"": "targets", "targets": "", "prepare": ""}  # wing -> the wings it may import beside the top
-LEGEND = set("ABDFGHIKLMNPQRSTVWZ")  # spelled out at the top of sharding.py
+LEGEND = set("ABCDFGHIKLMNPQRSTVWZ")  # spelled out at the top of sharding.py
 VAGUE = {"utils", "util", "common", "helpers", "misc", "base", "core", "lib", "v2", "deprecated"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 8
 MAX_MEDIAN_LINES = 130

@@ -19,7 +19,7 @@ import toy
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.data import order, stream
-from gemma3_jax.stages import build, inputs
+from gemma3_jax.stages import build, trained
 
 
 def make_step(run_config, directory: pathlib.Path):
@@ -27,7 +27,7 @@ def make_step(run_config, directory: pathlib.Path):
     [name] = run_config.stage_order
     config = settings.resolve(run_config, name)
     program = build.build([config], directory)[0].program
-    state = program.begin(inputs.fresh_params(config, program.mesh))
+    state = program.begin(trained.fresh(config, program.mesh))
 
     jitted, hyperparameters = program.jitted(), program.place_hyperparameters()
 

@@ -60,7 +60,7 @@ def main() -> None:
     import toy
 
     from gemma3_jax import settings
-    from gemma3_jax.stages import build, inputs
+    from gemma3_jax.stages import build, trained
 
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
@@ -75,7 +75,7 @@ def main() -> None:
         config = settings.resolve(run_config, name)
         program = build.build([config], directory)[0].program
         batches = [program.stage.next_batch(step, None) for step in range(flags.steps)]
-        state = program.begin(inputs.fresh_params(config, program.mesh))
+        state = program.begin(trained.fresh(config, program.mesh))
         with jax.set_mesh(program.mesh):
             hyperparameters = program.place_hyperparameters()
             compiled = program.jitted().lower(state, {}, hyperparameters, batches[0].rows).compile()

@@ -75,9 +75,9 @@ class Attention(nnx.Module):
         self, x: Float[Array, "B T D"], angles: Float[Array, "B T _"], attend: Attend
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns what the layer adds to the residual stream, and the new keys and values from `attend`."""
-        query = fsdp.project("BTD,DNH->BTNH", x, self.query[...])
-        key = fsdp.project("BTD,DKH->BTKH", x, self.key[...])
-        value = checkpoint_name(fsdp.project("BTD,DKH->BTKH", x, self.value[...]), "value")
+        query = fsdp.project("BTD,DNH->BTNH", x, self.query.get_value())
+        key = fsdp.project("BTD,DKH->BTKH", x, self.key.get_value())
+        value = checkpoint_name(fsdp.project("BTD,DKH->BTKH", x, self.value.get_value()), "value")
         # Norm, rotation and scale in float32, then one rounding to the activations' dtype.
         query = rope.rotate(self.query_norm(query.astype(jnp.float32)), angles) * self.query_scale
         key = rope.rotate(self.key_norm(key.astype(jnp.float32)), angles)
@@ -85,4 +85,4 @@ class Attention(nnx.Module):
         # Constrained again after the cast, so that an all-gather of keys moves the narrow dtype.
         key = checkpoint_name(sharding.constrain(key.astype(x.dtype), "BTKH"), "key")
         attended, new_kv = attend(query, key, value, self.sliding_window)
-        return fsdp.project("BTNH,NHD->BTD", attended, self.output[...]), new_kv
+        return fsdp.project("BTNH,NHD->BTD", attended, self.output.get_value()), new_kv

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from gemma3_jax import sharding
-from gemma3_jax.model import matmul
+from gemma3_jax.model import low_rank, matmul
 
 
 def annotated(value) -> nnx.Param:
@@ -32,7 +32,10 @@ def parameter(rngs: nnx.Rngs, dims: str, shape: tuple[int, ...], *, fan_in: str)
 
 
 def project(
-    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."], dtype: DTypeLike | None = None
+    spec: str,
+    x: Float[Array, "..."],
+    weight: Float[Array, "..."] | low_rank.FrozenWeight,
+    dtype: DTypeLike | None = None,
 ) -> Float[Array, "..."]:
     """einsum(spec, x, weight) in `dtype`, or that of `x`, laid out over the mesh as the letters of `spec` say.
 
@@ -40,7 +43,15 @@ def project(
     the backward pass gathers it again. Its gradient is summed in float32 over tokens and devices, as bfloat16 would
     lose sums over thousands of devices, and reduce-scattered to where the weight rests.
     """
-    return _project(spec, jnp.dtype(dtype or x.dtype), x, weight)
+    dtype = jnp.dtype(dtype or x.dtype)
+    if not isinstance(weight, low_rank.FrozenWeight):
+        return _project(spec, dtype, x, weight)
+    out = _project_frozen(spec, dtype, x, weight.value)
+    if weight.factors is None:
+        return out
+    down_spec, up_spec = low_rank.factor_specs(spec)
+    low = _project(down_spec, x.dtype, x, weight.factors.down) * weight.factors.scale
+    return out + _project(up_spec, dtype, low, weight.factors.up)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -66,7 +77,43 @@ def _project_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array
 _project.defvjp(_project_forward, _project_backward)
 
 
-def gather(weight: Float[Array, "..."], dims: str, dtype: DTypeLike) -> Float[Array, "..."]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _project_frozen(spec: str, dtype: jnp.dtype, x: jax.Array, weight: jax.Array | low_rank.Packed) -> jax.Array:
+    """As `_project`, with a weight that has no gradient."""
+    out = matmul.einsum(spec, x, gather_frozen(weight, spec, x.dtype), dtype)
+    return sharding.constrain(out, spec.partition("->")[2])
+
+
+def _project_frozen_forward(spec: str, dtype: jnp.dtype, x: jax.Array, weight) -> tuple[jax.Array, tuple]:
+    # No copy of `x` is kept for its gradient: a zero has its dtype.
+    return _project_frozen(spec, dtype, x, weight), (jnp.zeros((), x.dtype), weight)
+
+
+def _project_frozen_backward(spec: str, dtype: jnp.dtype, saved: tuple, grad: jax.Array) -> tuple[jax.Array, None]:
+    x_dims, weight_dims, out_dims = re.split(",|->", spec)
+    like, weight = saved
+    whole = gather_frozen(weight, spec, like.dtype)
+    grad_x = matmul.einsum(f"{out_dims},{weight_dims}->{x_dims}", grad.astype(like.dtype), whole)
+    return sharding.constrain(grad_x, x_dims), None
+
+
+_project_frozen.defvjp(_project_frozen_forward, _project_frozen_backward)
+
+
+def gather_frozen(weight: Float[Array, "..."] | low_rank.Packed, spec: str, dtype: DTypeLike) -> Float[Array, "..."]:
+    """The weight of a product `spec` in `dtype`, all-gathered. Of a packed one codes and scales travel, not weights."""
+    _, dims, out_dims = re.split(",|->", spec)
+    if not isinstance(weight, low_rank.Packed):
+        return gather(weight, dims, dtype)
+    contracted = "".join(letter for letter in dims if letter not in out_dims)
+    letters = low_rank.scale_dims(weight.format, weight.codes.shape, dims, contracted)
+    codes = gather(weight.codes, dims, weight.codes.dtype)
+    scale = gather(weight.scale, letters, weight.scale.dtype)
+    packed = low_rank.Packed(codes, scale, weight.format)
+    return sharding.constrain(low_rank.unpack(packed, dims, contracted, dtype), dims)
+
+
+def gather(weight: Shaped[Array, "..."], dims: str, dtype: DTypeLike) -> Shaped[Array, "..."]:
     """The weight in `dtype`, all-gathered from the shards it rests in; cast first, so that fewer bytes travel.
 
     Dims are gathered one at a time, the last one first: a gather over an earlier dim returns its parts in order, and

@@ -65,8 +65,8 @@ class GatedMLP(nnx.Module):
         self.down = fsdp.parameter(rngs, "F D", (mlp_dim, embed_dim), fan_in="F")
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        gate, up = (fsdp.project("BTD,DF->BTF", x, weight[...]) for weight in (self.gate, self.up))
-        return fsdp.project("BTF,FD->BTD", geglu(gate, up), self.down[...])
+        gate, up = (fsdp.project("BTD,DF->BTF", x, weight.get_value()) for weight in (self.gate, self.up))
+        return fsdp.project("BTF,FD->BTD", geglu(gate, up), self.down.get_value())
 
 
 @jax.custom_vjp

@@ -100,14 +100,14 @@ def make(
 
 
 def _bytes_by_kind(compiled: compiling.Compiled) -> dict[str, int]:
-    """Bytes of a chip at the peak of a step. Gradients are float32 and sharded as the parameters."""
+    """Bytes of a chip at the peak of a step. Gradients are float32 and sharded as the parameters, those that train."""
     step_program = compiled.program
     state = step_program.state_shapes()
     parameters = program.bytes_per_device(state.params)
     by_kind = {
         "parameters": parameters,
         "optimizer": program.bytes_per_device(state) - parameters,
-        "teacher": program.bytes_per_device(step_program.frozen_shapes),
+        **{role: program.bytes_per_device(step_program.frozen_shapes.get(role, {})) for role in ("teacher", "base")},
         "batch": program.bytes_per_device(step_program.batch_shapes),
         "gradients": parameters,
     }

@@ -83,7 +83,7 @@ def _int4(x: Array, dims: tuple[int, ...]) -> Encoded:
 def _q4_0(x: Array, dims: tuple[int, ...]) -> Encoded:
     """Source: ggml quants.c, quantize_row_q4_0_ref; gguf quants.py, whose float32 product is rounded before the sum."""
     xp = x.__array_namespace__()
-    x, dim = _blocks(x, dims)
+    x, dim = _blocks("q4_0", x, dims)
     items = xp.arange(BLOCK).reshape([BLOCK if i == dim else 1 for i in range(x.ndim)])
     first = xp.argmax(xp.abs(x), axis=dim, keepdims=True)
     # Signed, as the codes reach -8 on that side. Not take_along_axis: a partitioned gather may fetch all shards.
@@ -97,7 +97,7 @@ def _q4_0(x: Array, dims: tuple[int, ...]) -> Encoded:
 def _q8_0(x: Array, dims: tuple[int, ...]) -> Encoded:
     """Source: ggml quants.c, quantize_row_q8_0_ref."""
     xp = x.__array_namespace__()
-    x, dim = _blocks(x, dims)
+    x, dim = _blocks("q8_0", x, dims)
     largest = exact.flushed(xp.max(xp.abs(x), axis=dim, keepdims=True), exact.TINY)
     scale = exact.quotient(largest, xp.full_like(largest, 127))
     magnitude = xp.minimum(xp.abs(x) * exact.reciprocal(scale), 127)  # a minimum for the reasons in q4_0
@@ -117,14 +117,26 @@ def _sfp8(x: Array, dims: tuple[int, ...]) -> Encoded:
 _ENCODE = {"int4": _int4, "q4_0": _q4_0, "sfp8": _sfp8, "q8_0": _q8_0}
 
 
-def _blocks(x: Array, dims: tuple[int, ...]) -> tuple[Array, int]:
+def block_dims(format: str, shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[int, int] | None:
+    """Returns the first and the last dim that dims of blocks and items replace; None if the format has no blocks."""
+    if format not in BLOCK_FORMATS:
+        return None
+    # The dims before the last one stay separate if they can: a mesh may split them.
+    return (dims[0] if shape[dims[-1]] % BLOCK else dims[-1]), dims[-1]
+
+
+def in_blocks(format: str, x: Array, dims: tuple[int, ...]) -> Array:
+    """Returns `x` in the shape of the codes of a format."""
+    if (replaced := block_dims(format, x.shape, dims)) is None:
+        return x
+    first, last = replaced
+    num_blocks = math.prod(x.shape[first : last + 1]) // BLOCK
+    return x.reshape(*x.shape[:first], num_blocks, BLOCK, *x.shape[last + 1 :])
+
+
+def _blocks(format: str, x: Array, dims: tuple[int, ...]) -> tuple[Array, int]:
     """Returns `x` with its contracted dims in blocks, and the dim of the items in a block."""
-    first, last = dims[0], dims[-1]
-    if x.shape[last] % BLOCK:
-        merged = math.prod(x.shape[first : last + 1])
-        return x.reshape(*x.shape[:first], merged // BLOCK, BLOCK, *x.shape[last + 1 :]), first + 1
-    # The dims before it stay separate: a mesh may split them.
-    return x.reshape(*x.shape[:last], x.shape[last] // BLOCK, BLOCK, *x.shape[last + 1 :]), last + 1
+    return in_blocks(format, x, dims), block_dims(format, x.shape, dims)[0] + 1
 
 
 def shard_multiples(format: str, shape: tuple[int, ...], dims: tuple[int, ...]) -> dict[int, int]:

@@ -6,7 +6,8 @@
     qat            distillation  teacher  packed sequences of 32K        fake quantization
 
 The teacher of `qat` is the checkpoint that the stage begins with. Where `teach` has stored a teacher's targets they
-come with the batch, and nothing is frozen. A stage may also train on the next token alone.
+come with the batch, and nothing is frozen. A stage may also train on the next token alone. With adapters
+(config.lora) `frozen` has the base as well, and the view has the factors, which alone train, beside its matrices.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 
 from gemma3_jax import settings
 from gemma3_jax.data import batches, dataset
-from gemma3_jax.stages import evaluation, inputs
+from gemma3_jax.stages import evaluation, inputs, trained
 from gemma3_jax.stages import mesh as stage_mesh
 from gemma3_jax.stages import step as stage_step
 from gemma3_jax.train import stage_run
@@ -62,6 +63,7 @@ def _build(
         for change in data.rows.check_cursor(cursor, allow_data_change=allow_data_change):
             warn(f"warning: {change}")
 
+    base = inputs.open_base(config, data.tokenizer.digest, warn)
     source = inputs.open_targets(config, data, load_initial=load_initial, warn=warn)
     num_bytes = np.zeros(config.model.vocab_size, np.int32)
     num_bytes[: data.tokenizer.size] = data.tokenizer.num_bytes()
@@ -72,14 +74,19 @@ def _build(
     columns = dataclasses.asdict(config.model)
     compat_keys = {f"model.{field}": str(value) for field, value in columns.items() if field != "context_length"}
     compat_keys |= {"quant": config.quant.name, "tokenizer": data.tokenizer.digest, "teacher": source.digest}
-    quant = {"quant": dataclasses.asdict(config.quant)} if config.quant.format else {}
+    compat_keys |= {"lora": config.lora.name, "base": base.digest if base else "none"}
+    metadata = {"model": columns, "tokenizer": data.tokenizer.digest}
+    if config.quant.format:
+        metadata["quant"] = dataclasses.asdict(config.quant)
+    if base:
+        metadata["lora"] = dataclasses.asdict(config.lora) | {"base": base.path, "base_digest": base.digest}
     return stage_run.StageRun(
         program=program,
-        load_frozen=lambda: {"teacher": source.load(mesh, config.execution.dtype)} if source.load else {},
+        load_frozen=functools.partial(_load_frozen, config, mesh, source, base),
         cursor=data.rows.cursor,
         check_cursor=check_cursor,
         compat_keys=compat_keys,
-        checkpoint_metadata={"model": columns, "tokenizer": data.tokenizer.digest} | quant,
+        checkpoint_metadata=metadata,
         extra_files={dataset.TOKENIZER: data.tokenizer.model},
         evaluation=evaluation.make(
             config,
@@ -92,3 +99,11 @@ def _build(
         keep_initial_checkpoint=config.teacher == settings.START
         or (bool(config.quant.format) and config.evaluation.every_steps > 0),
     )
+
+
+def _load_frozen(
+    config: settings.StageConfig, mesh: Mesh, source: inputs.TeacherSource, base: inputs.BaseSource | None
+) -> dict:
+    """Returns the arrays of what is frozen, by role."""
+    frozen = {trained.BASE: base.load(mesh)} if base else {}
+    return frozen | ({"teacher": source.load(mesh, config.execution.dtype)} if source.load else {})

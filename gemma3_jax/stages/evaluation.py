@@ -90,12 +90,14 @@ def first_unseen(rows: order.Order, trained_on: Sequence[tuple[order.Order, int]
 
 
 def _next_token(config: settings.StageConfig, step_program: program.Program, *, num_bytes, open_rows) -> Begin:
-    def begin(_):
+    def begin(frozen):
         loss = next_token.make(config.model, config.execution, num_bytes=num_bytes)
-        mean, rows = _mean(lambda params, batch: loss(params, {}, batch), step_program), open_rows()
+        view = step_program.stage.view_params
+        mean = _mean(lambda params, batch, frozen: loss(view(params, frozen), {}, batch), step_program)
+        rows = open_rows()
 
         def score(params):
-            means = mean(params, rows)
+            means = mean(params, rows, frozen)
             return {"nats": means["loss"], "bits_per_byte": means["loss"] / means["bytes_per_target"] / math.log(2)}
 
         return score
@@ -123,7 +125,7 @@ def _rounding(
         )
         view = step_program.stage.view_params
         mean = _mean(
-            lambda params, batch, unquantized: loss(view(params), {"teacher": unquantized}, batch), step_program
+            lambda params, batch, unquantized: loss(view(params, {}), {"teacher": unquantized}, batch), step_program
         )
         rounded = mean(load_initial("float32"), rows, unquantized)
         return lambda params: compare(rounded, mean(params, rows, unquantized))
@@ -160,7 +162,7 @@ def _with_tasks(
         )
     gemma = sampler.build(config.model, tokenizer, mesh=step_program.mesh, execute=config.execution)
     tasks = [registry.make(name, gemma, measures) for name in measures.tasks]
-    # Without a format the view is the identity: a jitted one would copy the parameters.
+    # Without a format the view moves no number: a jitted one would copy the parameters.
     view = jax.jit(step_program.stage.view_params) if config.quant.format else step_program.stage.view_params
 
     def begin_all(frozen):
@@ -169,7 +171,7 @@ def _with_tasks(
         def evaluate(params):
             results = score(params)
             with jax.set_mesh(step_program.mesh):
-                viewed = view(params)
+                viewed = view(params, frozen)
             for each in tasks:
                 summary = task.run(each, lambda: viewed, model_id=step_program.name)
                 results |= {f"{each.name}/{name}": number for name, number in task.numbers(summary).items()}

@@ -14,7 +14,7 @@ from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.data import dataset, order
 from gemma3_jax.data.targets import reader as targets_reader
 from gemma3_jax.model import config as model_config
-from gemma3_jax.model import parameters
+from gemma3_jax.stages import trained
 from gemma3_jax.tokenizer import vocabulary
 
 
@@ -171,6 +171,39 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
     return checkpoint
 
 
+@dataclasses.dataclass(frozen=True)
+class BaseSource:
+    """The model that a stage's adapters train on, and that no step changes."""
+
+    path: str
+    digest: str
+    load: Callable[[Mesh], dict]
+
+
+def open_base(config: settings.StageConfig, tokenizer: str, warn: Callable[..., None]) -> BaseSource | None:
+    """Opens what the adapters of a stage are added to; None if it has none. `tokenizer`: as in open_init_from.
+
+    Raises: ValueError if the config names no model, or it is of another shape or tokenizer.
+    """
+    if not config.lora.rank:
+        return None
+    if not config.init_from:
+        raise ValueError(
+            f"lora.rank is {config.lora.rank}, and config.init_from is empty; adapters train on a model that exists: "
+            "name it with --config.init_from=PATH"
+        )
+    checkpoint = open_init_from(config, tokenizer)
+
+    def load(mesh: Mesh) -> dict:
+        mib = checkpoint.num_bytes() / 2**20
+        warn(f"reading base {checkpoint.path} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
+        params = checkpoint.load(mesh, "float32")
+        check_finite(params, f"config.init_from {config.init_from}")
+        return trained.freeze(config, mesh, params)
+
+    return BaseSource(str(checkpoint.path.absolute()), checkpoint.fingerprint(), load)
+
+
 def _notes(checkpoint: checkpoint_open.Checkpoint) -> str:
     """Returns the end of an error text: what may explain the size of a vocabulary."""
     return f" ({'; '.join(checkpoint.notes)})" if checkpoint.notes else ""
@@ -187,8 +220,3 @@ def check_finite(params: dict, source: str) -> None:
 @jax.jit
 def _are_finite(params: dict) -> dict:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
-
-
-def fresh_params(config: settings.StageConfig, mesh: Mesh) -> dict:
-    """Returns random parameters, float32, sharded over the mesh: the same numbers on any mesh."""
-    return parameters.init(config.model, jax.random.key(config.seed), mesh)

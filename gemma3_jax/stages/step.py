@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from gemma3_jax import settings, sharding
 from gemma3_jax.data import batches
 from gemma3_jax.distill import estimators, teacher
 from gemma3_jax.losses import distillation, next_token
+from gemma3_jax.model import adapters, execution, flops, parameters
 from gemma3_jax.model import config as model_config
-from gemma3_jax.model import execution, flops, parameters
-from gemma3_jax.quant import view
 from gemma3_jax.stages import mesh as stage_mesh
+from gemma3_jax.stages import trained
 from gemma3_jax.train import optimizer, program
 
 
@@ -28,7 +27,8 @@ def make(
 
     `num_bytes`: int32[V], the bytes of text that each id stands for. `teacher_model`: of the teacher that
     runs in the step; None if targets come with the batch. `next_batch`: None for a program that is only compiled.
-    Raises: ValueError if the batch does not split over the mesh, or weights cannot be rounded as the config says.
+    Raises: ValueError if the batch does not split over the mesh, weights cannot be rounded as the config says, or
+    adapters do not fit the model.
     """
     sharding.check_batch(mesh, config.batch_size // config.grad_accum_steps, config.seq_len)
     has_stored_targets = config.loss == "distill" and teacher_model is None
@@ -38,35 +38,35 @@ def make(
         config.seq_len,
         num_samples=config.samples.num_samples if has_stored_targets else None,
     )
-    view_params = view.make(config.quant, parameters.dims(config.model))
-    jax.eval_shape(view_params, parameters.shapes(config.model))  # refuses what cannot be rounded
+    trains = trained.make(config, mesh)
     frozen_flops = flops.per_token(teacher_model, config.seq_len) / 3 if teacher_model else 0.0  # forward alone
+    num_factors = adapters.count(config.model, config.lora) if config.lora.rank else None
     return program.Program(
         name=config.name,
         stage=program.Stage(
             loss=make_loss(config, num_bytes, teacher_model),
-            frozen=_frozen(config, mesh, teacher_model),
+            frozen=trains.frozen | _teacher(config, mesh, teacher_model),
             next_batch=next_batch,
-            view_params=view_params,
+            view_params=trains.view_params,
             optimizer=optimizer.make(config.optimizer, config.num_steps),
         ),
         num_steps=config.num_steps,
         mesh=mesh,
-        param_shapes=parameters.shapes(config.model),
-        param_shardings=parameters.shardings(config.model, mesh),
+        param_shapes=trains.shapes,
+        param_shardings=trains.shardings,
         batch_shapes=batch_shapes,
         grad_accum_steps=config.grad_accum_steps,
         spike_guard=config.spike_guard,
         seed=config.seed,
         ema_decay=config.ema_decay,
         tokens_per_step=config.tokens_per_step,
-        flops_per_token=flops.per_token(config.model, config.seq_len) + frozen_flops,
+        flops_per_token=flops.per_token(config.model, config.seq_len, num_factors) + frozen_flops,
         frozen_flops_per_token=frozen_flops,
         compiler_options=stage_mesh.compiler_options(mesh),
     )
 
 
-def _frozen(config: settings.StageConfig, mesh: sharding.AnyMesh, teacher_model: model_config.Config | None) -> dict:
+def _teacher(config: settings.StageConfig, mesh: sharding.AnyMesh, teacher_model: model_config.Config | None) -> dict:
     if teacher_model is None:
         return {}
     shapes = parameters.shapes(teacher_model, execution.DTYPES[config.execution.dtype])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -53,7 +54,8 @@ class Stage:
     frozen: Mapping[str, dict]  # by role, e.g. "teacher": shapes, dtypes and shardings of parameters that do not train
     # (step of the stage, now): reads ahead while steps come in order; None for a program that is only compiled
     next_batch: Callable[[int, Now], Batch] | None
-    view_params: Callable[[dict], dict]  # the parameters as the loss sees them: themselves, or quantized
+    # (parameters, frozen) -> the parameters as the loss sees them: themselves, quantized, or beside a frozen base
+    view_params: Callable[[dict, dict], dict]
     optimizer: optimizer.Optimizer
 
 
@@ -114,7 +116,7 @@ class Program:
         def one(state, frozen, hyperparameters, batch):
             def loss(params, batch):
                 inputs = {**frozen, "seed": hyperparameters.seed}
-                return self.stage.loss(self.stage.view_params(params), inputs, batch)
+                return self.stage.loss(self.stage.view_params(params, frozen), inputs, batch)
 
             take = step.make(
                 loss,
@@ -166,4 +168,9 @@ def with_shardings(shapes: object, shardings: object) -> object:
 def bytes_per_device(shapes: object) -> int:
     """Bytes that one device holds of arrays of these shapes, dtypes and shardings."""
     leaves = jax.tree.leaves(shapes)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * _bits(leaf.dtype) // 8 for leaf in leaves)
+
+
+def _bits(dtype: jnp.dtype) -> int:
+    """Returns the bits of a number on a device, where two of four bits share a byte."""
+    return jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * dtype.itemsize

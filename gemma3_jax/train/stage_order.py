@@ -31,9 +31,10 @@ def position(stages: Sequence[stage_run.StageRun], global_step: int, cursor: Map
             "--workdir"
         )
     for field, value in stage.compat_keys.items():
-        if meta.get(field) != value:
+        stored = meta.get(field, "none")  # which checkpoints from before there was such a field do not say
+        if stored != value:
             raise ValueError(
-                f"{field} of the checkpoint of step {global_step} is {meta.get(field)}, but the config says {value}; "
+                f"{field} of the checkpoint of step {global_step} is {stored}, but the config says {value}; "
                 "restore it, or choose another --workdir"
             )
     stage.check_cursor(cursor)

@@ -14,7 +14,7 @@ def make(num_devices: int) -> stage_run.StageRun:
         loss=lambda params, frozen, batch: (0.0, 0, {}),
         frozen={},
         next_batch=lambda number, now: None,
-        view_params=lambda params: params,
+        view_params=lambda params, frozen: params,
         optimizer=SGD,
     )
     return stage_run.StageRun(
