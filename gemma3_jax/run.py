@@ -194,7 +194,9 @@ def _stage_of(restored: manager.Restored, stages: list[stage_run.StageRun], last
 
 def _initial_params(config: settings.StageConfig, stage: stage_run.StageRun, out: console.Console) -> dict:
     mesh = stage.program.mesh
-    if config.lora.rank or not config.init_from:
+    if config.lora.rank:
+        return inputs.initial_factors(config, mesh)
+    if not config.init_from:
         return trained.fresh(config, mesh)
     checkpoint = inputs.open_init_from(config, stage.compat_keys["tokenizer"])
     mib = checkpoint.num_bytes() / 2**20

@@ -23,6 +23,7 @@ from gemma3_jax.checkpoint import (
     names,
     orbax,
     packed,
+    peft,
     target,
     tensor_file,
     tensor_source,
@@ -33,7 +34,7 @@ from gemma3_jax.model import config
 from gemma3_jax.tokenizer import directory as tokenizer_directory
 from gemma3_jax.tokenizer import pieces, vocabulary
 
-KINDS = ("orbax", "hf", "gguf")
+KINDS = ("orbax", "hf", "gguf", "peft")
 TOKENIZER = tokenizer_directory.MODEL
 
 
@@ -53,6 +54,7 @@ class Export:
     tokenizer: vocabulary.Tokenizer | None = None
     notes: tuple[str, ...] = ()
     carried: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    adapted: checkpoint_open.Checkpoint | None = None  # of kind peft: whose adapters are written, without its base
 
     @functools.cached_property
     def _extra_files(self) -> tuple[dict[str, bytes], tuple[str, ...]]:
@@ -82,6 +84,8 @@ class Export:
         """Returns about how many bytes will be written of parameters that are stored in these shapes and dtypes."""
         if self.kind == "gguf":
             return gguf_file.num_bytes(self.model, self.plan)
+        if self.kind == "peft":
+            return peft.num_bytes(self.model, self.adapted.adapter, self.dtype)
         dtype = self.dtype or (np.float32 if self.plan else None)
         return hf.num_bytes(self.model, shapes, dtype) + (packed.num_bytes(self.model, self.plan) if self.plan else 0)
 
@@ -117,6 +121,14 @@ class Export:
             with atomic.new(path) as (partial,):
                 partial.mkdir()
                 self._write_hf(partial, source, progress)
+        elif self.kind == "peft":
+            with atomic.new(path) as (partial,):
+                partial.mkdir()
+                base, dtype = self.adapted.base, self.dtype
+                architecture, name = base.source.architecture, str(base.path.absolute())
+                adapter = self.adapted.adapter
+                peft.write(partial, self.model, adapter, architecture=architecture, base=name, dtype=dtype)
+            progress(self.num_bytes({}))
         else:
             assert self.kind in KINDS, self.kind
             params = load_sharded.load(source, sharding.make_mesh(), self.dtype, progress)
@@ -151,14 +163,20 @@ def resolve(
     dtype: str | None = None,
     embedding: str | None = None,
     tokenizer: str | None = None,
+    merge: bool = False,
 ) -> Export:
-    """Returns what to write for a checkpoint and the options of the command line.
+    """Returns what to write for a checkpoint and the options of the command line. `merge`: adapters into their base.
 
     By default the parameters are as stored. With `quant`, the embedding table has the format that the checkpoint was
     trained for or is rounded to, else float16.
     Raises: ValueError if the tokenizer is no such file, or not the one that the checkpoint was trained with; if a file
     beside the weights of the source is damaged.
     """
+    if (source.adapter is None) if merge or kind == "peft" else source.adapter:
+        raise ValueError(_not_mergeable(source, kind))
+    if kind == "peft":
+        notes = _peft_notes(source)
+        return Export(kind, source.base.model, None, encoding.FLOATS[dtype] if dtype else None, None, notes, {}, source)
     plan = None
     if quant != "none":
         table = source.quant.get("embedding") if source.quant.get("format") == quant else None
@@ -171,10 +189,37 @@ def resolve(
     if kind != "orbax":  # which is to continue training from, with the unrounded weights
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
         notes = _rounding_notes(source, plan, dtype) + notes
-    if kind == "hf" and source.kind == "hf":
-        carried, more = _carried(source, words, tokenizer)
+    files_of = source.base or source
+    if kind == "hf" and files_of.kind == "hf":
+        carried, more = _carried(files_of, words, tokenizer)
         notes += more
     return Export(kind, source.model, plan, encoding.FLOATS[dtype] if dtype else None, words, notes, carried)
+
+
+def _not_mergeable(source: checkpoint_open.Checkpoint, kind: str) -> str:
+    """Returns the error of a command that does not say what becomes of adapters, or of one for a whole model."""
+    if source.adapter:
+        return (
+            f"{source.path} holds adapters; --merge writes their base with them in it as {kind}, and --format=peft the "
+            "adapters alone"
+        )
+    return f"{source.path} holds a whole model; {'--format=peft' if kind == 'peft' else '--merge'} is for adapters"
+
+
+def _peft_notes(source: checkpoint_open.Checkpoint) -> tuple[str, ...]:
+    architecture = source.base.source.architecture or "as convert --format=hf writes it"
+    notes = (f"for the base {source.base.path}, {architecture}",)
+    if format := source.adapter.lora.base_format:
+        notes += (
+            f"warning: the adapters were trained on a base in {format}, which PEFT does not know; load them on a base "
+            f"that convert --format=hf --quant={format} has written",
+        )
+    if source.model.rope_scale != source.base.model.rope_scale:
+        notes += (
+            f"warning: the adapters were trained at RoPE scale {source.model.rope_scale:g}, their base has "
+            f"{source.base.model.rope_scale:g}, and PEFT loads them on that; --merge writes a model of the first",
+        )
+    return notes
 
 
 def _carried(
@@ -240,6 +285,8 @@ def find_tokenizer(
                 f"{source.tokenizer[:12]}"
             )
         return tokenizer, (f"tokenizer {named}",)
+    if source.base and not (source.tokenizer or _tokenizer_files(source)):
+        return find_tokenizer(None, source.base, is_needed=is_needed)
     notes, errors = (), []
     for file in _tokenizer_files(source):
         try:

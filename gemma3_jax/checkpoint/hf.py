@@ -63,11 +63,11 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
     tensors = {}
     for name, slot in slots.items():
         stored = text[name]
-        dtype = _check(files[stored], stored, names.shape_of(slot.spec.hf_layout, padded))
+        dtype = check_tensor(files[stored], stored, names.shape_of(slot.spec.hf_layout, padded))
         tensors[slot] = tensor_source.StoredTensor(dtype, functools.partial(_read, files[stored], stored, slot, model))
     table = text[hf_names.TABLE]
     if head := text.get(hf_names.HEAD):
-        _check(files[head], head, names.shape_of("V D", padded))
+        check_tensor(files[head], head, names.shape_of("V D", padded))
         _check_tied(files, head, table)
     padding = functools.partial(_read_padding, files[table], table, model) if model.vocab_padding else None
     if padding and np.any(padding()):
@@ -75,7 +75,7 @@ def open_source(path: pathlib.Path) -> tensor_source.TensorSource:
             f"{path}: the last {model.vocab_padding} rows of the table, behind its tokens, are not zero; only Hugging "
             "Face directories hold them"
         )
-    return tensor_source.TensorSource(model, tensors, tuple(notes), padding=padding)
+    return tensor_source.TensorSource(model, tensors, tuple(notes), padding=padding, architecture=architecture)
 
 
 def _with_added_rows(path: pathlib.Path, model: config.Config, note: Callable[[str], None]) -> config.Config:
@@ -101,15 +101,9 @@ def _with_added_rows(path: pathlib.Path, model: config.Config, note: Callable[[s
 
 
 def check_is_model(path: pathlib.Path) -> None:
-    """Raises: ValueError if a directory has the weights of an adapter, of another format or without index."""
+    """Raises: ValueError if a directory has weights of another format or without index."""
     if any((path / name).exists() for name in (WEIGHTS, INDEX)):
         return
-    if (path / ADAPTER).exists():
-        base = json_file.read_object(path / ADAPTER).get("base_model_name_or_path")
-        raise ValueError(
-            f"{path} is an adapter of PEFT ({ADAPTER}; its base is {base!r:.80}), not a model; merge it into its base "
-            "with PEFT (merge_and_unload, save_pretrained), and name the directory of that"
-        )
     if shards := sorted(file.name for file in path.glob("model-*-of-*.safetensors")):
         raise ValueError(
             f"{path / WEIGHTS} does not exist; a Hugging Face directory holds it, or {shards[0]} and its like with "
@@ -230,13 +224,13 @@ def _tensor_files(path: pathlib.Path) -> dict[str, pathlib.Path]:
     return files
 
 
-def _check(file: pathlib.Path, name: str, shape: tuple[int, ...]) -> np.dtype:
-    """Returns a tensor's dtype, after checking that it has the shape of config.json."""
+def check_tensor(file: pathlib.Path, name: str, shape: tuple[int, ...], source: str = CONFIG) -> np.dtype:
+    """Returns a tensor's dtype, after checking its shape, which `source` asks for."""
     with opened(file) as handle:
         header = handle.get_slice(name)
         stored_shape, dtype = tuple(header.get_shape()), header.get_dtype()
     if stored_shape != shape:
-        raise ValueError(f"{file}: tensor {name} has shape {stored_shape}; {CONFIG} asks for {shape}")
+        raise ValueError(f"{file}: tensor {name} has shape {stored_shape}; {source} asks for {shape}")
     if dtype not in DTYPES:
         raise ValueError(f"{file}: tensor {name} is {dtype}; it must be one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -284,9 +278,13 @@ def _num_bytes(slot: names.Slot, model: config.Config, shapes: dict, dtype: DTyp
 
 def _form(slot: names.Slot, model: config.Config, shapes: dict, dtype: DTypeLike | None) -> tuple[str, tuple[int, ...]]:
     """Returns the dtype, as safetensors calls it, and the shape that a tensor is stored in."""
-    stored = _dtype(slot, shapes, dtype)
-    name = next(name for name, known in DTYPES.items() if known == stored)
-    return name, names.shape_of(slot.spec.hf_layout, names.dim_sizes(model, padded=True))
+    shape = names.shape_of(slot.spec.hf_layout, names.dim_sizes(model, padded=True))
+    return dtype_name(_dtype(slot, shapes, dtype)), shape
+
+
+def dtype_name(dtype: DTypeLike) -> str:
+    """Returns what safetensors calls a dtype of DTYPES."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def _dtype(slot: names.Slot, shapes: dict, dtype: DTypeLike | None) -> np.dtype:

@@ -36,7 +36,7 @@ def text_model(path: str, stored: Iterable[str], *, has_image_part: bool) -> tup
                 "save the model again"
             )
         _add(path, plain, unwrapped(name), name)
-    prefix = next((some for some in _TEXT_PREFIXES if any(name.startswith(f"{some}layers.") for name in plain)), PREFIX)
+    prefix = text_prefix(plain)
     text = {}
     for name, original in plain.items():
         if has_image_part and name.startswith(_IMAGE_PREFIXES):
@@ -45,6 +45,13 @@ def text_model(path: str, stored: Iterable[str], *, has_image_part: bool) -> tup
         _add(path, text, HEAD if name in _HEADS else below, original)
     num_image_tensors = sum(has_image_part and name.startswith(_IMAGE_PREFIXES) for name in plain)
     return text, num_image_tensors
+
+
+def text_prefix(stored: Iterable[str]) -> str:
+    """Returns what stands before "layers.0..." in unwrapped names of a text model, or of a model with images."""
+    stored = list(stored)
+    known = (some for some in _TEXT_PREFIXES if any(name.startswith(f"{some}layers.") for name in stored))
+    return next(known, PREFIX)
 
 
 def _add(path: str, table: dict[str, str], name: str, stored: str) -> None:

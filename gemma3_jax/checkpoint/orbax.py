@@ -12,12 +12,13 @@ from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from gemma3_jax import renamed
-from gemma3_jax.checkpoint import names, tensor_source
-from gemma3_jax.model import config, parameters
+from gemma3_jax.checkpoint import adapter, names, tensor_source
+from gemma3_jax.model import adapters, config, lora, parameters
 
 PARAMS = "params"
 METADATA_KEY = "gemma3_jax"  # marks this program's checkpoints
 FORMAT = 1
+_BASE_KEYS = ("base", "base_digest")  # of the metadata of adapters, beside the fields of lora.Lora
 
 
 def is_orbax(path: pathlib.Path) -> bool:
@@ -72,12 +73,15 @@ def read_model(path: pathlib.Path) -> tuple[config.Config, dict]:
         model = config.Config(**renamed.current(ours["model"]))
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return model, _check_shapes(path, model, dict(names.flatten(tree)))
+    if "lora" in ours:
+        expected = adapters.shapes(model, _lora(path, ours["lora"]))
+    else:
+        expected = parameters.shapes(model)
+    return model, _with_stored_dtypes(path, expected, dict(names.flatten(tree)))
 
 
-def _check_shapes(path: pathlib.Path, model: config.Config, stored: dict) -> dict:
-    """Returns the model's shapes with the stored dtypes. Raises: ValueError naming a parameter that does not fit."""
-    shapes = parameters.shapes(model)
+def _with_stored_dtypes(path: pathlib.Path, shapes: dict, stored: dict) -> dict:
+    """Returns shapes with the stored dtypes. Raises: ValueError naming a parameter that does not fit."""
     for param, expected in list(names.flatten(shapes)):
         name = "/".join(param)
         if param not in stored:
@@ -93,6 +97,47 @@ def _check_shapes(path: pathlib.Path, model: config.Config, stored: dict) -> dic
     if stored:
         raise ValueError(f"{path} has an unknown parameter {'/'.join(min(stored))}")
     return shapes
+
+
+def _lora(path: pathlib.Path, stored: object) -> lora.Lora:
+    try:
+        return lora.Lora(**{key: _tuple(value) for key, value in stored.items() if key not in _BASE_KEYS})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: its adapters cannot be read: {error}") from error
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def is_adapter(path: pathlib.Path) -> bool:
+    """Whether a checkpoint of this program holds the factors of adapters alone."""
+    return "lora" in _read_metadata(path)
+
+
+def open_adapter(path: pathlib.Path) -> tuple[config.Config, adapter.Adapter]:
+    """Returns the model that the adapters in a checkpoint are of, and their factors, which are read all at once.
+
+    Raises: ValueError as `read_model`. Reading raises ValueError if the files are damaged.
+    """
+    model, shapes = read_model(path)
+    stored = _read_metadata(path)["lora"]
+    settings = _lora(path, stored)
+
+    @functools.cache
+    def load_all() -> dict:
+        with reading(path):
+            host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+            return ocp.load_checkpointables(path.absolute(), {PARAMS: host})[PARAMS]
+
+    def read(slot: names.Slot) -> tuple[np.ndarray, np.ndarray]:
+        pair = names.get(load_all(), slot.path)
+        return pair["down"][slot.index], pair["up"][slot.index]
+
+    matrices = adapters.targets(model, settings)
+    factors = {slot: functools.partial(read, slot) for slot in names.slots(model) if "/".join(slot.path) in matrices}
+    base, digest = (str(stored.get(key, "")) for key in _BASE_KEYS)
+    return model, adapter.Adapter(settings, factors, base, digest)
 
 
 def read_tokenizer(path: pathlib.Path) -> str:

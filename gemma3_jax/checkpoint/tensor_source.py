@@ -39,6 +39,7 @@ class TensorSource:
     tensors: Mapping[names.Slot, StoredTensor]
     notes: tuple[str, ...] = ()  # for the user, such as that the vision tower is left out
     quant: Mapping[str, str] = dataclasses.field(default_factory=dict)  # `format` and `embedding` it is rounded to
+    architecture: str = ""  # of a Hugging Face directory, by its config.json
     padding: Callable[[], np.ndarray] | None = None  # returns the rows of a Hugging Face table behind the vocabulary
 
     def shapes(self) -> dict:

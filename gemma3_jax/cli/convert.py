@@ -5,7 +5,7 @@ import os
 import pathlib
 import time
 
-from gemma3_jax.cli import terminal
+from gemma3_jax.cli import model_flags, terminal
 
 
 def parser() -> terminal.Parser:
@@ -13,15 +13,17 @@ def parser() -> terminal.Parser:
         prog="python -m gemma3_jax convert",
         description="Converts a checkpoint to another format.\n\n"
         "The kind of the source is recognized. It may be a run directory, an Orbax checkpoint of this program, a\n"
-        "Hugging Face directory, a GGUF file (the first one of a split model), or an Orbax tree of the gemma\n"
-        "library. The target appears complete or not at all.\n\n"
+        "Hugging Face directory, a directory of PEFT, a GGUF file (the first one of a split model), or an Orbax tree\n"
+        "of the gemma library. The target appears complete or not at all.\n\n"
         "kinds of target:\n"
         "  orbax  a checkpoint of this program, to train from, sample from or evaluate\n"
         "  hf     a directory for Transformers, with the tokenizer, the chat template and where an answer ends; what\n"
         "         a Hugging Face source has of these is copied. With --quant its weights are rounded to that format,\n"
         "         and packed.safetensors beside them holds the codes, which convert and evaluate read.\n"
         "  gguf   a file for llama.cpp, with a Modelfile for Ollama beside it. GGUF has no type for int4 and sfp8:\n"
-        "         the rounded weights are stored as float32, exactly.\n\n"
+        "         the rounded weights are stored as float32, exactly.\n"
+        "  peft   a directory of PEFT with the adapters of a run (config.lora), without their base. All other kinds\n"
+        "         need --merge, which writes base and adapters as one model.\n\n"
         "--quant rounds the matrices of attention and MLP. A checkpoint that was trained for a format is best stored\n"
         "in it; convert warns about another one.\n\n"
         "Tensors are read and written one at a time: host memory in use is a few copies of the largest stored array.\n"
@@ -31,7 +33,9 @@ def parser() -> terminal.Parser:
     )
     flags.add_argument("--source", required=True, metavar="PATH", help="checkpoint to read")
     flags.add_argument("--target", required=True, metavar="PATH", help="checkpoint to write; must not exist")
-    flags.add_argument("--format", required=True, choices=("orbax", "hf", "gguf"), help="kind of checkpoint to write")
+    flags.add_argument(
+        "--format", required=True, choices=("orbax", "hf", "gguf", "peft"), help="kind of checkpoint to write"
+    )
     flags.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -57,6 +61,8 @@ def parser() -> terminal.Parser:
         "tokenizer.model beside it if the source was trained with that one; of a GGUF file the one in it, or beside it "
         "the original of that)",
     )
+    flags.add_argument("--merge", action="store_true", help="write the base of adapters with them merged into it")
+    terminal.add_base_flag(flags)
     terminal.add_model_flag(flags)
     return flags
 
@@ -79,6 +85,9 @@ def _check(flags: argparse.Namespace) -> None:
             "--dtype is for parameters that are not quantized; with --quant, use --embedding",
         ),
         (flags.dtype == "float16" and flags.format != "gguf", "--dtype=float16 is for --format=gguf"),
+        (flags.format == "peft" and is_quantized, "--quant is for --format=gguf and hf; adapters are floats"),
+        (flags.format == "peft" and flags.tokenizer, "--tokenizer is for --format=gguf and hf"),
+        (flags.format == "peft" and flags.merge, "--merge is for the other kinds; --format=peft writes no base"),
     ):
         if is_wrong:
             raise ValueError(problem)
@@ -86,10 +95,9 @@ def _check(flags: argparse.Namespace) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     from gemma3_jax.checkpoint import export
-    from gemma3_jax.checkpoint import open as checkpoint_open
 
     _check(flags)
-    checkpoint = checkpoint_open.open_checkpoint(pathlib.Path(flags.source), checkpoint_open.find_model(flags.model))
+    checkpoint = model_flags.open_checkpoint(flags, pathlib.Path(flags.source))
     path = pathlib.Path(os.path.abspath(flags.target))
     if path.is_relative_to(os.path.abspath(flags.source)):
         raise ValueError(f"--target {flags.target} is inside --source {flags.source}; choose a path outside of it")
@@ -100,6 +108,7 @@ def run(flags: argparse.Namespace) -> None:
         dtype=flags.dtype,
         embedding=flags.embedding,
         tokenizer=flags.tokenizer,
+        merge=flags.merge,
     )
     options.check_new(path, checkpoint.shapes)
     notes = dict.fromkeys(checkpoint.notes + options.check())  # both may read the tokenizer

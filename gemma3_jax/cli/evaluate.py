@@ -160,11 +160,7 @@ def _parse_integer(name: str, text: str) -> int:
 
 def _model_id(flags: argparse.Namespace) -> str:
     """Identifies the weights and the dtype they are used in."""
-    from gemma3_jax.checkpoint import open as checkpoint_open
-
-    checkpoint = checkpoint_open.open_checkpoint(
-        pathlib.Path(flags.checkpoint), checkpoint_open.find_model(flags.model)
-    )
+    checkpoint = model_flags.open_checkpoint(flags, pathlib.Path(flags.checkpoint))
     return f"{checkpoint.fingerprint()} {flags.dtype or 'float32'}"
 
 
@@ -199,9 +195,10 @@ def _bytes(flags: argparse.Namespace) -> None:
     lengths = settings.Measures().cache_lengths
     if flags.context is not None:
         lengths = tuple(_parse_integer("context", part) for part in flags.context.split(","))
-    model = checkpoint_open.find_model(flags.model)
     if flags.checkpoint:
-        model = checkpoint_open.open_checkpoint(pathlib.Path(flags.checkpoint), model).model
+        model = model_flags.open_checkpoint(flags, pathlib.Path(flags.checkpoint)).model
+    else:
+        model = checkpoint_open.find_model(flags.model)
     if model is None:
         raise ValueError("--task=bytes needs --checkpoint or --model")
     table = weight_bytes.table(model, lengths)

@@ -1,6 +1,7 @@
 """The flags that choose a model, its mesh and its dtype; and the model they name, opened with a progress bar."""
 
 import argparse
+import functools
 import pathlib
 
 from gemma3_jax.cli import terminal
@@ -23,7 +24,16 @@ def add_flags(parser: terminal.Parser, axis: str) -> None:
         help="the device mesh: sizes of the axes replica, data, seq and model; it uses the first N * ... devices "
         f"(default: all devices along {axis})",
     )
+    terminal.add_base_flag(parser)
     terminal.add_model_flag(parser)
+
+
+def open_checkpoint(flags: argparse.Namespace, path: pathlib.Path):
+    """The checkpoint at a path, as open.Checkpoint, with what --model and --base say of it. Raises: ValueError."""
+    from gemma3_jax.checkpoint import open as checkpoint_open
+
+    base = pathlib.Path(flags.base) if flags.base else None
+    return checkpoint_open.open_checkpoint(path, checkpoint_open.find_model(flags.model), base=base)
 
 
 def open_sampler(flags: argparse.Namespace, *, axis: str, context: int):
@@ -34,7 +44,6 @@ def open_sampler(flags: argparse.Namespace, *, axis: str, context: int):
     """
     import jax
 
-    from gemma3_jax.checkpoint import open as checkpoint_open
     from gemma3_jax.inference import open_sampler
 
     if not flags.checkpoint:
@@ -43,7 +52,7 @@ def open_sampler(flags: argparse.Namespace, *, axis: str, context: int):
         jax.config.update("jax_default_matmul_precision", "highest")  # TPUs and GPUs round the factors otherwise
     return open_sampler.open_sampler(
         pathlib.Path(flags.checkpoint),
-        model=checkpoint_open.find_model(flags.model),
+        open_checkpoint=functools.partial(open_checkpoint, flags),
         tokenizer=flags.tokenizer,
         mesh=terminal.mesh(flags.mesh or f"{axis}={jax.device_count()}"),
         dtype=flags.dtype or "float32",

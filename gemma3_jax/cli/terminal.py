@@ -70,6 +70,12 @@ def _expand_home(value: str | list[str], metavar: str) -> str | list[str]:
     return ",".join(map(os.path.expanduser, paths))
 
 
+def add_base_flag(parser: Parser) -> None:
+    parser.add_argument(
+        "--base", metavar="PATH", help="the model that adapters were trained on (default: where they say that it is)"
+    )
+
+
 def add_model_flag(parser: Parser) -> None:
     parser.add_argument(
         "--model",

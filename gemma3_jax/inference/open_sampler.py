@@ -76,7 +76,7 @@ class CheckpointSampler:
 def open_sampler(
     path: pathlib.Path,
     *,
-    model: config.Config | None = None,
+    open_checkpoint: Callable[..., checkpoint_open.Checkpoint] = checkpoint_open.open_checkpoint,
     tokenizer: str | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str = "float32",
@@ -86,13 +86,14 @@ def open_sampler(
 ) -> CheckpointSampler:
     """Opens the checkpoint at `path`, with its tokenizer if it has one.
 
-    `mesh` None puts all devices on axis `model`. `model` is for Orbax trees of the gemma library; `tokenizer` is a
-    SentencePiece file, a tokenizer.json, or a directory with one; `dtype` is that of activations and parameters;
-    `context` 0 is the model's. Weights of a quantization-aware run are rounded as in training.
+    `mesh` None puts all devices on axis `model`. `open_checkpoint` may know more than the path, such as the base of
+    adapters; `tokenizer` is a SentencePiece file, a tokenizer.json, or a directory with one; `dtype` is that of
+    activations and parameters; `context` 0 is the model's. Weights of a quantization-aware run are rounded as in
+    training.
     Raises: ValueError if there is no such checkpoint or tokenizer.
     """
     execute = execution.Execution(dtype=dtype)
-    checkpoint = checkpoint_open.open_checkpoint(path, model)
+    checkpoint = open_checkpoint(path)
     vocab, notes = export.find_tokenizer(tokenizer, checkpoint)
     mesh = mesh or sharding.make_mesh(model=jax.device_count())
     say(*notes)

@@ -22,6 +22,7 @@ class Lora:
     # Regular expressions, searched in the path a/b/c of each matrix of attention and MLP: mlp/gate, global_layer/, ...
     targets: tuple[str, ...] = ("attention/", "mlp/")
     rslora: bool = False  # multiply by alpha / sqrt(rank) instead
+    init_from: str = ""  # a directory of PEFT, or a run with adapters, to begin with; empty: fresh factors
     base_format: str = ""  # that the frozen matrices are packed in (QLoRA): int4, q4_0, sfp8, q8_0; "": not packed
 
     def __post_init__(self):
@@ -32,8 +33,9 @@ class Lora:
         if self.base_format not in ("", *quant_settings.MATRICES):
             allowed = ", ".join(quant_settings.MATRICES)
             raise ValueError(f"base_format is {self.base_format!r}; it must be '' or one of {allowed}")
-        if not self.rank and self.base_format:
-            raise ValueError(f"base_format is {self.base_format!r}, but rank is 0, which is no adapters; set it, too")
+        for name in ("base_format", "init_from"):
+            if not self.rank and getattr(self, name):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but rank is 0, which is no adapters; set it, too")
         if not self.targets:
             raise ValueError("targets is empty; name the matrices that get adapters, as ('attention/', 'mlp/')")
         for pattern in self.targets:
@@ -49,7 +51,7 @@ class Lora:
 
     @property
     def name(self) -> str:
-        """All of it, as text."""
+        """What the factors mean, as text; how they began is not in it."""
         if not self.rank:
             return "none"
         text = f"rank {self.rank}, alpha {self.alpha:g}{', rslora' * self.rslora}, {' '.join(self.targets)}"

@@ -101,7 +101,7 @@ def test_a_directory_of_an_adapter_alone_says_what_it_is(with_config, tmp_path):
     if not with_config:
         (path / "config.json").unlink()
     with pytest.raises(
-        ValueError, match=r"hf is an adapter of PEFT .*its base is 'google/gemma-3-1b-it'.*merge_and_un"
+        ValueError, match=r"hf holds adapters, and their base 'google/gemma-3-1b-it' is not there; name .* --base=PATH"
     ):
         checkpoint_open.open_checkpoint(path)
     (path / "adapter_config.json").write_text("[")
