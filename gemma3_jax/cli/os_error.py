@@ -6,7 +6,7 @@ import os
 import re
 
 _OUTPUTS = ("output", "target", "workdir", "cache", "profile")
-_INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "tools", "schema", "compare", "include_path")
+_INPUTS = ("checkpoint", "source", "input", "config", "tokenizer", "base", "tools", "schema", "compare", "include_path")
 # Every flag with a path; of the last three, few values are paths.
 PATHS = (*_OUTPUTS, *_INPUTS, "model", "teacher_model", "tool_command")
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
