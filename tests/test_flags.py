@@ -14,9 +14,9 @@ PATH_FLAGS = {
     "train": {"config", "workdir", "cache"},
     "plan": {"config", "teacher_model", "profile", "compare"},
     "teach": {"config", "checkpoint", "output"},
-    "convert": {"source", "target", "tokenizer", "model"},
-    "generate": {"checkpoint", "tokenizer", "model", "tools", "tool_command", "schema"},
-    "evaluate": {"checkpoint", "tokenizer", "model", "input", "output", "include_path"},
+    "convert": {"source", "target", "tokenizer", "base", "model"},
+    "generate": {"checkpoint", "tokenizer", "base", "model", "tools", "tool_command", "schema"},
+    "evaluate": {"checkpoint", "tokenizer", "base", "model", "input", "output", "include_path"},
     "report": {"workdir", "compare", "output"},
 }
 
