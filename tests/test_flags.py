@@ -10,7 +10,7 @@ from gemma3_jax.cli import program, terminal
 
 # Every flag that names files, by verb: one that is added without a metavar of paths is missing here.
 PATH_FLAGS = {
-    "prepare": {"config", "output"},
+    "prepare": {"config", "input", "output", "tokenizer"},
     "train": {"config", "workdir", "cache"},
     "plan": {"config", "teacher_model", "profile", "compare"},
     "teach": {"config", "checkpoint", "output"},

@@ -25,13 +25,26 @@ def load(config_flag: str, overrides: Sequence[str], schema: type):
 
     Raises: ValueError if the file is missing or fails, or if a field is unknown or has the wrong type.
     """
+    return build(read(run_file(config_flag), overrides, schema), schema)
+
+
+def read(values: Mapping, overrides: Sequence[str], schema: type) -> dict:
+    """Returns all fields as nested dicts: the defaults of `schema`, `values` over them, and the overrides over these.
+
+    Raises: ValueError if a field is unknown or has the wrong type.
+    """
     config = ml_collections.ConfigDict(_defaults(schema))
-    _update(config, _run_file(config_flag), schema, "config")
+    _update(config, values, schema, "config")
     _override(config, overrides, schema)
-    return _build(schema, config.to_dict(), "config")
+    return config.to_dict()
 
 
-def _run_file(config_flag: str) -> Mapping:
+def build(values: Mapping, schema: type):
+    """Returns the settings of all fields. Raises: ValueError for a value that a class does not accept."""
+    return _build(schema, values, "config")
+
+
+def run_file(config_flag: str) -> Mapping:
     """Returns the config that the file defines. Raises: ValueError if the file does not define one."""
     name, _, argument = config_flag.partition(":")
     path = pathlib.Path(name)

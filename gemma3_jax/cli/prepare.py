@@ -17,17 +17,31 @@ def parser() -> terminal.Parser:
     flags = terminal.Parser(
         prog="python -m gemma3_jax prepare",
         description="Turns raw text into packed sequences to train on.\n\n"
-        "Reads the sources that the config names (text, JSONL, Parquet, a TensorFlow dataset, or the Python standard\n"
-        "library), filters them, removes duplicates and overlap with evaluation sets, masks personal data, tokenizes,\n"
-        "and packs sequences into ArrayRecord shards with a manifest. Trains a tokenizer if the config names none.\n\n"
+        "Reads the files of --input (JSON lines, a JSON array, Parquet, or texts; documents or chats; .gz, .bz2, .xz,\n"
+        ".zst or .zip), whose format it recognizes and names, or the sources of a config. Filters them, removes\n"
+        "duplicates and overlap with evaluation sets, masks personal data, tokenizes, and packs sequences into\n"
+        "ArrayRecord shards with a manifest. Trains a tokenizer if none is named.\n\n"
         "It can be stopped at any moment; run the same command to resume. The same sources and config give the\n"
         "same bytes. --config.FIELD=VALUE sets any field.",
-        epilog="example:\n  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
+        epilog="example:\n  python -m gemma3_jax prepare --input=chats.jsonl --tokenizer=gemma-3-1b-it --output=data\n"
+        "  python -m gemma3_jax prepare --config=experiments/demo_data.py --output=data/demo \\\n"
         "      --config.seq_lens='(512,)' --config.duplicates.near=False\n\n"
         f"fields of the config, with their defaults (you choose each NAME):\n{fields}",
     )
     flags.takes_overrides = True
-    flags.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a Python file with get_config()")
+    flags.add_argument(
+        "--input",
+        action="append",
+        metavar="FILE",
+        help="a file, a glob or an archive of records with 'text' or with 'messages' (turns of {role, content}), or of "
+        "texts; may be repeated",
+    )
+    flags.add_argument("--config", metavar="FILE[:ARG]", help="instead of --input: a Python file with get_config()")
+    flags.add_argument(
+        "--tokenizer",
+        metavar="FILE|DIR",
+        help="a tokenizer.model, a tokenizer.json, or a Hugging Face directory (default: config.tokenizer.path)",
+    )
     flags.add_argument(
         "--output",
         required=True,
@@ -57,10 +71,7 @@ def parser() -> terminal.Parser:
 
 
 def run(flags: argparse.Namespace) -> None:
-    from gemma3_jax.cli import configs
-    from gemma3_jax.data.prepare import settings
-
-    config = configs.load(flags.config, flags.overrides, settings.PrepareConfig)
+    config = _config(flags)
     if flags.processes < 0:
         raise ValueError(f"--processes is {flags.processes}; it must be >= 0 (0: in this process)")
     if flags.runner_options and not flags.runner:
@@ -83,6 +94,35 @@ def run(flags: argparse.Namespace) -> None:
     terminal.say(_summary(flags.output, manifest, report))
     if flags.json:
         terminal.show(json.dumps(report, ensure_ascii=False))
+
+
+def _config(flags: argparse.Namespace):
+    """Returns the settings, from a config file or from the files to read. Raises: ValueError."""
+    from gemma3_jax.cli import configs
+    from gemma3_jax.data.prepare import formats, settings
+
+    if bool(flags.input) == bool(flags.config):
+        got = "both --input and --config" if flags.input else "neither --input nor --config"
+        raise ValueError(
+            f"prepare has {got}; it takes one: --input=FILE for your text or chats, or --config=FILE for sources, "
+            "filters and a mixture of your own"
+        )
+    values = configs.run_file(flags.config) if flags.config else {"sources": formats.sources_of(flags.input)}
+    values = configs.read(values, flags.overrides, settings.PrepareConfig)
+    if flags.tokenizer is not None:
+        if not flags.tokenizer:
+            raise ValueError("--tokenizer is empty; name a tokenizer.model, a tokenizer.json or a directory with one")
+        values["tokenizer"]["path"] = flags.tokenizer
+    elif flags.input and not values["tokenizer"]["path"]:
+        terminal.say(
+            f"--tokenizer is not set: one of {values['tokenizer']['size']} pieces is trained on these files; to train "
+            "on from a checkpoint, name its tokenizer"
+        )
+    config = configs.build(values, settings.PrepareConfig)
+    for name, source in config.sources.items():
+        num_files = f"{len(source.paths)} files" if len(source.paths) > 1 else "".join(source.paths)
+        terminal.say(f"{name}: {formats.describe(source)}{num_files and f' ({num_files})'}")
+    return config
 
 
 def _summary(output: str, manifest: dict, report: dict) -> str:

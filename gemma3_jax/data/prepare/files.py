@@ -44,7 +44,8 @@ def find(pattern: str) -> Iterator[tuple[str, int, str]]:
     """
     if _is_member(pattern):
         with open_unpacked(pattern) as file:
-            yield pattern, file.seek(0, io.SEEK_END), ""
+            size = file.seek(0, io.SEEK_END)
+        yield pattern, size, _version(*fsspec.core.url_to_fs(_split(pattern)[1]))
         return
     system, path = fsspec.core.url_to_fs(pattern)
     is_glob = any(mark in path for mark in "*?[") and not system.exists(path)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from gemma3_jax.data import dataset, mixture, record_ids
-from gemma3_jax.data.prepare import contamination, documents, filters, settings, sources
+from gemma3_jax.data.prepare import contamination, documents, filters, formats, settings, sources
 
 QUANTITIES = ("documents", "tokens", "characters", "bytes")
 
@@ -154,7 +154,10 @@ def _report(results: Results, by_reason: Mapping[str, int], manifest: dict, frac
         "dropped_by_part": manifest["dropped"],
         "evaluation": {"items": index.num_items, "too_short_to_find": index.num_too_short},
         "kept": {quantity: sum(part[quantity] for part in parts.values()) for quantity in QUANTITIES},
-        "sources": manifest["sources"],
+        "sources": {
+            name: source | {"format": formats.describe(results.config.sources[name])}
+            for name, source in manifest["sources"].items()
+        },
         "parts": {
             name: {key: part[key] for key in (*QUANTITIES, "rows")} | {"share": fractions[name]}
             for name, part in parts.items()

@@ -15,11 +15,12 @@ MAX_NAME_BYTES = 100  # of a bucket or a language: file systems allow 255 for "B
 class SourceConfig:
     """A source of records. Sources are ordered by name: of duplicates the first one stays."""
 
-    kind: str = "jsonl"  # jsonl, text (a file is a document), parquet, tfds, python (the installed standard library)
+    # jsonl, json (an array of rows), text (a file is a document), parquet, tfds, python (its standard library)
+    kind: str = "jsonl"
     paths: tuple[
         str, ...
     ] = ()  # globs, local or of any file system fsspec knows (gs://...); .gz and the like are decompressed
-    # Of a jsonl, parquet or tfds row; several (parallel text) are joined by a newline.
+    # Of a jsonl, json, parquet or tfds row; several (parallel text) are joined by a newline.
     fields: tuple[str, ...] = ("text",)
     turns_field: str = ""  # instead: the field with chat turns, a list of {role, content}; other keys are refused
     dataset: str = ""  # tfds: name[/config][:version], prepared in the array_record format
@@ -146,10 +147,10 @@ def check(config: PrepareConfig) -> None:
 
 
 def _check_source(field: str, source: SourceConfig) -> None:
-    _choice(f"{field}.kind", source.kind, ("jsonl", "text", "parquet", "tfds", "python"))
+    _choice(f"{field}.kind", source.kind, ("jsonl", "json", "text", "parquet", "tfds", "python"))
     if source.kind == "tfds" and not source.dataset:
         raise ValueError(f"{field}.dataset is empty; it names the TensorFlow dataset to read")
-    if source.kind in ("jsonl", "text", "parquet") and not source.paths:
+    if source.kind in ("jsonl", "json", "text", "parquet") and not source.paths:
         raise ValueError(f"{field}.paths is empty; it lists the files of this source")
     if not source.fields:
         raise ValueError(f"{field}.fields is empty; it names the fields with the text")

@@ -6,11 +6,12 @@ same records come in the same order on one core or a thousand.
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from gemma3_jax.data.prepare import builtin, files, settings
+from gemma3_jax.data.prepare import builtin, files, json_array, settings
 
 BYTES_PER_UNIT = 1 << 24  # some seconds of work, which is what a stop may cost
+ROWS_PER_BATCH = 1_024  # of Parquet, as Python objects at a time
 ROWS_PER_UNIT = 8_192
 
 Cut = tuple[int, str, int, int, int, str]  # file, path, start, stop, size, version: the fields of `sources.Unit`
@@ -81,7 +82,7 @@ def _parse(line: bytes) -> Mapping | str:
 
 
 def _value(content: bytes) -> object:
-    """The JSON value of a line or a file. Raises: ValueError."""
+    """The JSON value of a line. Raises: ValueError."""
     try:
         return json.loads(content.decode("utf-8-sig"))  # editors may write a byte order mark
     except UnicodeDecodeError as error:
@@ -92,18 +93,10 @@ def _value(content: bytes) -> object:
         raise ValueError(f"not JSON that can be read ({error})") from error
 
 
-def read_list(path: str) -> Sequence[Mapping]:
-    """The rows of a file that is a JSON list of them. Raises: ValueError."""
-    with files.naming(path):
-        with files.open_unpacked(path) as file:
-            rows = _value(file.read())
-        if not isinstance(rows, list) or not rows:
-            what = "an empty list" if rows == [] else f"a JSON {type(rows).__name__}"
-            raise ValueError(f"it is {what}, not a list of rows; a file with a row on each line is called .jsonl")
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is a JSON {type(row).__name__}, not an object")
-    return rows
+def _read_array(unit, source: settings.SourceConfig):
+    with files.open_unpacked(unit.path) as file:
+        for position, row in enumerate(json_array.elements(file.read)):
+            yield position, row if isinstance(row, dict) else f"a JSON {type(row).__name__}, not an object"
 
 
 def _read_text(unit, source: settings.SourceConfig):
@@ -132,7 +125,7 @@ def _read_parquet(unit, source: settings.SourceConfig):
     with files.open_unpacked(unit.path) as content:
         table = parquet.ParquetFile(content)
         position = sum(table.metadata.row_group(group).num_rows for group in range(unit.start))
-        for batch in table.iter_batches(row_groups=range(unit.start, unit.stop)):
+        for batch in table.iter_batches(ROWS_PER_BATCH, row_groups=range(unit.start, unit.stop)):
             for row in _parquet_batch(batch):
                 yield position, row
                 position += 1
@@ -204,6 +197,7 @@ def _read_python(unit, source: settings.SourceConfig):
 
 _CUTTERS = {
     "jsonl": _cut_by_bytes,
+    "json": _cut_by_file,
     "text": _cut_by_file,
     "parquet": _cut_by_row_groups,
     "tfds": _cut_tfds,
@@ -211,6 +205,7 @@ _CUTTERS = {
 }
 _READERS = {
     "jsonl": _read_lines,
+    "json": _read_array,
     "text": _read_text,
     "parquet": _read_parquet,
     "tfds": _read_tfds,

@@ -5,7 +5,8 @@ Paths may be local or of any file system that fsspec knows.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from gemma3_jax.data import record_ids
 from gemma3_jax.data.prepare import builtin, chats, files, records, settings, source_kinds
@@ -102,6 +103,8 @@ def describe(
     path = next(unit.path for unit in units if (unit.source_number, unit.file) == (record_id.source, record_id.file))
     if source.kind == "text":
         return path
+    if source.kind == "json":
+        return f"{path}, row {record_id.position + 1}"
     if source.kind != "jsonl":
         return f"{path}, row {record_id.position}"
     with files.open_unpacked(path) as file:  # lines are counted only here, because it takes time
@@ -126,19 +129,23 @@ def read_texts(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _items(path: str, fields: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    kind = files.kind_of(path)
-    if kind == "json":
-        for number, row in enumerate(source_kinds.read_list(path), start=1):
-            yield f"{path}, row {number}", _joined(row, fields)
-        return
+    for where, row in rows(path, files.kind_of(path)):
+        if isinstance(row, str):
+            raise ValueError(f"{where()}: {row}")
+        yield where(), _joined(row, fields)
+
+
+def rows(path: str, kind: str) -> Iterator[tuple[Callable[[], str], Mapping | str]]:
+    """Yields (a function that returns where it is, row) of a file; instead of a row that cannot be read, the problem.
+
+    Raises: ValueError if the file itself is damaged.
+    """
     source = settings.SourceConfig(kind=kind, paths=(path,))
     for number, cut in enumerate(source_kinds.cut(source)):
-        unit = Unit(number, "evaluation", 0, *cut)
+        unit = Unit(number, "", 0, *cut)
         for position, row in source_kinds.read_rows(unit, source):
-            where = describe({"": source}, [unit], record_ids.RecordId(0, unit.file, position))
-            if isinstance(row, str):
-                raise ValueError(f"{where}: {row}")
-            yield where, _joined(row, fields)
+            record_id = record_ids.RecordId(0, unit.file, position)
+            yield functools.partial(describe, {"": source}, [unit], record_id), row
 
 
 def _joined(row: Mapping, fields: tuple[str, ...]) -> str:

@@ -247,12 +247,12 @@ def test_evaluation_sets_are_what_their_names_say(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"[]", "b.json cannot be read: it is an empty list, not a list of rows; a file with a row on each line is"),
-        (b'{"data": [{"question": "why"}]}', "b.json cannot be read: it is a JSON dict, not a list of rows"),
-        (b"3", "b.json cannot be read: it is a JSON int, not a list of rows"),
-        (b'[{"question": "why"}, "why"]', "b.json cannot be read: row 2 is a JSON str, not an object"),
-        (b'[{"question": "why"', "b.json cannot be read: not JSON \\(column 20"),
-        (b"[" * 100_000, "b.json cannot be read: not JSON that can be read"),
+        (b"[]", "b.json cannot be read: it is an empty JSON array"),
+        (b'{"data": [{"question": "why"}]}', "b.json cannot be read: line 1: '{' where a JSON array begins"),
+        (b"", "b.json cannot be read: line 1: the end of the file where a JSON array begins"),
+        (b'[{"question": "why"}, "why"]', "b.json, row 2: a JSON str, not an object"),
+        (b'[{"question": "why"', "b.json cannot be read: row 1, line 1: not JSON"),
+        (b"[" * 100_000, "b.json cannot be read: row 1, line 1: not JSON that can be read"),
         (b'["\xff"]', "b.json cannot be read: not UTF-8"),
     ],
 )
