@@ -23,7 +23,7 @@ import jax
 from gemma3_jax import chips, console, hosts, provenance, renamed, settings
 from gemma3_jax.checkpoint import manager
 from gemma3_jax.durable import atomic, json_file, jsonl, lock
-from gemma3_jax.stages import build, inputs, trained
+from gemma3_jax.stages import adapter_inputs, build, inputs, trained
 from gemma3_jax.train import (
     goodput,
     interrupts,
@@ -48,7 +48,7 @@ class RunOptions:
     workdir: pathlib.Path
     only_stage: str = ""
     allow_data_change: bool = False
-    overrides: tuple[str, ...] = ()  # what the command line changed of the recipe, a line for each field
+    overrides: tuple[str, ...] = ()  # in what the config is not the recipe's file, a line for each field
     trace_steps: tuple[int, int] | None = None  # steps of the run between which to trace
     started: float  # when the process did, by time.monotonic()
 
@@ -195,10 +195,10 @@ def _stage_of(restored: manager.Restored, stages: list[stage_run.StageRun], last
 def _initial_params(config: settings.StageConfig, stage: stage_run.StageRun, out: console.Console) -> dict:
     mesh = stage.program.mesh
     if config.lora.rank:
-        return inputs.initial_factors(config, mesh)
+        return adapter_inputs.initial_factors(config, mesh)
     if not config.init_from:
         return trained.fresh(config, mesh)
-    checkpoint = inputs.open_init_from(config, stage.compat_keys["tokenizer"])
+    checkpoint = inputs.open_init_from(config, stage.extra_files)
     mib = checkpoint.num_bytes() / 2**20
     out.say(f"reading {config.init_from} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
     with out.bar("read", checkpoint.num_bytes("float32")) as bar:

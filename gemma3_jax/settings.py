@@ -36,6 +36,9 @@ class Mesh:
 
 
 LOSSES = ("next_token", "distill")
+# Ours: times 1 / embed_dim, the peak learning rate of a model that has been trained; 5e-5 for 270M, 6e-6 for 27B.
+TRAINED_LR = 0.03
+ADAPTERS_LR = 10.0  # ours too: the peak learning rate of adapters, as a multiple of that
 START = "start"  # as a teacher: the initial parameters of the stage
 
 
@@ -61,8 +64,9 @@ class EvaluationConfig:
 class StageEntry:
     """One entry of config.stages. An empty field is inherited from the run; `resolve` fills it in."""
 
-    num_steps: int
-    seq_len: int  # tokens
+    num_steps: int = 0  # 0: as many as `epochs` take
+    epochs: float = 0.0  # how often the data's sequences are drawn, of a stage without num_steps
+    seq_len: int = 0  # tokens; 0: that of the data's sequences, if all have one length
     batch_size: int  # sequences of a step
     grad_accum_steps: int = 1  # parts of a batch, computed one after the other to save memory
     rope_scale: float = 0.0  # of the global layers; 0: config.model.rope_scale
@@ -82,6 +86,8 @@ class StageEntry:
     z_loss: float = 0.0  # weight of the squared log-denominator of the softmax in the loss
 
     def __post_init__(self):
+        if self.epochs < 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be at least 0")
         for name in ("num_steps", "seq_len", "batch_size", "grad_accum_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -134,7 +140,7 @@ def _check_is_directory(name: str, path: str) -> None:
 class Train:
     """The config of a run."""
 
-    model: model_config.Config
+    model: model_config.Config  # what is left out is that of init_from
     data: str = ""  # directory that `prepare` wrote
     teacher: str = ""  # of the stages that distill: a checkpoint of any kind that `convert` reads
     documents: str = ""  # the default of evaluation.measures.documents; as `evaluate --input`

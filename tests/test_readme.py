@@ -117,7 +117,7 @@ def test_every_command_of_ours_has_flags_and_fields_that_exist(page):
             flags = program.VERBS[verb][0].parser().parse_all(rest)
             file = getattr(flags, "config", None)
             if verb != "prepare" and file and file.startswith("experiments/"):
-                configs.load(str(ROOT / file), flags.overrides, settings.Train)
+                configs.read(configs.run_file(str(ROOT / file)), flags.overrides, settings.Train)
 
 
 def test_every_command_is_run_or_excused_and_every_excuse_is_of_a_command():

@@ -90,11 +90,11 @@ def run(flags: argparse.Namespace) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # else libtpu warns that there is no TPU
 
     from gemma3_jax import settings
-    from gemma3_jax.cli import configs
+    from gemma3_jax.cli import recipes
     from gemma3_jax.planning import plan, topologies
 
     compared = _check_profile(flags)
-    config = configs.load(flags.config, flags.overrides, settings.Train)
+    config = recipes.load(flags.config, flags.overrides)
     name = flags.stage or config.stage_order[0]
     if name not in config.stages:
         raise ValueError(f"--stage is {name}; config.stages has: {', '.join(config.stages)}")

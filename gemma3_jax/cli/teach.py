@@ -41,14 +41,14 @@ def parser() -> terminal.Parser:
 
 def run(flags: argparse.Namespace) -> None:
     from gemma3_jax import settings
-    from gemma3_jax.cli import configs
+    from gemma3_jax.cli import recipes
 
     if not flags.output:
         raise ValueError("--output is empty; name the directory to write")
     if "://" in flags.output:
         raise ValueError(f"--output is {flags.output}; it must be a directory (of a file system that all hosts share)")
     terminal.on_stop = terminal.Stop(75, f"finished work stays in {flags.output}; run the same command to resume")
-    run_config = configs.load(flags.config, flags.overrides, settings.Train)
+    run_config = recipes.load(flags.config, flags.overrides)
     config = settings.resolve(run_config, _stage_name(run_config, flags.stage))
     if flags.checkpoint:
         config = dataclasses.replace(config, teacher=flags.checkpoint)

@@ -33,7 +33,9 @@ def parser() -> terminal.Parser:
         "goodput.jsonl      time by kind                    profile/       traces of --profile\n"
         "starts.jsonl       each start: command, versions   stacks-N.txt   the stacks of a process that hung\n"
         "tokenizer.model    the tokenizer of the data",
-        epilog="example:\n  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/my_run \\\n"
+        epilog="example:\n  python -m gemma3_jax train --config=experiments/finetune.py --workdir=runs/tuned \\\n"
+        "      --config.init_from=gemma-3-1b-it --config.data=data\n"
+        "  python -m gemma3_jax train --config=experiments/demo.py --workdir=runs/my_run \\\n"
         "      --config.data=data/demo --config.stages.pretrain.optimizer.peak_lr=2e-3\n\n"
         f"fields of the config and their defaults (NAME is the key of an entry):\n{fields}",
     )
@@ -61,10 +63,10 @@ def parser() -> terminal.Parser:
 
 def run(flags: argparse.Namespace) -> int:
     from gemma3_jax import settings
-    from gemma3_jax.cli import configs
+    from gemma3_jax.cli import configs, recipes
 
     terminal.on_stop = terminal.Stop(75, "no step was taken; run the same command to resume")
-    config = configs.load(flags.config, flags.overrides, settings.Train)
+    config = recipes.load(flags.config, flags.overrides)
     if flags.stage and flags.stage not in config.stage_order:
         raise ValueError(f"--stage is {flags.stage}; config.stage_order has: {', '.join(config.stage_order)}")
     if not flags.workdir:
@@ -81,13 +83,13 @@ def run(flags: argparse.Namespace) -> int:
 
     names = [flags.stage] if flags.stage else config.stage_order
     verification.run(flags, (settings.resolve(config, name) for name in names))
-    recipe = configs.load(flags.config, [], settings.Train) if flags.overrides else config
+    recipe = configs.read(configs.run_file(flags.config), [], settings.Train)
     options = run.RunOptions(
         workdir=workdir,
         only_stage=flags.stage,
         allow_data_change=flags.allow_data_change,
         trace_steps=trace.parse(flags.profile) if flags.profile else None,
-        overrides=tuple(run.differences(dataclasses.asdict(recipe), dataclasses.asdict(config))),
+        overrides=tuple(run.differences(recipe, dataclasses.asdict(config))),
         started=terminal.STARTED,
     )
     display = _Display()

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from gemma3_jax import settings
 from gemma3_jax.data import batches, dataset
-from gemma3_jax.stages import evaluation, inputs, trained
+from gemma3_jax.stages import adapter_inputs, evaluation, inputs, trained
 from gemma3_jax.stages import mesh as stage_mesh
 from gemma3_jax.stages import step as stage_step
 from gemma3_jax.train import stage_run
@@ -63,7 +63,8 @@ def _build(
         for change in data.rows.check_cursor(cursor, allow_data_change=allow_data_change):
             warn(f"warning: {change}")
 
-    base = inputs.open_base(config, data.tokenizer.digest, warn)
+    files = {dataset.TOKENIZER: data.tokenizer.model}
+    base = adapter_inputs.open_base(config, files, warn)
     source = inputs.open_targets(config, data, load_initial=load_initial, warn=warn)
     num_bytes = np.zeros(config.model.vocab_size, np.int32)
     num_bytes[: data.tokenizer.size] = data.tokenizer.num_bytes()
@@ -87,7 +88,7 @@ def _build(
         check_cursor=check_cursor,
         compat_keys=compat_keys,
         checkpoint_metadata=metadata,
-        extra_files={dataset.TOKENIZER: data.tokenizer.model},
+        extra_files=files,
         evaluation=evaluation.make(
             config,
             program,
@@ -102,7 +103,7 @@ def _build(
 
 
 def _load_frozen(
-    config: settings.StageConfig, mesh: Mesh, source: inputs.TeacherSource, base: inputs.BaseSource | None
+    config: settings.StageConfig, mesh: Mesh, source: inputs.TeacherSource, base: adapter_inputs.BaseSource | None
 ) -> dict:
     """Returns the arrays of what is frozen, by role."""
     frozen = {trained.BASE: base.load(mesh)} if base else {}

@@ -2,21 +2,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from gemma3_jax import settings
-from gemma3_jax.checkpoint import adapter, hf_config, names
+from gemma3_jax.checkpoint import export, hf_config
 from gemma3_jax.checkpoint import open as checkpoint_open
 from gemma3_jax.data import dataset, order
 from gemma3_jax.data.targets import reader as targets_reader
-from gemma3_jax.model import adapters
 from gemma3_jax.model import config as model_config
-from gemma3_jax.stages import trained
 from gemma3_jax.tokenizer import vocabulary
 
 
@@ -144,8 +141,8 @@ def open_initial(config: settings.StageConfig, checkpoints: pathlib.Path) -> che
     return checkpoint_open.open_checkpoint(path)
 
 
-def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_open.Checkpoint:
-    """Opens the checkpoint that `config.init_from` names. `tokenizer`: digest of that of the stage's data.
+def open_init_from(config: settings.StageConfig, files: Mapping[str, bytes]) -> checkpoint_open.Checkpoint:
+    """Opens the checkpoint that `config.init_from` names. `files`: those of the stage, with the data's tokenizer.
 
     Raises: ValueError if it is of another model or tokenizer.
     """
@@ -163,95 +160,33 @@ def open_init_from(config: settings.StageConfig, tokenizer: str) -> checkpoint_o
                 f"config.init_from {config.init_from} has {field} {theirs[field]}, config.model.{field} is "
                 f"{ours[field]}; make them one{_notes(checkpoint) if field == 'vocab_size' else ''}"
             )
-    if checkpoint.tokenizer:
-        vocabulary.check_same(
-            tokenizer,
-            checkpoint.tokenizer,
-            got_from=f"the data of {config.name}",
-            expected_from=f"config.init_from {config.init_from}",
-        )
+    _check_tokenizer(config, checkpoint, vocabulary.Tokenizer(files[dataset.TOKENIZER]))
     return checkpoint
 
 
-@dataclasses.dataclass(frozen=True)
-class BaseSource:
-    """The model that a stage's adapters train on, and that no step changes."""
+def _check_tokenizer(
+    config: settings.StageConfig, checkpoint: checkpoint_open.Checkpoint, ours: vocabulary.Tokenizer
+) -> None:
+    """Raises: ValueError if the ids of a stage's data mean something else to the checkpoint that it starts from.
 
-    path: str
-    digest: str
-    load: Callable[[Mesh], dict]
-
-
-def open_base(config: settings.StageConfig, tokenizer: str, warn: Callable[..., None]) -> BaseSource | None:
-    """Opens what the adapters of a stage are added to; None if it has none. `tokenizer`: as in open_init_from.
-
-    Raises: ValueError if the config names no model, or it is of another shape or tokenizer.
+    A run stores the digest of its tokenizer. Of another checkpoint the tokenizer beside it is compared by its pieces:
+    the same ones make another digest in tokenizer.json than in tokenizer.model, and one may have tokens added behind
+    them, or new names for those that no text has.
     """
-    if not config.lora.rank:
-        return None
-    if not config.init_from:
-        raise ValueError(
-            f"lora.rank is {config.lora.rank}, and config.init_from is empty; adapters train on a model that exists: "
-            "name it with --config.init_from=PATH"
-        )
-    checkpoint = open_init_from(config, tokenizer)
-    if checkpoint.base:
-        raise ValueError(
-            f"config.init_from {config.init_from} holds adapters, and config.lora trains others; name their base "
-            f"({checkpoint.base.path}) with it and them with --config.lora.init_from, or merge them first (convert)"
-        )
-    open_init_adapter(config)  # refuses what does not fit
-
-    def load(mesh: Mesh) -> dict:
-        mib = checkpoint.num_bytes() / 2**20
-        warn(f"reading base {checkpoint.path} ({checkpoint.kind}, {mib:.1f} MiB)", *checkpoint.notes)
-        params = checkpoint.load(mesh, "float32")
-        check_finite(params, f"config.init_from {config.init_from}")
-        return trained.freeze(config, mesh, params)
-
-    return BaseSource(str(checkpoint.path.absolute()), checkpoint.fingerprint(), load)
-
-
-def open_init_adapter(config: settings.StageConfig) -> adapter.Adapter | None:
-    """Opens the adapters that config.lora.init_from names, to begin with; None if it names none.
-
-    Raises: ValueError if they are of another shape, rank or scale, or of other matrices than config.lora says.
-    """
-    ours = config.lora
-    if not ours.init_from:
-        return None
-    opened = checkpoint_open.open_adapter(pathlib.Path(ours.init_from), config.model)
-    theirs = opened.lora
-    for field in ("rank", "alpha", "rslora"):
-        if getattr(theirs, field) != getattr(ours, field):
+    data, start = f"the data of {config.name}", f"config.init_from {config.init_from}"
+    if checkpoint.tokenizer:
+        vocabulary.check_same(ours.digest, checkpoint.tokenizer, got_from=data, expected_from=start)
+        return
+    theirs, _ = export.find_tokenizer(None, checkpoint)
+    if theirs is None or theirs.digest == ours.digest:
+        return
+    for token in range(min(theirs.size, ours.size)):
+        pieces = (ours.piece(token), theirs.piece(token))
+        if pieces[0] != pieces[1] and not any(map(vocabulary.is_control_name, pieces)):
             raise ValueError(
-                f"lora.{field} is {getattr(ours, field)}, and lora.init_from {ours.init_from} has "
-                f"{getattr(theirs, field)}; make them one"
+                f"{data} was made with another tokenizer than that of {start}: id {token} is {pieces[0]!r} in the "
+                f"first and {pieces[1]!r} in the second; prepare the data with --tokenizer={config.init_from}"
             )
-    targets = adapters.targets(config.model, ours)
-    wanted = {slot for slot in names.slots(config.model) if "/".join(slot.path) in targets}
-    for some, problem in ((wanted - opened.factors.keys(), "has none for"), (opened.factors.keys() - wanted, "has")):
-        if some:
-            slot = min(some, key=lambda slot: (slot.layer, slot.spec.path))
-            raise ValueError(
-                f"lora.targets name {len(wanted)} matrices, and lora.init_from {ours.init_from} {problem} "
-                f"{slot.spec.path} of layer {slot.layer}; let them name the matrices that it has factors of"
-            )
-    return opened
-
-
-def initial_factors(config: settings.StageConfig, mesh: Mesh) -> dict:
-    """Returns the factors that adapters begin with, sharded over the mesh."""
-    opened = open_init_adapter(config)
-    if opened is None:
-        return trained.fresh(config, mesh)
-    tree = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), adapters.shapes(config.model, config.lora))
-    for slot, read in opened.factors.items():
-        pair = names.get(tree, slot.path)
-        pair["down"][slot.index], pair["up"][slot.index] = read()
-    factors = jax.device_put(tree, adapters.shardings(config.model, config.lora, mesh))
-    check_finite(factors, f"lora.init_from {config.lora.init_from}")
-    return factors
 
 
 def _notes(checkpoint: checkpoint_open.Checkpoint) -> str:

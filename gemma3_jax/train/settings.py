@@ -12,8 +12,9 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 class AdamW:
     """The optimizer of a stage and its learning rate schedule."""
 
-    peak_lr: float = 3e-4
+    peak_lr: float = 3e-4  # 0: by the width of the model, if the run has init_from
     warmup_steps: int = 0
+    warmup_fraction: float = 0.0  # of num_steps, if warmup_steps is 0
     decay: str = "cosine"  # after the warm-up: cosine, linear, or constant up to the last decay_steps
     decay_steps: int = 0  # of decay "constant": length of the linear decay at the end
     final_lr_fraction: float = 0.1  # learning rate at the end, as a fraction of peak_lr
@@ -38,6 +39,8 @@ class AdamW:
         for name in ("warmup_steps", "decay_steps", "weight_decay", "final_lr_fraction"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ValueError(f"warmup_fraction is {self.warmup_fraction}; it must be from 0 to 1")
         for pattern in self.no_decay:
             try:
                 re.compile(pattern)
