@@ -5,8 +5,12 @@ import sys
 import pytest
 
 from gemma3_jax.checkpoint import export, target
+from gemma3_jax.checkpoint import open as checkpoint_open
+from gemma3_jax.model import lora
 from tests import disks, texts, toys
+from tests.checkpoint import test_peft
 from tests.checkpoint.test_gguf_file import MODEL, PLANS
+from tests.checkpoint.test_hf import make_directory
 
 
 def test_a_target_that_exists_is_refused(tmp_path):
@@ -34,11 +38,16 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("kind", export.KINDS)
-def test_a_disk_that_fills_up_half_way_leaves_nothing(kind, small_disk):
-    plan, tokenizer = (PLANS[0], texts.tokenizer()) if kind == "gguf" else (None, None)
-    options = export.Export(kind, MODEL, plan, tokenizer=tokenizer)
+def test_a_disk_that_fills_up_half_way_leaves_nothing(kind, small_disk, tmp_path):
+    options = {}
+    if kind == "gguf":
+        options = {"plan": PLANS[0], "tokenizer": texts.tokenizer()}
+    if kind == "peft":
+        adapters = test_peft.write(tmp_path / "adapters", make_directory(tmp_path / "base"), lora.Lora(rank=16))
+        options = {"adapted": checkpoint_open.open_checkpoint(adapters)}
+    model = toys.TOY if kind == "peft" else MODEL
     with pytest.raises(OSError, match=r"(?i)no space left"):
-        options.write(small_disk / "out", toys.source(MODEL))
+        export.Export(kind, model, **options).write(small_disk / "out", toys.source(model))
     assert list(small_disk.iterdir()) == []
 
 
