@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import json
+import signal
 
 import jax
 import pytest
@@ -105,6 +106,42 @@ def test_a_talk_goes_on_until_an_empty_line(generate, checkpoint, monkeypatch):
     one = json.loads(generate(*flags, "--prompt=hello", "--json").out)
     assert output.out == f"{turns[1]['content']}\n{turns[3]['content']}\n" and turns[1]["content"] == one["text"]
     assert one["turns"] == [{"role": "user", "content": "hello"}, {"role": "model", "content": one["text"]}]
+
+
+def test_ctrl_c_ends_an_answer_and_a_second_one_the_program(generate, checkpoint, monkeypatch):
+    shown, encode = terminal.show, sampler.Sampler.encode_turns
+    pressed, turns = [], []
+
+    def press_at_first(*texts, **options):
+        shown(*texts, **options)
+        if not pressed:
+            pressed.append(texts)
+            signal.raise_signal(signal.SIGINT)
+
+    def note_turns(gemma, given):
+        turns[:] = given
+        return encode(gemma, given)
+
+    monkeypatch.setattr(terminal, "show", press_at_first)
+    monkeypatch.setattr(sampler.Sampler, "encode_turns", note_turns)
+    answers = {}
+    for name in ("cut", "whole"):  # it is pressed once
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello\nhello\nhello\n\n"))
+        generate(f"--checkpoint={checkpoint}", "--chat", "--ignore_eos", "--max_new_tokens=64")
+        answers[name] = [turn["content"] for turn in turns[1::2]]
+    cut, after_cut = map(len, answers["cut"])
+    assert 0 < cut < len(answers["whole"][0]) and answers["whole"][0].startswith(answers["cut"][0])
+    assert after_cut > cut, "the next answer is whole"
+
+    before = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: lambda *_: before.append(number))
+    with terminal.interruptible() as is_interrupted:
+        assert not is_interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert is_interrupted() and not before
+        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    assert before == [signal.SIGINT] * 2
 
 
 def test_text_is_held_to_a_schema(generate, checkpoint, tmp_path):

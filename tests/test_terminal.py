@@ -162,7 +162,7 @@ def test_what_a_model_writes_is_escaped_on_a_terminal_alone(monkeypatch):
     class Gemma:
         tokenizer = "one"
 
-        def continue_(self, prompts, options, *, constraints, show, progress):
+        def continue_(self, prompts, options, *, constraints, show, progress, is_interrupted):
             for character in f"{BAD}\n":
                 show(character)
             return []

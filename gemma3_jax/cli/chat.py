@@ -97,7 +97,7 @@ class ChatSession:
 
     def run_at_prompt(self) -> None:
         """Reads turns from stdin and answers them, until the input ends."""
-        terminal.say("type your turn on one line; an empty line or Ctrl-D ends the chat")
+        terminal.say("type your turn on one line; Ctrl-C ends an answer, an empty line or Ctrl-D the chat")
         turns: list[dict] = []
         while text := terminal.ask("> "):
             turns.append({"role": "user", "content": text})

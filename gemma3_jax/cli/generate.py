@@ -1,6 +1,7 @@
 """`generate`: samples from a checkpoint."""
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -160,8 +161,23 @@ def _complete(flags: argparse.Namespace, gemma, prompts: list[list[int]], option
         terminal.show(*map(_plain, completions), sep="\n---\n")
 
 
-def _continue(gemma, prompts: list[list[int]], options, make_constraint: Callable | None, *, is_shown: bool) -> list:
-    """The completions, with a progress bar until there is text to show."""
+def _never() -> bool:
+    return False
+
+
+def _continue(
+    gemma,
+    prompts: list[list[int]],
+    options,
+    make_constraint: Callable | None,
+    *,
+    is_shown: bool,
+    is_interrupted: Callable[[], bool] = _never,
+) -> list:
+    """The completions, with a progress bar until there is text to show.
+
+    `is_interrupted` returns whether no more text is wanted.
+    """
     from gemma3_jax.inference import sampler
 
     with terminal.bar("read and write", sampler.num_tokens(prompts, options), unit="tokens") as bar:
@@ -172,7 +188,12 @@ def _continue(gemma, prompts: list[list[int]], options, make_constraint: Callabl
 
         constraints = [make_constraint() for _ in prompts] if make_constraint else None
         completions = gemma.continue_(
-            prompts, options, constraints=constraints, show=show if is_shown else None, progress=bar.update
+            prompts,
+            options,
+            constraints=constraints,
+            show=show if is_shown else None,
+            progress=bar.update,
+            is_interrupted=is_interrupted,
         )
     if is_shown:
         terminal.show("")
@@ -187,7 +208,10 @@ def _chat(flags: argparse.Namespace, gemma, options) -> None:
         seed = (options.seed + next(turn_numbers)) % (1 << 32)
         prompt = gemma.encode_turns(turns)
         turn_options = dataclasses.replace(options, seed=seed)
-        (completion,) = _continue(gemma, [prompt], turn_options, make_constraint, is_shown=not flags.json)
+        with contextlib.nullcontext(_never) if flags.prompt else terminal.interruptible() as is_interrupted:
+            (completion,) = _continue(
+                gemma, [prompt], turn_options, make_constraint, is_shown=not flags.json, is_interrupted=is_interrupted
+            )
         last.update(dataclasses.asdict(completion))
         return completion.text
 

@@ -11,6 +11,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -153,6 +154,23 @@ def ask(prompt: str) -> str:
         with contextlib.suppress(OSError):
             print(printable(prompt), end="", file=sys.stderr, flush=True)
     return _read(sys.stdin.readline).rstrip("\n")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C does not end the program: yields a function that returns whether it was pressed."""
+    before, pressed = signal.getsignal(signal.SIGINT), []
+
+    def press(number: int, frame: object) -> None:
+        if pressed and callable(before):
+            before(number, frame)
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_stdin() -> str:

@@ -65,11 +65,18 @@ class CheckpointSampler:
         constraints: Sequence[constraint.Constraint] | None = None,
         show: Callable[[str], None] | None = None,
         progress: Callable[[int], None] = console.ignore,
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> list[sampler_lib.Completion]:
         """Completions of prompts in ids, as `Sampler.continue_`. What it refuses, it refuses before it loads."""
         self.sampler.check(prompts, options)
         return self.sampler.continue_(
-            self.params, prompts, options, constraints=constraints, show=show, progress=progress
+            self.params,
+            prompts,
+            options,
+            constraints=constraints,
+            show=show,
+            progress=progress,
+            is_interrupted=is_interrupted,
         )
 
 

@@ -91,11 +91,12 @@ class Sampler:
         constraints: Sequence[constraint.Constraint] | None = None,
         show: Callable[[str], None] | None = None,
         progress: Callable[[int], None] = console.ignore,
+        is_interrupted: Callable[[], bool] = lambda: False,
     ) -> list[Completion]:
         """Completions of prompts in ids, in order; prompts of similar length are batched.
 
         `constraints` has one for each prompt. `show` takes the text of the only prompt as it comes; `progress` takes
-        counts of tokens, `num_tokens(prompts, options)` in all.
+        counts of tokens, `num_tokens(prompts, options)` in all. `is_interrupted` returns whether to generate no more.
         Raises: ValueError naming the prompt that is empty, has an unknown id, or leaves no room in the context.
         """
         self.check(prompts, options)
@@ -109,7 +110,7 @@ class Sampler:
                 options,
                 constraints=[constraints[row_id] for row_id in row_ids] if constraints else None,
             )
-            for row_id, completion in zip(row_ids, batch.generate(params, show, progress), strict=True):
+            for row_id, completion in zip(row_ids, batch.generate(params, show, progress, is_interrupted), strict=True):
                 completions[row_id] = completion
         return completions
 
@@ -162,16 +163,25 @@ class _Batch:
         self._random = engine.RandomStream(options.seed, np.asarray([*row_ids, *[0] * self._num_fillers]))
         self._end_ids = np.asarray([] if options.ignore_ends else sampler.end_ids, np.int32)
         self._constraints = constraints
+        self._without_end = "length"  # why a sequence ends that neither stops nor draws an end
         self._ids: list[list[int]] = [[] for _ in prompts]
         self._texts = [
             detokenizer.Detokenizer(sampler.tokenizer, options.stop) if sampler.tokenizer else None for _ in prompts
         ]
 
     def generate(
-        self, params: dict, show: Callable[[str], None] | None, progress: Callable[[int], None]
+        self,
+        params: dict,
+        show: Callable[[str], None] | None,
+        progress: Callable[[int], None],
+        is_interrupted: Callable[[], bool],
     ) -> list[Completion]:
         state, num_left = self._prefill(params, progress), self._options.max_new_tokens
         while num_left:
+            if is_interrupted():
+                self._without_end = "interrupt"
+                progress(num_left * len(self._prompts))
+                break
             max_steps = 1 if self._constraints else min(num_left, STREAMING_STEPS if show else engine.MAX_STEPS)
             drawn, state = self._engine.decode(
                 params,
@@ -244,7 +254,7 @@ class _Batch:
         ids, text = self._ids[row], self._texts[row]
         if text is not None and (rest := text.flush()) and show:
             show(rest)
-        ended_by = "length"
+        ended_by = self._without_end
         if text is not None and text.is_stopped:
             ended_by = "stop"
         elif ids and ids[-1] in self._end_ids:
