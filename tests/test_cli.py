@@ -1,9 +1,11 @@
 """The command line as its users see it: what is printed where, and the exit status."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from gemma3_jax import provenance
 from gemma3_jax.checkpoint import hf, orbax
 from gemma3_jax.cli import prepare, program, terminal
 from tests import texts, toys
@@ -536,3 +539,10 @@ program.run()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "usage: " in done.stdout and not done.stderr
+
+
+def test_the_version_names_what_results_depend_on(capsys):
+    assert program.main(["--version"]) == 0
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["python"] == platform.python_version() and lines["jax"] == importlib.metadata.version("jax")
+    assert lines.get("commit") == provenance.commit()

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from gemma3_jax import provenance
 from gemma3_jax.cli import (
     convert,
     evaluate,
@@ -65,8 +66,15 @@ def _overview() -> str:
         "usage: python -m gemma3_jax VERB --flag=value ...\n\n"
         "Trains, distills, quantizes, evaluates and exports language models by the recipe of Gemma 3.\n\n"
         f"verbs:\n{verbs}\n\n"
-        "Run 'python -m gemma3_jax VERB --help' for the flags of a verb and an example."
+        "Run 'python -m gemma3_jax VERB --help' for the flags of a verb and an example, and\n"
+        "'python -m gemma3_jax --version' for the versions that results depend on."
     )
+
+
+def _versions() -> list[str]:
+    """Returns a line for each package that results depend on, and one for the commit, if there is one."""
+    installed = {name: version or "not installed" for name, version in provenance.versions().items()}
+    return [f"{name} {value}" for name, value in (*installed.items(), ("commit", provenance.commit())) if value]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -79,6 +87,9 @@ def main(arguments: Sequence[str]) -> int:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             terminal.show(_overview())
             return 0 if arguments else USER_ERROR
+        if arguments[0] == "--version":
+            terminal.show(*_versions())
+            return 0
         verb, *rest = arguments
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1)
