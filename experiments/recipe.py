@@ -42,7 +42,7 @@ CHECKPOINTS = {
 }
 
 
-def get_config(size: str) -> ml_collections.ConfigDict:
+def get_config(size: str = "") -> ml_collections.ConfigDict:
     if size not in config.SIZES:
         raise ValueError(
             f"size is {size!r}; it must be one of {', '.join(config.SIZES)}: --config=experiments/recipe.py:1b"

@@ -21,7 +21,7 @@ TOKENS = 1e9
 PEAK_LR = {"270m": 1e-4, "1b": 5e-5, "4b": 3e-5, "12b": 2e-5, "27b": 1e-5}
 
 
-def get_config(size: str) -> ml_collections.ConfigDict:
+def get_config(size: str = "") -> ml_collections.ConfigDict:
     if size not in NUM_CHIPS:
         raise ValueError(
             f"size is {size!r}; it must be one of {', '.join(NUM_CHIPS)}: --config=experiments/starter.py:1b"

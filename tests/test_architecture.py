@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "provenance": "",
     "run": "checkpoint chips console durable hosts provenance renamed settings stages train",
     "report": "evals model planning provenance renamed train",
-    "cli": "checkpoint console data durable evals hosts inference planning renamed report run settings sharding "
-    "teach train",
+    "cli": "checkpoint console data durable evals hosts inference planning provenance renamed report run settings "
+    "sharding teach train",
     "__main__": "cli",
 }
 # Each library is spoken to from one place.

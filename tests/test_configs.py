@@ -49,8 +49,6 @@ def test_a_file_may_be_a_plain_dict_and_take_an_argument(tmp_path):
 
 def test_a_nested_default_is_that_of_its_field_not_of_its_class(tmp_path):
     assert load(tmp_path, "{'other': {'names': ['b']}}").other == Inner(0.75, ("b",))
-    lines = configs.describe(Outer)
-    assert "--config.other.rate=0.75" in lines and "--config.inner.rate=0.5" in lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +66,6 @@ def test_a_field_without_a_default_must_be_set(tmp_path):
     with pytest.raises(ValueError, match="config: size is 0; it must be at least 1"):
         configs.load(str(tmp_path / "config.py"), [], Needs)
     assert configs.load(str(tmp_path / "config.py"), ["--config.size=3"], Needs) == Needs(3, Inner())
-    assert configs.describe(Needs) == [
-        "--config.size=(must be set)",
-        "--config.inner.rate=0.5",
-        "--config.inner.names=('a',)",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +127,7 @@ def test_errors_of_the_command_line(tmp_path, override, problem):
 def float_fields(schema, where="config"):
     """Paths of all float fields; those of the entries of a group too, by the name "first"."""
     for field in dataclasses.fields(schema):
-        path, entry_type = f"{where}.{field.name}", configs._entry_type(field.type)
+        path, entry_type = f"{where}.{field.name}", configs.type_of_entries(field.type)
         if dataclasses.is_dataclass(field.type):
             yield from float_fields(field.type, path)
         elif entry_type:
@@ -184,13 +177,38 @@ def test_only_the_override_that_is_wrong_is_named(tmp_path):
         load(tmp_path, "{}", "--config.label=a", "--config.steps=ten")
 
 
-def test_all_fields_can_be_listed():
-    lines = configs.describe(Outer)
-    assert (
-        "--config.steps=10" in lines
-        and "--config.inner.names=('a',)" in lines
-        and "--config.many.NAME.rate=0.5" in lines
-    )
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("many.one.rates", "config.many.one.rate"),
+        ("many.rate", "config.many.one.rate"),
+        ("maney.rate", "config.many.one.rate"),
+        ("xy.names", "config.inner.names or config.many.one.names or config.other.names"),
+        ("innr", "config.inner"),
+    ],
+)
+def test_the_field_that_was_meant_is_named_wherever_it_is(tmp_path, override, meant):
+    with pytest.raises(ValueError, match=rf"^there is no config\.\w+(\.\w+)*; did you mean {meant}\?$"):
+        load(tmp_path, "{'many': {'one': {}}}", f"--config.{override}=1")
+
+
+def test_an_argument_is_given_where_one_is_taken(tmp_path):
+    for parameters, argument, problem in (
+        ("size, *more", "", r"takes_size.py, which takes an argument; give it: --config=\S+takes_size.py:SIZE"),
+        ("", "1b", r"takes_.py:1b, but \S+ takes no argument; leave :1b out"),
+    ):
+        file = tmp_path / f"takes_{parameters.partition(',')[0]}.py"
+        file.write_text(f"def get_config({parameters}):\n    return {{}}\n")
+        with pytest.raises(ValueError, match=problem):
+            configs.load(f"{file}:{argument}" if argument else str(file), [], Outer)
+
+
+def test_recipes_say_which_sizes_they_take():
+    for name in ("recipe", "starter"):
+        with pytest.raises(
+            ValueError, match=rf"size is ''; it must be one of .*1b.*: --config=experiments/{name}.py:1b"
+        ):
+            configs.run_file(f"experiments/{name}.py")
 
 
 def test_a_file_that_ends_the_program_does_not(tmp_path):

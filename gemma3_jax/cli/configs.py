@@ -4,20 +4,23 @@ A config file is a Python file with `get_config()`, or `get_config(argument)` fo
 ConfigDict of the fields that differ from the defaults.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import math
 import os
 import pathlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gemma3_jax import renamed
+from gemma3_jax import provenance, renamed
+from gemma3_jax.cli import near_fields
 
 
 def load(config_flag: str, overrides: Sequence[str], schema: type):
@@ -54,16 +57,13 @@ def run_file(config_flag: str) -> Mapping:
     if spec is None:
         raise ValueError(f"--config is {path}; it must end in .py, and be a Python file with get_config()")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _code_of_user(config_flag):
         spec.loader.exec_module(module)
-        config = module.get_config(argument) if argument else module.get_config()
+        get_config = module.get_config
+    _check_argument(get_config, name, argument)
+    with _code_of_user(config_flag):
+        config = get_config(argument) if argument else get_config()
         config = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    except ml_collections.config_dict.RequiredValueError as error:
-        raise ValueError(
-            f"--config {config_flag} leaves a required placeholder without a value; set it in get_config()"
-        ) from error
-    except (Exception, SystemExit) as error:  # the code of a user may raise anything
-        raise ValueError(f"--config {config_flag} fails: {type(error).__name__}: {error}") from error
     if not isinstance(config, Mapping):
         raise ValueError(
             f"--config {config_flag}: get_config() returns a {type(config).__name__}; it must return a "
@@ -72,16 +72,41 @@ def run_file(config_flag: str) -> Mapping:
     return config
 
 
+@contextlib.contextmanager
+def _code_of_user(config_flag: str) -> Iterator[None]:
+    """Raises: ValueError for anything that the code of a config file raises."""
+    try:
+        yield
+    except ml_collections.config_dict.RequiredValueError as error:
+        raise ValueError(
+            f"--config {config_flag} leaves a required placeholder without a value; set it in get_config()"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--config {config_flag} fails: {type(error).__name__}: {error}") from error
+
+
+def _check_argument(get_config: object, name: str, argument: str) -> None:
+    """Raises: ValueError if `get_config` needs an argument and has none, or takes none and has one."""
+    if not inspect.isfunction(get_config):
+        return  # calling it will show what it is
+    parameters = inspect.signature(get_config).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
+    if needed and not argument:
+        raise ValueError(f"--config is {name}, which takes an argument; give it: --config={name}:{needed[0].upper()}")
+    if argument and not parameters:
+        raise ValueError(f"--config is {name}:{argument}, but {name} takes no argument; leave :{argument} out")
+
+
 def _defaults(schema: type, instance: object = None) -> dict:
     """Returns a nested dict of the defaults of a dataclass, or of the values of an instance."""
     defaults = {}
     for field in dataclasses.fields(schema):
-        value = _default(field) if instance is None else getattr(instance, field.name)
+        value = default_of(field) if instance is None else getattr(instance, field.name)
         defaults[field.name] = _defaults(field.type, value) if dataclasses.is_dataclass(field.type) else value
     return defaults
 
 
-def _default(field: dataclasses.Field) -> object:
+def default_of(field: dataclasses.Field) -> object:
     """Returns the default of a field.
 
     If it has none: None for a nested dataclass, else the zero of its type, which the dataclass has to reject.
@@ -97,18 +122,23 @@ def _fields(schema: type) -> dict[str, object]:
     return {field.name: field.type for field in dataclasses.fields(schema)}
 
 
-def _entry_type(annotation: object) -> type | None:
+def type_of_entries(annotation: object) -> type | None:
     """Returns the type of the entries, `Entry` for `dict[str, Entry]`; None for another annotation."""
     return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
 
 
-def _unknown(where: str, name: str, known: Sequence[str]) -> ValueError:
-    """Returns the error of an unknown field `name` of the group `where`, with the name that was meant."""
+def _unknown(where: str, name: str, known: Sequence[str], elsewhere: Sequence[str] = ()) -> ValueError:
+    """Returns the error of an unknown field `name` of the group `where`, with the name that was meant.
+
+    `elsewhere`: fields of other groups that may have been meant.
+    """
     if (new := renamed.FIELDS.get(name)) in known:
         return ValueError(f"there is no {where}.{name}; it was renamed to {where}.{new}")
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {where}.{close[0]}?" if close else f"; the fields of {where} are: {', '.join(known)}"
-    return ValueError(f"there is no {where}.{name}{hint if known else ''}")
+    meant = [f"config.{field}" for field in elsewhere]
+    if meant := meant or [f"{where}.{close}" for close in difflib.get_close_matches(name, known, n=1)]:
+        return ValueError(f"there is no {where}.{name}; did you mean {' or '.join(meant)}?")
+    fields = f"; the fields of {where} are: {', '.join(known)}" if known else ""
+    return ValueError(f"there is no {where}.{name}{fields}")
 
 
 def _update(config: ml_collections.ConfigDict, values: Mapping, schema: type, where: str) -> None:
@@ -119,7 +149,7 @@ def _update(config: ml_collections.ConfigDict, values: Mapping, schema: type, wh
             raise ValueError(f"{where} has the key {name!r}; it must be the name of a field, as text")
         if name not in types:
             raise _unknown(where, name, list(types))
-        entry_type = _entry_type(types[name])
+        entry_type = type_of_entries(types[name])
         if dataclasses.is_dataclass(types[name]) or entry_type:
             _check_is_group(value, f"{where}.{name}")
         if dataclasses.is_dataclass(types[name]):
@@ -163,35 +193,20 @@ def _type_at(path: str, config: ml_collections.ConfigDict, schema: type) -> obje
 
     Raises: ValueError if there is no such field, or if it is a group.
     """
-    where, annotation = "config", schema
+    where, annotation, root = "config", schema, config
     for name in path.split("."):
-        entry_type = _entry_type(annotation)
+        entry_type = type_of_entries(annotation)
         is_group = dataclasses.is_dataclass(annotation)
         known = list(config) if entry_type else list(_fields(annotation)) if is_group else []
         if entry_type and not known:
             raise ValueError(f"there is no {where}.{name}: {where} is empty; add entries in the config file")
         if name not in known:
-            raise _unknown(where, name, known)
+            raise _unknown(where, name, known, near_fields.find(path, provenance.fields(root.to_dict())))
         annotation = entry_type or _fields(annotation)[name]
         config, where = config[name], f"{where}.{name}"
-    if dataclasses.is_dataclass(annotation) or _entry_type(annotation):
+    if dataclasses.is_dataclass(annotation) or type_of_entries(annotation):
         raise ValueError(f"{where} is a group of fields; set one of them: --{where}.NAME=VALUE")
     return annotation
-
-
-def describe(schema: type, where: str = "config", instance: object = None) -> list[str]:
-    """Returns a line for each field, with its path and its default. NAME stands for the key of an entry."""
-    lines = []
-    for field in dataclasses.fields(schema):
-        path, value = f"{where}.{field.name}", _default(field) if instance is None else getattr(instance, field.name)
-        if dataclasses.is_dataclass(field.type):
-            lines += describe(field.type, path, value)
-        elif entry_type := _entry_type(field.type):
-            lines += describe(entry_type, f"{path}.NAME")
-        else:
-            must_be_set = instance is None and (field.default, field.default_factory) == (dataclasses.MISSING,) * 2
-            lines.append(f"--{path}=(must be set)" if must_be_set else f"--{path}={value!r}")
-    return lines
 
 
 def _typed(value: object, annotation: object, where: str) -> object:
@@ -229,7 +244,7 @@ def _build(schema: type, config: Mapping, where: str):
     values = {}
     may_be_infinite = {field.name for field in dataclasses.fields(schema) if field.metadata.get("may_be_infinite")}
     for name, annotation in _fields(schema).items():
-        entry_type = _entry_type(annotation)
+        entry_type = type_of_entries(annotation)
         path = f"{where}.{name}"
         if dataclasses.is_dataclass(annotation):
             values[name] = _build(annotation, config[name], path)

@@ -5,15 +5,16 @@ import json
 import logging
 import os
 import pathlib
+import textwrap
 
 from gemma3_jax.cli import terminal
 
 
 def parser() -> terminal.Parser:
-    from gemma3_jax.cli import configs
+    from gemma3_jax.cli import field_help
     from gemma3_jax.data.prepare import settings
 
-    fields = "\n".join(f"  {line}" for line in configs.describe(settings.PrepareConfig))
+    fields = textwrap.indent("\n".join(field_help.describe(settings.PrepareConfig)), "  ")
     flags = terminal.Parser(
         prog="python -m gemma3_jax prepare",
         description="Turns raw text into packed sequences to train on.\n\n"

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 
@@ -13,9 +14,9 @@ from gemma3_jax.cli import terminal, verification
 
 def parser() -> terminal.Parser:
     from gemma3_jax import settings
-    from gemma3_jax.cli import configs
+    from gemma3_jax.cli import field_help
 
-    fields = "\n".join(f"  {line}" for line in configs.describe(settings.Train))
+    fields = textwrap.indent("\n".join(field_help.describe(settings.Train)), "  ")
     flags = terminal.Parser(
         prog="python -m gemma3_jax train",
         description="Trains the stages of a recipe in a run directory. --config.FIELD=VALUE sets any field.\n\n"

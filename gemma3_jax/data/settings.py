@@ -11,7 +11,7 @@ from gemma3_jax.durable import json_file
 class Bucket:
     """A named fraction of the mixture. Inside a bucket, UniMax balances the languages."""
 
-    weight: float = 1.0
+    weight: float = 1.0  # of the bucket's tokens, relative to the other buckets
     languages: tuple[str, ...] = ()  # empty: every language of the bucket
     max_epochs: float = 1.0  # no language is seen more often than this within the budget
     budget_characters: int = 0  # 0: max_epochs x all characters, which leaves the proportions of the languages alone

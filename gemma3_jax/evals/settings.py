@@ -44,11 +44,11 @@ class Context:
 class Needle:
     """Retrieval from generated text, after RULER (Hsieh et al. 2024)."""
 
-    kinds: tuple[str, ...] = NEEDLE_KINDS
+    kinds: tuple[str, ...] = NEEDLE_KINDS  # of what is hidden and asked for
     lengths: tuple[int, ...] = (512, 1_024)  # tokens of the prompt, to within 1 %
     num_depths: int = 5  # positions of the needle, evenly from start to end
     num_samples: int = 2  # at each length and depth
-    seed: int = 0
+    seed: int = 0  # of the texts
 
     def __post_init__(self):
         for name in ("kinds", "lengths"):
@@ -71,7 +71,7 @@ class Memorization:
     num_samples: int = 1_000  # documents, evenly over sources
     prefix_tokens: int = 50  # of the prompt, after BOS
     suffix_tokens: int = 50  # to be generated
-    seed: int = 0
+    seed: int = 0  # of the choice of documents
 
     def __post_init__(self):
         for name in ("num_samples", "prefix_tokens", "suffix_tokens"):
@@ -83,7 +83,7 @@ class Memorization:
 class Measures:
     """The tasks to run, and the settings of each. Perplexity, context and memorization read `documents`."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()  # names of tasks, as `evaluate --task` has them
     # A .jsonl file (text, and optionally source), a text file, or a directory of these. In training "" means
     # config.documents.
     documents: str = ""
@@ -93,7 +93,7 @@ class Measures:
     memorization: Memorization = Memorization()
     cache_lengths: tuple[int, ...] = (32_768,)  # for bytes: tokens in the cache
     prompts: tuple[str, ...] = ()  # for samples: texts to continue
-    sample_tokens: int = 64
+    sample_tokens: int = 64  # for samples: tokens to generate of each
 
     def __post_init__(self):
         for name in self.tasks:

@@ -14,7 +14,7 @@ class Config:
     Source: Gemma 3 report, Table 1 and section 2; google-deepmind/gemma gm/nn/_gemma.py.
     """
 
-    num_layers: int
+    num_layers: int  # L, local and global ones together
     embed_dim: int  # D
     mlp_dim: int  # F, of each of the two branches
     num_heads: int  # N
@@ -26,9 +26,9 @@ class Config:
     vocab_size: int = 262_144  # V
     vocab_padding: int = 0  # rows of a Hugging Face table beyond V: never looked up, never predicted
     num_local_per_global: int = 5  # the pattern: that many local layers, then a global one; cut at the last layer
-    rope_base_local: float = 1e4
-    rope_base_global: float = 1e6
-    norm_epsilon: float = 1e-6
+    rope_base_local: float = 1e4  # of the angles of local layers
+    rope_base_global: float = 1e6  # of the angles of global layers
+    norm_epsilon: float = 1e-6  # added to the mean square in RMSNorm
     # Tokens that the checkpoint was trained for, 0: as a published model of this RoPE scale. No computation reads it,
     # so models that differ in it alone are equal.
     context_length: int = dataclasses.field(default=0, compare=False)

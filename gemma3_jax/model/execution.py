@@ -27,9 +27,9 @@ ATTENTION_PATHS = ("auto", "dense", "banded", "splash")
 class Execution:
     """Names of the dtype policy, the rematerialization policy and the attention path."""
 
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
+    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters are float32
+    remat: str = "none"  # what the backward pass computes again: none, full, keep_global, keep_attention
+    attention: str = "auto"  # auto, dense, banded, or splash (a TPU kernel)
 
     def __post_init__(self):
         for name, allowed in (("dtype", DTYPES), ("remat", REMAT_POLICIES), ("attention", ATTENTION_PATHS)):

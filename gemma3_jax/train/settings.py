@@ -13,15 +13,15 @@ class AdamW:
     """The optimizer of a stage and its learning rate schedule."""
 
     peak_lr: float = 3e-4  # 0: by the width of the model, if the run has init_from
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # over which the learning rate rises linearly to peak_lr
     warmup_fraction: float = 0.0  # of num_steps, if warmup_steps is 0
     decay: str = "cosine"  # after the warm-up: cosine, linear, or constant up to the last decay_steps
     decay_steps: int = 0  # of decay "constant": length of the linear decay at the end
     final_lr_fraction: float = 0.1  # learning rate at the end, as a fraction of peak_lr
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.95  # decay of the second moment
+    epsilon: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # times the learning rate, of the parameters that no_decay does not match
     no_decay: tuple[str, ...] = ("norm/", "embedder/")  # regular expressions, searched in the path a/b/c of a parameter
     clip_norm: float = 1.0  # largest global norm of a gradient
     first_moment_dtype: str = "float32"  # the second moment is float32: bfloat16 would lose its small updates
@@ -104,10 +104,10 @@ class Deadlines:
     """
 
     start_up: float = 3_600.0  # from the start to the first batch, including the restore
-    compile: float = 7_200.0
+    compile: float = 7_200.0  # of a stage's first step
     step: float = 1_800.0  # including the wait for data
     save: float = 3_600.0  # including a save in the background
-    evaluate: float = 3_600.0
+    evaluate: float = 3_600.0  # of one evaluation while a stage trains
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -119,8 +119,8 @@ class Deadlines:
 class Log:
     """Where to log metrics, in addition to metrics.jsonl."""
 
-    every_steps: int = 1
-    tensorboard: bool = True
+    every_steps: int = 1  # steps from one row of metrics to the next
+    tensorboard: bool = True  # the rows again, in WORKDIR/tensorboard
     wandb_project: str = ""  # empty: no wandb; needs the extra [wandb]
 
     def __post_init__(self):

@@ -35,7 +35,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LengthConfig:
-    min_characters: int = 1
+    min_characters: int = 1  # shorter documents are dropped
     max_characters: int = 0  # 0: no limit
 
 
@@ -49,13 +49,13 @@ class SafetyConfig:
 class QualityConfig:
     score: str = ""  # "heuristic", "field:NAME", or "module:function" of a record; in [0, 1]; empty: no filter
     power: float = 1.0  # a record stays with probability clip(score ** power, floor, 1)
-    floor: float = 0.0
+    floor: float = 0.0  # least probability that a record stays
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonalDataConfig:
     action: str = "mask"  # mask, drop, or empty: no filter
-    kinds: tuple[str, ...] = personal_data.KINDS
+    kinds: tuple[str, ...] = personal_data.KINDS  # what to look for
     phone_region: str = "US"  # two letters; numbers of this country are recognized without its code
 
 
@@ -64,12 +64,12 @@ class DecontaminationConfig:
     paths: tuple[str, ...] = ()  # evaluation sets, .jsonl or text; empty: no filter
     fields: tuple[str, ...] = ()  # of a jsonl row (empty: every string in it)
     action: str = "drop"  # or excise: cut out the overlap, with margin_characters on both sides
-    margin_characters: int = 200
+    margin_characters: int = 200  # that excise cuts out as well, on each side
 
 
 @dataclasses.dataclass(frozen=True)
 class DuplicatesConfig:
-    exact: bool = True
+    exact: bool = True  # equal texts, but for white space and case
     near: bool = True  # also exact ones; MinHash over 5-grams of words; without a runner 2 KB of memory per document
     min_similarity: float = 0.8  # Jaccard, of near-duplicates; 0.7 at least
 
@@ -77,7 +77,7 @@ class DuplicatesConfig:
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     path: str = ""  # a model, tokenizer.json or directory; empty: one of `size` pieces is trained on filtered sources
-    size: int = 2_048
+    size: int = 2_048  # pieces of a tokenizer that is trained here
     max_characters: int = 50_000_000  # of training text; all of it is held in memory
 
 
@@ -98,7 +98,7 @@ class PrepareConfig:
     )  # empty: in proportion to their rows
     seq_lens: tuple[int, ...] = (2_048,)  # tokens; a set of packed rows for each
     documents: bool = False  # also write the tokenized documents, unpacked
-    tokens_per_shard: int = 64_000_000
+    tokens_per_shard: int = 64_000_000  # about, in a file of the data set
     examples_per_reason: int = 3  # of dropped records, in the report
     seed: int = 0  # of quality sampling, document order and MinHash
 
