@@ -48,6 +48,15 @@ def percent(fraction: int | float) -> str:
     return f"{fraction:.1%}".replace("%", " %") if math.isfinite(fraction) else "–"
 
 
+def difference(value: float, first: float, digits: int) -> str:
+    """What a value is more than the first, as +0.013, with so many digits; under 0 digits as +1.3 %."""
+    if digits >= 0:
+        return f"{value - first:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    if not first:
+        return "–"
+    return f"{value / first - 1:+.1%}".replace("-", "\N{MINUS SIGN}").replace("%", " %")
+
+
 def size(num_bytes: int | float) -> str:
     """Bytes, as 1.5 GB; 12.6 MB; 196 kB: units are powers of a thousand."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -10,6 +10,7 @@ import numpy as np
 from gemma3_jax.report import chart, downsample, formatting, labeled_run, run_data, table
 
 MIN_STAGE_POINTS = 80  # if the stage has as many rows
+LEAST_SPAN = 0.05  # of the vertical axis, as a fraction of its highest value: less would make a finding of noise
 BAND_OPACITY = 0.18
 NAME_ROW_PIXELS = 15  # height of a row of stage names
 LETTER_PIXELS = 7.2  # width of a letter of a stage's name, at most
@@ -143,7 +144,16 @@ def over_tokens(runs: Sequence[labeled_run.LabeledRun], curve: MetricCurve) -> c
         for run, run_points in points:
             if run_points:
                 tokens, values = zip(*run_points, strict=True)
-                axes.plot(tokens, values, "o", color=run.color, markeredgecolor=chart.COLORS["surface"])
+                axes.plot(
+                    tokens,
+                    values,
+                    "o",
+                    color=chart.COLORS["surface"],
+                    markeredgecolor=run.color,
+                    markeredgewidth=1.8,
+                    markersize=6.5,
+                    zorder=3,  # over the lines, whose color they have
+                )
         _set_axes(axes, curve, [line for _, line in lines], [y for _, run_points in points for _, y in run_points])
         if curve.with_skipped:
             _mark_skipped(axes, drawn)
@@ -196,8 +206,9 @@ def _set_axes(
     axes.margins(x=0.01)
     values = np.concatenate([*(line.mean for line in lines), np.array(points, float)])
     low, high = (0.0 if curve.from_zero else values.min()), values.max()
-    margin = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    axes.set_ylim(low if curve.from_zero else low - margin, high + margin)
+    span = max(high - low, LEAST_SPAN * max(abs(high), abs(low))) or 1.0
+    missing = (span - (high - low)) / 2 + 0.06 * span
+    axes.set_ylim(low if curve.from_zero else low - missing, high + missing)
 
 
 def _mark_stages(axes: matplotlib.axes.Axes, run: run_data.RunData, width: int) -> int:

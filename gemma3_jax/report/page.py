@@ -56,38 +56,26 @@ def read(workdir: pathlib.Path, compared: Sequence[pathlib.Path] = ()) -> list[l
 
 
 def sections(runs: Sequence[labeled_run.LabeledRun]) -> list[Section]:
-    """All sections in order; one without anything to show has a note that says so."""
-    return [
+    """The sections that have something to show, in order."""
+    every = [
         _summary(runs),
         _curves(runs, TRAINING_CURVES, name="training", title="Training"),
         _curves(runs, OPTIMIZATION_CURVES, name="optimization", title="Optimization"),
         _speed(runs),
-        _curves(
-            runs, TEACHER_CURVES, name="teacher", title="Teacher", otherwise="No stage was trained by distillation."
-        ),
+        _curves(runs, TEACHER_CURVES, name="teacher", title="Teacher"),
         chart_section(
             [context_curves.last_tokens(runs), context_curves.positions(runs)],
             name="context",
             title="Context",
-            otherwise="The loss by context length was not evaluated: no stage has the evaluation “context”.",
         ),
-        chart_section(
-            [quantization_cost.bars(runs)],
-            name="rounding",
-            title="Rounding",
-            otherwise="No stage with quantized weights was compared with its start.",
-        ),
+        chart_section([quantization_cost.bars(runs)], name="rounding", title="Rounding"),
         _cache(runs),
-        Section(
-            name="evaluations",
-            title="Evaluations",
-            template="evaluations.html",
-            content={"tables": evaluations.tables(runs)},
-        ),
+        _evaluations(runs),
         _samples(runs),
         _configs(runs),
         _provenance(runs),
     ]
+    return [section for section in every if section]
 
 
 def render(runs: Sequence[labeled_run.LabeledRun], parts: Sequence[Section]) -> bytes:
@@ -115,19 +103,21 @@ def document(parts: Sequence[Section], *, title: str, about: str, subtitle: str)
 
 
 def chart_section(
-    charts: Sequence[chart.Chart | None], *, name: str, title: str, otherwise: str = "", notes: Sequence[str] = ()
-) -> Section:
+    charts: Sequence[chart.Chart | None], *, name: str, title: str, notes: Sequence[str] = ()
+) -> Section | None:
     """Charts in a grid of two columns; the last of an odd number of half-width charts takes the whole width.
 
-    `otherwise`: a note for a section without charts.
+    None if there is no chart.
     """
     subjects = [subject for subject in charts if subject]
+    if not subjects:
+        return None
     halves = [subject for subject in subjects if not subject.is_full]
     if len(halves) % 2:
         subjects[subjects.index(halves[-1])] = dataclasses.replace(halves[-1], is_full=True)
     content = {
         "figures": [(subject, svg.drawings(subject)) for subject in subjects],
-        "notes": [*notes] if subjects else [otherwise, *notes],
+        "notes": notes,
     }
     return Section(name=name, title=title, template="charts.html", content=content)
 
@@ -138,14 +128,13 @@ def _curves(
     *,
     name: str,
     title: str,
-    otherwise: str = "The metrics do not include this.",
-) -> Section:
-    charts = [metric_curves.over_tokens(runs, curve) for curve in curves]
-    return chart_section(charts, name=name, title=title, otherwise=otherwise)
+) -> Section | None:
+    return chart_section([metric_curves.over_tokens(runs, curve) for curve in curves], name=name, title=title)
 
 
 def _summary(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     content = {
+        "headline": summary.headline(runs),
         "facts": summary.facts(runs[0].data) if len(runs) == 1 else [],
         "comparison": summary.comparison(runs) if len(runs) > 1 else None,
         "legend": labeled_run.legend(runs),
@@ -155,22 +144,31 @@ def _summary(runs: Sequence[labeled_run.LabeledRun]) -> Section:
     return Section(name="summary", title="Summary", template="summary.html", content=content)
 
 
-def _speed(runs: Sequence[labeled_run.LabeledRun]) -> Section:
+def _speed(runs: Sequence[labeled_run.LabeledRun]) -> Section | None:
     charts = [time_breakdown.bars(runs), *(metric_curves.over_tokens(runs, curve) for curve in SPEED_CURVES)]
     notes = []
     if not any(run.data.has_column(metric_curves.MFU.column) for run in runs):
         notes.append("MFU is not shown: the peak FLOPs of the devices are unknown, as for CPUs.")
-    return chart_section(charts, name="speed", title="Speed", otherwise="The metrics have no timings.", notes=notes)
+    return chart_section(charts, name="speed", title="Speed", notes=notes)
 
 
-def _cache(runs: Sequence[labeled_run.LabeledRun]) -> Section:
+def _evaluations(runs: Sequence[labeled_run.LabeledRun]) -> Section | None:
+    tables = evaluations.tables(runs)
+    if not tables:
+        return None
+    return Section(name="evaluations", title="Evaluations", template="evaluations.html", content={"tables": tables})
+
+
+def _cache(runs: Sequence[labeled_run.LabeledRun]) -> Section | None:
     of_runs = cache_memory.of_runs(runs)
     notes = [] if of_runs else ["The cache of the run's model is not shown: its config is unknown."]
     return chart_section([of_runs, cache_memory.of_figure_6()], name="memory", title="Cache memory", notes=notes)
 
 
-def _samples(runs: Sequence[labeled_run.LabeledRun]) -> Section:
+def _samples(runs: Sequence[labeled_run.LabeledRun]) -> Section | None:
     prompts = samples.by_prompt(runs)
+    if not prompts:
+        return None
     content = {"prompts": prompts[: samples.MAX_PROMPTS], "more_prompts": prompts[samples.MAX_PROMPTS :]}
     return Section(name="samples", title="Samples", template="samples.html", content=content)
 

@@ -28,7 +28,7 @@ def sections(this: profile.Profile, other: profile.Profile | None = None) -> lis
     if other:
         changes = [_comparison(this, other), _unestimated_comparison(this, other)]
         parts.insert(2, _tables("comparison", "Comparison", changes))
-    return parts
+    return [part for part in parts if part]
 
 
 def render(this: profile.Profile, other: profile.Profile | None = None) -> bytes:

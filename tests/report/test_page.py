@@ -2,12 +2,16 @@
 
 import html.parser
 import json
+import math
 import re
 
+import matplotlib.figure
+import numpy as np
 import pytest
 
 from gemma3_jax.cli import report
-from gemma3_jax.report import page
+from gemma3_jax.report import formatting, metric_curves, page, summary
+from gemma3_jax.train import final
 from tests.report import run_directories
 
 SECTIONS = ["summary", "training", "optimization", "speed", "teacher", "context", "rounding", "memory"]
@@ -96,22 +100,20 @@ def test_text_that_utf_8_has_not_does_not_stop_the_page(render_page, directory):
     assert "half ?" in render_page() and "nul � and 訓練" in render_page()
 
 
-def test_what_is_missing_is_named(render_page, directory):
+def test_what_is_missing_is_named_and_sections_without_content_are_left_out(render_page, directory):
+    assert set(SECTIONS) <= set(ParsedPage(render_page()).values("id"))
     for name in ("config.json", "goodput.jsonl", "starts.jsonl", "evaluations.jsonl", "skipped.jsonl"):
         (directory / name).unlink()
     run_directories.write_lines(directory / "metrics.jsonl", run_directories.rows(20, distilled=False))
     text = render_page()
-    assert ParsedPage(text).values("id").count("samples") == 1
+    left_out = {"teacher", "context", "rounding", "evaluations", "samples"}
+    assert set(SECTIONS) - set(ParsedPage(text).values("id")) == left_out
+    assert not any(f'href="#{name}"' in text for name in left_out)
     for expected in (
         "config.json is missing: the configuration is unknown.",
         "goodput.jsonl is missing: how the time was spent is unknown.",
         "starts.jsonl is missing: how the run was started is unknown.",
-        "No stage was trained by distillation.",
-        "The loss by context length was not evaluated",
-        "No stage with quantized weights was compared with its start.",
         "The cache of the run&#39;s model is not shown",
-        "There are no other evaluations.",
-        "No text was sampled",
         "not recorded",
     ):
         assert expected in text
@@ -169,6 +171,59 @@ def test_compared_runs_have_a_color_a_legend_entry_and_a_column_each(render_page
         and "&#34;runs/other/data&#34;" in text
         and "narrow: after qat" in text
     )
+
+
+def test_a_headline_says_what_came_of_the_run(render_page, directory):
+    rows = [row for row in run_directories.rows(20) if row["stage"] == "qat"]
+    loss = sum(row["loss"] for row in rows) / 20
+    steps, text = rows[-1]["global_step"], render_page()
+    assert f"Final loss {loss:.3f} nats per token in qat, after {steps:,} steps and " in text
+
+
+def test_a_comparison_says_how_later_runs_differ_from_the_first(directory, tmp_path):
+    narrow = run_directories.write(tmp_path / "narrow", better=0.2)
+    runs = page.read(directory, [narrow])
+    rows = {row[0]: row[1:] for row in summary.comparison(runs).rows}
+    first, second = (final.mean(run.data.stages[-1].accepted("loss")) for run in runs)
+    assert rows["Final loss"] == [f"{first:.3f}", f"{second:.3f} (\N{MINUS SIGN}{first - second:.3f})"]
+    assert second < first and rows["Tokens seen"][0] == rows["Tokens seen"][1]
+    assert summary.headline(runs).startswith("Final loss in nats per token: wide ")
+    assert summary.headline(runs).endswith(f", narrow {rows['Final loss'][1]}.")
+
+
+@pytest.mark.parametrize(
+    ("value", "first", "digits", "text"),
+    [
+        (3.25, 3.0, 3, "+0.250"),
+        (2.75, 3.0, 2, "\N{MINUS SIGN}0.25"),
+        (150.0, 100.0, -1, "+50.0 %"),
+        (0.0, 5.0, -1, "\N{MINUS SIGN}100.0 %"),
+        (5.0, 0.0, -1, "–"),
+    ],
+)
+def test_differences(value, first, digits, text):
+    assert formatting.difference(value, first, digits) == text
+
+
+def test_an_axis_does_not_make_noise_a_finding(directory):
+    """A curve that moves by a thousandth of its value lies in the middle; one that moves by half fills the axis."""
+    spans = {}
+    for name, size in (("still", 0.001), ("moving", 0.5)):
+        rows = run_directories.rows(20)
+        for number, row in enumerate(rows):
+            row["loss"] = 4.0 * (1 - size * (number % 2))
+        run_directories.write_lines(directory / "metrics.jsonl", rows)
+        figure = matplotlib.figure.Figure()
+        metric_curves.over_tokens(page.read(directory), metric_curves.LOSS).draw(figure, False)
+        spans[name] = np.array(figure.axes[0].get_ylim())
+    assert np.ptp(spans["still"]) > 0.05 * 4 and spans["still"].mean() == pytest.approx(4 - 0.002)
+    assert np.ptp(spans["moving"]) == pytest.approx(2 * 1.12)
+
+
+def test_the_final_value_is_the_mean_of_the_last_finite_rows():
+    column = [100.0, *range(1, 20), math.nan, 20.0, math.inf]
+    assert final.values(column) == list(range(1, 21)) and final.mean(column) == 10.5
+    assert math.isnan(final.mean([math.nan]))
 
 
 def test_provenance_has_command_commit_versions_and_digests(render_page):
