@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gemma3_jax import chips
 
 # Source: docs.cloud.google.com/tpu (v4, v5e, v5p, v6e, tpu7x).
-_FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SHAPES = {"v5e": _FLAT, "v6e": _FLAT}
 # In one job. The report trains 12B on 6,144 v4 chips, which is more than a pod.
 _MOST_CHIPS = {"v4": 6_144, "v5p": 6_144, "tpu7x": 9_216}
@@ -38,6 +38,8 @@ class Topology(NamedTuple):
         options = {"num_slices": self.num_slices} if self.num_slices > 1 else {}
         if self.chip.name == "v4":
             options["chip_config_name"] = "megacore"  # a chip is one device; without it, two
+        if math.prod(self.shape) == 1:
+            options["chips_per_host_bounds"] = [1, 1, 1]  # a host has 2x2 by default
         description = topologies.get_topology_desc(platform="tpu", topology_name=self.name, **options)
         assert len(description.devices) == self.num_devices, (self.name, len(description.devices))
         return description.devices

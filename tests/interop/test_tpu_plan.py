@@ -50,9 +50,10 @@ from gemma3_jax.planning import topologies
 
 for chip in chips.CHIPS:
     if chip.link:
-        name = f"{chip.name}:{topologies.nearest(chip.name, 8)[0]}"
-        kinds = {device.device_kind for device in topologies.find(name).devices()}  # which counts them
-        assert [chips.find(kind) for kind in kinds] == [chip], (name, kinds)
+        for size in (1, 8):
+            name = f"{chip.name}:{topologies.nearest(chip.name, size)[0]}"
+            kinds = {device.device_kind for device in topologies.find(name).devices()}  # which counts them
+            assert [chips.find(kind) for kind in kinds] == [chip], (name, kinds)
         print(chip.name)
 """
 

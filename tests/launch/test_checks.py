@@ -220,7 +220,7 @@ def test_accelerator_types_are_those_that_the_cloud_documents():
     powers = [2**exponent for exponent in range(2, 13)]  # 4 to 4,096
     assert sizes["v4"] == sizes["tpu7x"] == powers[1:]
     assert sizes["v5p"] == [*powers[1:], 8192, 12288]
-    assert sizes["v5litepod"] == sizes["v6e"] == powers[:7]
+    assert sizes["v5litepod"] == sizes["v6e"] == [1, *powers[:7]]
     names = ("v4-32", "v4-4096", "v5p-12288", "v5litepod-16", "v6e-8")
     assert [accelerators.TOPOLOGIES[name] for name in names] == [
         *("v4:2x2x4", "v4:8x16x16", "v5p:16x16x24", "v5e:4x4", "v6e:2x4")

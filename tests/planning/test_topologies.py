@@ -10,7 +10,7 @@ from gemma3_jax.planning import topologies
 @pytest.mark.parametrize(
     ("name", "num_slices", "num_chips"),
     [("v5e:16x16", 2, 512), ("v5e:16x16", 8, 2_048), ("v4:16x16x24", 1, 6_144), ("v5p:16x16x24", 1, 6_144),
-     ("v5e:2x2", 1, 4), ("v5p:2x2x1", 1, 4), ("v6e:8x16", 1, 128),
+     ("v5e:1x1", 1, 1), ("v6e:1x1", 2, 2), ("v5e:2x2", 1, 4), ("v5p:2x2x1", 1, 4), ("v6e:8x16", 1, 128),
      ("tpu7x:2x2x1", 2, 8), ("tpu7x:8x16x16", 1, 2_048)],
 )  # fmt: skip
 def test_a_topology_has_so_many_chips(name, num_slices, num_chips):
@@ -42,7 +42,7 @@ def test_what_is_no_topology_is_shown_some(name):
     [
         ("v5e:16x32", "16x16"),  # two slices of 16x16
         ("v5e:3x5", "4x4"),
-        ("v5e:0x0", "2x2"),
+        ("v5e:0x0", "1x1"),
         ("v5p:4x4", "2x2x4"),
         ("v4:16x24x16", "16x16x24"),  # written in another order
     ],
