@@ -68,13 +68,13 @@ def test_convert_goes_round_bit_for_bit(capsys, hf_directory, tmp_path):
     steps = [
         ("hf", "a.orbax", "orbax"),
         ("a.orbax", "b.hf", "hf"),
-        ("b.hf", "c.orbax", "orbax"),
-        ("c.orbax", "d.hf", "hf"),
+        ("b.hf", "c.gemma", "gemma"),
+        ("c.gemma", "d.hf", "hf"),
     ]
     for source, target, kind in steps:
-        status, out, err = run(
-            capsys, "convert", f"--source={tmp_path / source}", f"--target={tmp_path / target}", f"--format={kind}"
-        )
+        more = [f"--model={hf_directory / 'config.json'}"] * source.endswith("gemma")  # a tree says no model
+        paths = [f"--source={tmp_path / source}", f"--target={tmp_path / target}"]
+        status, out, err = run(capsys, "convert", *paths, f"--format={kind}", *more)
         assert status == 0 and out == "", err
         assert f"wrote {tmp_path / target} ({kind})" in err
     assert same_files(tmp_path / "b.hf", tmp_path / "d.hf")
@@ -336,6 +336,8 @@ def test_few_bits_go_out_and_score_alike_in_every_kind(capsys, small_hf, tmp_pat
             "--quant is for --format=gguf and hf; an Orbax checkpoint holds the unrounded weights",
         ),
         (["--format=orbax", "--tokenizer=x"], "--tokenizer is for --format=gguf and hf"),
+        (["--format=gemma", "--tokenizer=x"], "--tokenizer is for --format=gguf and hf"),
+        (["--format=gemma", "--quant=int4"], "--quant is for --format=gguf and hf; a gemma tree has floats"),
         (["--format=hf", "--embedding=q8_0"], "--embedding is for --format=gguf, or with --quant"),
         (
             ["--format=gguf", "--quant=int4", "--dtype=float32"],

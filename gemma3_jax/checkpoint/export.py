@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from gemma3_jax import console, sharding
 from gemma3_jax.checkpoint import (
     encoding,
+    gemma_orbax,
     gguf_file,
     gguf_vocabulary,
     hf,
@@ -34,7 +35,7 @@ from gemma3_jax.model import config
 from gemma3_jax.tokenizer import directory as tokenizer_directory
 from gemma3_jax.tokenizer import pieces, vocabulary
 
-KINDS = ("orbax", "hf", "gguf", "peft")
+KINDS = ("orbax", "hf", "gguf", "peft", "gemma")
 TOKENIZER = tokenizer_directory.MODEL
 
 
@@ -108,7 +109,7 @@ class Export:
         """Writes a new checkpoint at `path`, and a Modelfile for Ollama beside a GGUF file.
 
         Tensors are read and written one at a time (see tensor_source.copy for the host memory that takes), except for
-        kind orbax: its parameters are all loaded first, as Orbax writes a tree as a whole.
+        kinds orbax and gemma: their parameters are all read first, as Orbax writes a tree as a whole.
         Raises: OSError if the disk refuses. ValueError naming a parameter that a format cannot hold.
         """
         if self.kind == "gguf":
@@ -129,6 +130,9 @@ class Export:
                 adapter = self.adapted.adapter
                 peft.write(partial, self.model, adapter, architecture=architecture, base=name, dtype=dtype)
             progress(self.num_bytes({}))
+        elif self.kind == "gemma":
+            with atomic.new(path) as (partial,), target.uninterrupted(partial):
+                gemma_orbax.write(partial, source, self.dtype, progress)
         else:
             assert self.kind in KINDS, self.kind
             params = load_sharded.load(source, sharding.make_mesh(), self.dtype, progress)
@@ -186,8 +190,9 @@ def resolve(
         table = source.shapes["embedder"]["table"].dtype.name
         plan = encoding.StoragePlan(dtype or jnp.result_type(*leaves).name, embedding or dtype or table)
     words, notes, carried = None, (), {}
-    if kind != "orbax":  # which is to continue training from, with the unrounded weights
+    if kind in ("hf", "gguf"):
         words, notes = find_tokenizer(tokenizer, source, is_needed=kind == "gguf")
+    if kind != "orbax":  # which is to continue training from, with the unrounded weights
         notes = _rounding_notes(source, plan, dtype) + notes
     files_of = source.base or source
     if kind == "hf" and files_of.kind == "hf":

@@ -3,10 +3,14 @@
 import functools
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
+import orbax.checkpoint as older_ocp
+from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
+from gemma3_jax import console
 from gemma3_jax.checkpoint import hf_config, names, orbax, tensor_source
 from gemma3_jax.model import config
 
@@ -58,6 +62,35 @@ def open_source(path: pathlib.Path, model: config.Config | None = None) -> tenso
         tensors[slot] = tensor_source.StoredTensor(dtype, read)
     notes = (f"{path}: text part only; {skipped} vision tensors left out",) if skipped else ()
     return tensor_source.TensorSource(model, tensors, notes)
+
+
+def write(
+    path: pathlib.Path,
+    source: tensor_source.TensorSource,
+    dtype: DTypeLike | None,
+    progress: Callable[[int], None] = console.ignore,
+) -> None:
+    """Writes a nested tree with an entry per layer, in `dtype` or as stored, which the library's load_params reads.
+
+    By Orbax's older API, which the library reads with; it takes a tree as a whole. The tree does not say its model.
+    Raises: OSError if the disk refuses.
+    """
+    parts: dict[str, dict] = {}
+    for slot, tensor in source.tensors.items():
+        name, index = _published_name(slot, source.model, stacked=False)
+        x = names.relayout(tensor.read(), slot.spec.layout, slot.spec.published_layout, names.dim_sizes(source.model))
+        parts.setdefault(name, {})[index] = x = x.astype(dtype or tensor.dtype)
+        progress(x.nbytes)
+    tree: dict = {}
+    for name, by_index in parts.items():
+        *parents, last = name.removesuffix("/w" if "/mlp/" in name else "").split("/")
+        node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
+        node[last] = by_index[()] if () in by_index else np.stack([by_index[index] for index in sorted(by_index)])
+    try:
+        with older_ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), tree)
+    except (ValueError, OSError) as error:  # tensorstore raises ValueError for a full disk
+        raise OSError(f"{path} cannot be written: {orbax.first_line(orbax.first_cause(error))}") from error
 
 
 def _canonical(key_path: tuple) -> str:

@@ -23,18 +23,20 @@ def parser() -> terminal.Parser:
         "  gguf   a file for llama.cpp, with a Modelfile for Ollama beside it. GGUF has no type for int4 and sfp8:\n"
         "         the rounded weights are stored as float32, exactly.\n"
         "  peft   a directory of PEFT with the adapters of a run (config.lora), without their base. All other kinds\n"
-        "         need --merge, which writes base and adapters as one model.\n\n"
+        "         need --merge, which writes base and adapters as one model.\n"
+        "  gemma  an Orbax tree for Google's gemma library (gm.ckpts.load_params), without a tokenizer\n\n"
         "--quant rounds the matrices of attention and MLP. A checkpoint that was trained for a format is best stored\n"
         "in it; convert warns about another one.\n\n"
         "Tensors are read and written one at a time: host memory in use is a few copies of the largest stored array.\n"
-        "(An Orbax checkpoint stores the layers of a parameter as one array.) --format=orbax holds all parameters.",
+        "(An Orbax checkpoint stores the layers of a parameter as one array.) --format=orbax and gemma hold\n"
+        "all parameters.",
         epilog="example:\n  python -m gemma3_jax convert --source=gemma-3-1b-pt --target=1b.orbax --format=orbax\n"
         "  python -m gemma3_jax convert --source=run --target=run.gguf --format=gguf --quant=q4_0",
     )
     flags.add_argument("--source", required=True, metavar="PATH", help="checkpoint to read")
     flags.add_argument("--target", required=True, metavar="PATH", help="checkpoint to write; must not exist")
     flags.add_argument(
-        "--format", required=True, choices=("orbax", "hf", "gguf", "peft"), help="kind of checkpoint to write"
+        "--format", required=True, choices=("orbax", "hf", "gguf", "peft", "gemma"), help="kind of checkpoint to write"
     )
     flags.add_argument(
         "--dtype",
@@ -75,7 +77,7 @@ def _check(flags: argparse.Namespace) -> None:
             flags.format == "orbax" and is_quantized,
             "--quant is for --format=gguf and hf; an Orbax checkpoint holds the unrounded weights, to train from",
         ),
-        (flags.format == "orbax" and flags.tokenizer, "--tokenizer is for --format=gguf and hf"),
+        (flags.tokenizer and flags.format not in ("gguf", "hf"), "--tokenizer is for --format=gguf and hf"),
         (
             flags.embedding and flags.format != "gguf" and not is_quantized,
             "--embedding is for --format=gguf, or with --quant",
@@ -86,7 +88,10 @@ def _check(flags: argparse.Namespace) -> None:
         ),
         (flags.dtype == "float16" and flags.format != "gguf", "--dtype=float16 is for --format=gguf"),
         (flags.format == "peft" and is_quantized, "--quant is for --format=gguf and hf; adapters are floats"),
-        (flags.format == "peft" and flags.tokenizer, "--tokenizer is for --format=gguf and hf"),
+        (
+            flags.format == "gemma" and is_quantized,
+            "--quant is for --format=gguf and hf; a gemma tree has floats",
+        ),
         (flags.format == "peft" and flags.merge, "--merge is for the other kinds; --format=peft writes no base"),
     ):
         if is_wrong:

@@ -100,6 +100,22 @@ def test_every_published_layout_is_read(layout, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, toys.params(MODEL))
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_what_is_written_is_the_nested_tree_of_the_library(dtype, tmp_path):
+    """Read by Orbax's older API, as the library does, and compared with shapes and layouts of its modules."""
+    read = []
+    gemma_orbax.write(tmp_path / "ckpt", toys.source(MODEL), dtype, read.append)
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = checkpointer.restore(tmp_path / "ckpt")
+    expected = nested(leaves(), root=(), bare_mlp=True)
+    expected = jax.tree.map(lambda x: x.astype(dtype or x.dtype), expected)
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(dtype or "float32")}
+    assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
+    params = load_sharded.load(gemma_orbax.open_source(tmp_path / "ckpt", MODEL), sharding.make_mesh())
+    jax.tree.map(lambda ours, x: np.testing.assert_array_equal(ours, x.astype(ours.dtype)), params, toys.params(MODEL))
+
+
 def test_vision_tensors_are_left_out_and_counted(tmp_path):
     tree = nested(leaves() | {"embedder/mm_input_projection/w": np.zeros((4, 24), np.float32)})
     tree["SigLiPFromPatches_0"] = {"siglip_encoder": {"pos_embedding": np.zeros((1, 4, 8), np.float32)}}
