@@ -84,7 +84,8 @@ def _parse(line: bytes) -> Mapping | str:
 def _value(content: bytes) -> object:
     """The JSON value of a line. Raises: ValueError."""
     try:
-        return json.loads(content.decode("utf-8-sig"))  # editors may write a byte order mark
+        text = content.decode("utf-8-sig")  # editors may write a byte order mark
+        return json.loads(text.rstrip("\r\n"))  # with its end, an error there is in column 1 of the next line
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from error
     except json.JSONDecodeError as error:

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_named_with_its_line(tmp_path):
     *others, nested = problems(settings.SourceConfig(paths=(path,)))
     assert nested.startswith(f"{path}, line 10: not JSON that can be read (maximum recursion depth exceeded")
     assert others == [
-        f"{path}, line 2: not JSON (column 14: Invalid control character at)",
+        f"{path}, line 2: not JSON (column 10: Unterminated string starting at)",
         f"{path}, line 3: not UTF-8 (invalid start byte at byte 0 of the line)",
         f"{path}, line 4: a JSON list, not an object",
         f"{path}, line 5: field text is absent, not text",
