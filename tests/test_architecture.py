@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "losses": "model sharding",
     "distill": "losses model sharding",
     "inference": "checkpoint console model quant sharding tokenizer",
-    "evals": "console durable inference losses model quant tokenizer",
+    "evals": "console data durable inference losses model quant tokenizer",
     "data": "console distill durable losses renamed sharding tokenizer",
     "hosts": "",
     "console": "",

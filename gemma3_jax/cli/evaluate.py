@@ -23,8 +23,9 @@ _TASK_FLAGS = {
 _HELP = {
     "input": (
         "FILE",
-        "for logprobs, a JSON list of lists of token ids; for other tasks the documents: a .jsonl file with a text and "
-        "optionally a source on each line, a text file, or a directory of these",
+        "for logprobs, a JSON list of lists of token ids; for other tasks the documents: a file that prepare --input "
+        "reads (JSON lines with 'text' and optionally 'source', a JSON array, Parquet, a text), or a directory of "
+        "these; for perplexity also chats ('messages'), of which what the model says is scored",
     ),
     "output": ("FILE", "append the result of each item to this file, and resume from the results that it has"),
     "window": ("N", "tokens that are scored together"),
@@ -51,7 +52,7 @@ def parser() -> terminal.Parser:
         description="Evaluates a checkpoint. --task is one of\n\n"
         "logprobs      natural log of the probability of each token after the first, for lists of ids; --json prints\n"
         '              {"task": "logprobs", "logprobs": [[...], ...]}\n'
-        "perplexity    nats per token and bits per byte of documents, by source\n"
+        "perplexity    nats per token and bits per byte of documents, or of the answers in chats, by source\n"
         "context       loss by position, and loss of documents' last tokens by length of context\n"
         "needle        retrieval from generated texts, by length and depth (after RULER)\n"
         "memorization  how often the model continues its training text exactly, or with at most 10 % of edits\n"

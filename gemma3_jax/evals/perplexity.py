@@ -1,4 +1,4 @@
-"""Loss of a model on documents, by source: nats per token, perplexity, and bits per byte."""
+"""Loss of a model on documents and chats, by source: nats per token, perplexity, and bits per byte."""
 
 import collections
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gemma3_jax.evals import documents, model_api, settings, task
+from gemma3_jax.tokenizer import chat, vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +32,38 @@ def spans(document: int, num_tokens: int, window: int) -> Iterator[TokenSpan]:
         start = stop
 
 
-def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], options: settings.Perplexity) -> task.Task:
-    """The task of scoring documents. Each is BOS, its ids, and EOS; all but BOS are targets.
+def make(
+    model: model_api.ModelApi,
+    texts: Sequence[documents.EvalDocument | documents.EvalChat],
+    options: settings.Perplexity,
+) -> task.Task:
+    """The task of scoring documents and chats.
 
+    A document is BOS, its ids, and EOS; all but BOS are scored. A chat is its ids as in training; scored are what the
+    model writes and the <end_of_turn> after it.
     The summary has, for all documents and in `by_source` for each source: `nats_per_token` and its `perplexity`, where
-    EOS counts as a token; `bits_per_byte` of UTF-8 text, where EOS adds its bits and no byte, as in training; and
-    `num_documents`, `num_tokens`, `num_bytes`.
+    EOS and <end_of_turn> count as tokens; `bits_per_byte` of the UTF-8 text that is scored, where they add their bits
+    and no byte, as in training; and `num_documents` (chats among them), `num_tokens` (scored), `num_bytes`.
+    Raises: ValueError if there is a chat, and the tokenizer has no turn markers.
     """
     assert texts, "documents.read returns at least one"
-    token_lists = [model.tokenizer.document(document.text) for document in texts]
+    token_lists, masks = zip(*(_encode(model.tokenizer, document) for document in texts), strict=True)
+
+    def num_scored(span: TokenSpan) -> int:
+        return int(np.count_nonzero(masks[span.document][span.start : span.stop]))
+
     items = [span for number, tokens in enumerate(token_lists) for span in spans(number, len(tokens), options.window)]
+    items = [span for span in items if num_scored(span)]  # of a chat, some are the user's alone
     items.sort(key=lambda span: span.start - span.stop)  # equal lengths share a batch
     num_tokens = sum(span.stop - span.start for span in items)
 
     def measure(params: dict, batch: Sequence[TokenSpan]) -> list[dict]:
         scores = model.score(params, [_with_context(token_lists[span.document], span) for span in batch])
-        return [_result(span, score) for span, score in zip(batch, scores, strict=True)]
+        return [_result(span, score, masks[span.document]) for span, score in zip(batch, scores, strict=True)]
+
+    def is_result(span: TokenSpan, result: dict) -> bool:
+        expected = {"document": span.document, "num_tokens": num_scored(span)}
+        return {**result, **expected} == result and isinstance(result.get("nats"), float)
 
     return task.Task(
         name="perplexity",
@@ -58,28 +75,33 @@ def make(model: model_api.ModelApi, texts: Sequence[documents.EvalDocument], opt
         items=items,
         batch_size=max(1, task.BATCH_TOKENS * len(items) // num_tokens),
         measure=measure,
-        is_result=_is_result,
+        is_result=is_result,
         summarize=lambda results: summarize(texts, results),
         format_lines=lines,
     )
+
+
+def _encode(
+    tokenizer: vocabulary.Tokenizer, document: documents.EvalDocument | documents.EvalChat
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids, and a mask of those that are scored."""
+    if isinstance(document, documents.EvalChat):
+        return chat.encode(tokenizer, document.turns)
+    tokens = tokenizer.document(document.text)
+    return tokens, np.arange(len(tokens)) > 0
 
 
 def _with_context(tokens: np.ndarray, span: TokenSpan) -> list[int]:
     return [int(tokens[0]), *tokens[max(span.start - 1, 1) : span.stop].tolist()]
 
 
-def _result(span: TokenSpan, score: Sequence[float]) -> dict:
-    num_tokens = span.stop - span.start
-    nats = -math.fsum(score[len(score) - num_tokens :])
-    return {"document": span.document, "num_tokens": num_tokens, "nats": nats}
+def _result(span: TokenSpan, score: Sequence[float], mask: np.ndarray) -> dict:
+    is_scored = mask[span.start : span.stop]
+    nats = -math.fsum(np.asarray(score[len(score) - len(is_scored) :])[is_scored])
+    return {"document": span.document, "num_tokens": int(np.count_nonzero(is_scored)), "nats": nats}
 
 
-def _is_result(span: TokenSpan, result: dict) -> bool:
-    expected = {"document": span.document, "num_tokens": span.stop - span.start}
-    return {**result, **expected} == result and isinstance(result.get("nats"), float)
-
-
-def summarize(texts: Sequence[documents.EvalDocument], results: Sequence[dict]) -> dict:
+def summarize(texts: Sequence[documents.EvalDocument | documents.EvalChat], results: Sequence[dict]) -> dict:
     """The summary that `make` describes."""
     by_source_results = collections.defaultdict(list)
     for result in results:
@@ -103,7 +125,7 @@ def _figures(results: Sequence[dict], num_documents: int, num_bytes: int) -> dic
     return {
         "nats_per_token": nats / num_tokens,
         "perplexity": perplexity,
-        "bits_per_byte": nats / math.log(2) / num_bytes,
+        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else math.inf,  # every answer is empty
         "num_documents": num_documents,
         "num_tokens": num_tokens,
         "num_bytes": num_bytes,
@@ -115,11 +137,11 @@ def lines(summary: dict) -> list[str]:
     by_source = summary["by_source"]
     rows = [*(by_source.items() if len(by_source) > 1 else ()), ("all", summary)]
     width = max(len("source"), *(len(name) for name, _ in rows))
-    head = f"{'source':<{width}}  {'documents':>9}  {'tokens':>12}  {'bytes':>13}"
+    head = f"{'source':<{width}}  {'documents':>9}  {'scored tokens':>13}  {'bytes':>13}"
     return [
         f"{head}  {'nats/token':>10}  {'perplexity':>10}  {'bits/byte':>9}",
         *(
-            f"{name:<{width}}  {row['num_documents']:>9,}  {row['num_tokens']:>12,}  {row['num_bytes']:>13,}  "
+            f"{name:<{width}}  {row['num_documents']:>9,}  {row['num_tokens']:>13,}  {row['num_bytes']:>13,}  "
             f"{row['nats_per_token']:>10.4f}  {row['perplexity']:>10.4g}  {row['bits_per_byte']:>9.4f}"
             for name, row in rows
         ),

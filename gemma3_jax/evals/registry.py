@@ -27,9 +27,10 @@ def make(name: str, gemma: sampler.Sampler, options: settings.Measures) -> task.
     model = model_api.of_sampler(gemma)
     if name == "needle":
         return needle.make(model, options.needle)
-    texts = documents.read(pathlib.Path(options.documents))
+    path = pathlib.Path(options.documents)
     if name == "perplexity":
-        return perplexity.make(model, texts, options.perplexity)
+        return perplexity.make(model, documents.read(path), options.perplexity)
+    texts = documents.read_texts(path, name)
     if name == "context":
         return context.make(model, texts, options.context)
     assert name == "memorization", name

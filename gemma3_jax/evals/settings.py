@@ -84,8 +84,8 @@ class Measures:
     """The tasks to run, and the settings of each. Perplexity, context and memorization read `documents`."""
 
     tasks: tuple[str, ...] = ()  # names of tasks, as `evaluate --task` has them
-    # A .jsonl file (text, and optionally source), a text file, or a directory of these. In training "" means
-    # config.documents.
+    # A file that `prepare --input` reads, or a directory of these; chats are for perplexity alone. In training ""
+    # means config.documents.
     documents: str = ""
     perplexity: Perplexity = Perplexity()
     context: Context = Context()

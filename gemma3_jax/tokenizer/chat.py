@@ -42,6 +42,12 @@ def fold_system(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     return folded
 
 
+def check_ends_with_model(folded: Sequence[tuple[str, str]]) -> None:
+    """Raises: ValueError if the last of the turns, as `fold_system` returns them, is the user's."""
+    if folded[-1][0] != "model":
+        raise ValueError("the last turn is of role 'user'; a chat to train on ends with a model turn")
+
+
 def encode(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids of a chat, int32[T], and a loss mask, bool[T]: True on what the model writes.
 
@@ -49,8 +55,7 @@ def encode(tokenizer: vocabulary.Tokenizer, turns: Sequence[Mapping[str, str]]) 
     Raises: ValueError as `fold_system`; if the last turn is the user's; if the tokenizer has no turn markers.
     """
     folded = fold_system(turns)
-    if folded[-1][0] != "model":
-        raise ValueError("the last turn is of role 'user'; a chat to train on ends with a model turn")
+    check_ends_with_model(folded)
     ids, loss_mask = _encode(tokenizer, folded)
     return np.asarray(ids, np.int32), np.asarray(loss_mask, bool)
 

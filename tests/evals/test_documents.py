@@ -4,12 +4,15 @@ import bz2
 import gzip
 import json
 import lzma
+import zipfile
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from gemma3_jax.data.prepare import files
 from gemma3_jax.evals import documents
-from gemma3_jax.evals.documents import EvalDocument
+from gemma3_jax.evals.documents import EvalChat, EvalDocument
 from tests import texts
 
 
@@ -40,6 +43,8 @@ ROWS = b'{"text": "one"}\n{"text": "two", "source": "news"}\n'
         ("a.NDJSON.GZ", gzip.compress(ROWS[:16], mtime=0) + gzip.compress(ROWS[16:], mtime=0)),
         ("a.jsonl.bz2", bz2.compress(ROWS)),
         ("a.jsonl.xz", lzma.compress(ROWS)),
+        ("a.json", ROWS),
+        ("a.jsonl", b'[{"text": "one"},\n {"text": "two", "source": "news"}]'),
         ("a.json", b'[{"text": "one"},\n {"text": "two", "source": "news"}]'),
         ("a.json.gz", gzip.compress(b'\xef\xbb\xbf[{"text": "one"}, {"text": "two", "source": "news"}]', mtime=0)),
     ],
@@ -59,20 +64,25 @@ def test_a_json_object_is_one_row_and_a_compressed_text_one_document(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.json", ROWS, r"not JSON \(Extra data, column 1\); a file with a row on each line is called .jsonl"),
-        ("a.json", b"{", r"not JSON \(Expecting property name"),
+        (
+            "a.json",
+            b"{",
+            "is one JSON value over several lines, and no array of records; a record has its",
+        ),
         ("a.json", b"[" * 100_000, r"not JSON that can be read \("),
-        ("a.json", b'{"model_type": "gemma3"}', "row 1: no text; a row is"),
-        ("a.json", b'[{"text": "x"}, 3]', "row 2: no text; a row is"),
+        ("a.json", b'{"model_type": "gemma3"}', "line 1 has 'model_type'; a record has its text in 'text', or"),
+        ("a.json", b'[{"text": "x"}, 3]', "row 2: a JSON int, not an object"),
         ("a.jsonl.gz", b"not packed", "cannot be read: Not a gzipped file"),
         ("a.jsonl.gz", gzip.compress(ROWS * 99, mtime=0)[:-9], "cannot be read: Compressed file ended before"),
         ("a.jsonl.gz", gzip.compress(b"\xff", mtime=0), "line 1: not UTF-8"),
         ("a.jsonl.bz2", bz2.compress(ROWS)[:-5], "cannot be read: "),
         ("a.jsonl.xz", b"x", "cannot be read: "),
-        ("a.jsonl.zst", b"x", "is a .zst file, which is not read; unpack it, or name a .jsonl"),
-        ("a.tar.gz", b"x", "is a .tar file, which is not read"),
-        ("a.ZIP", b"PK", "is a .zip file, which is not read"),
-        ("a.parquet", b"PAR1", "is a .parquet file, which is not read"),
+        ("a.jsonl.zst", b"x", "cannot be read: "),
+        ("a.tar.gz", b"x", "cannot be read: it is a tar archive, which is not read; unpack it, and name its files"),
+        ("a.ZIP", b"PK", "cannot be read: File is not a zip file"),
+        ("a.parquet", b"PAR1", "cannot be read: "),
+        ("a.pdf", b"%PDF\0", "is neither text nor Parquet"),
+        ("a.txt", ROWS, "has JSON in its first line, and the name of a text; call it .jsonl"),
     ],
 )
 def test_what_is_neither_rows_nor_text_is_named(tmp_path, name, content, problem):
@@ -107,11 +117,11 @@ def test_json_without_rows_is_a_text_among_others(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('[{"text": "x"}, 3]', "row 2: no text"),
-        ('{"text": 3}', "row 1: no text"),
+        ('[{"text": "x"}, 3]', "row 2: a JSON int, not an object"),
+        ('{"text": 3}', "line 1 has 'text'; a record has its text in"),
+        ('[{"messages": []}]', "row 1 has 'messages'; a record has its text in"),
         ('[{"source": "a {b}", "text": "x"}, {}]', "row 2: no text"),
         ('[{"text": "x"}, {"te', "not JSON"),
-        (ROWS.decode(), "a file with a row on each line is called .jsonl"),
     ],
 )
 def test_json_with_a_row_in_it_is_rows_among_others_too(tmp_path, content, problem):
@@ -123,7 +133,7 @@ def test_json_with_a_row_in_it_is_rows_among_others_too(tmp_path, content, probl
 @pytest.mark.parametrize("ending", files._UNREAD)
 def test_what_data_cannot_be_prepared_from_is_refused_here_too(tmp_path, ending):
     (tmp_path / f"a{ending}").write_bytes(b"x")
-    with pytest.raises(ValueError, match=rf"a{ending} is a {ending} file, which is not read"):
+    with pytest.raises(ValueError, match=rf"a{ending} cannot be read: it is .*, which is not read"):
         documents.read(tmp_path)
 
 
@@ -179,41 +189,95 @@ def test_documents_of_white_space_alone_are_left_out(tmp_path):
 def test_nothing_to_read_is_an_error(tmp_path, make):
     make(tmp_path)
     for path in (tmp_path, *tmp_path.iterdir()):
-        with pytest.raises(ValueError, match=rf"documents {path} has no text in it; name a \.jsonl file of rows"):
+        problem = r"is empty|has no text in it; name a \.jsonl file of rows"
+        with pytest.raises(ValueError, match=rf"documents {tmp_path}.* ({problem})"):
             documents.read(path)
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"documents .*none\.txt does not exist; name a \.jsonl file of rows with a"):
+    with pytest.raises(ValueError, match=r"documents .*none\.txt cannot be read: it does not exist; name a \.jsonl"):
         documents.read(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(
     "line, text",
     [
-        (b'{"text": "a"', r"not JSON \(Expecting ',' delimiter, column 13\)"),
+        (b'{"text": "a"', r"not JSON \(column 13: Expecting ',' delimiter\)"),
         (b"[" * 9**5, r"not JSON that can be read \("),
         (b'{"text": ' + b"9" * 9**4 + b"}", r"not JSON that can be read \("),
         (b'{"txt": "a"}', r'no text; a row is {"text": "\.\.\.", "source": "\.\.\."}'),
         (b'{"text": 3}', r"no text; "),
-        (b'["a"]', r"no text; "),
+        (b'["a"]', r"a JSON list, not an object"),
         (b'{"text": "a", "source": 3}', r"source is 3; it must be a name, or absent"),
         (b'{"text": "a", "source": ""}', r"source is ''; it must be a name, or absent"),
         (b'{"text": "a\\ud800"}', r"text has half of a surrogate pair"),
-        (b'{"text": "a", "source": "\\ud800"}', r"source has half of a surrogate pair"),
-        (b'{"text": "\xff"}', r"not UTF-8 \(invalid start byte\)"),
+        (b'{"text": "a", "source": "\\ud800"}', r"source is '\\ud800'; it must be a name, or absent"),
+        (b'{"text": "\xff"}', r"not UTF-8 \(invalid start byte at byte 10 of the line\)"),
+        (b'{"messages": [{"role": "user", "content": "a"}]}', "a text .* a chat; a file holds one of them: split it"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named(tmp_path, line, text):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match=rf"documents {path}, line 3: {text}"):
+    with pytest.raises(ValueError, match=rf"documents {path}, line (3: |1 is ){text}"):
         documents.read(tmp_path)
 
 
 def test_a_text_file_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo \xe9\n")
-    with pytest.raises(ValueError, match=r"documents .*a\.txt, line 2: not UTF-8 \(invalid continuation byte\)"):
+    with pytest.raises(ValueError, match=r"documents .*a\.txt: line 2 is not UTF-8 \(invalid continuation byte\)"):
+        documents.read(tmp_path)
+
+
+def test_archives_globs_and_parquet_are_read_as_prepare_reads_them(tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("in/a.jsonl", ROWS)
+        archive.writestr("b.txt", "three")
+    parquet.write_table(pyarrow.table({"text": ["four", "five"], "source": [None, "news"]}), tmp_path / "c.parquet")
+    expected = [EvalDocument("b", "three"), EvalDocument("in/a", "one"), EvalDocument("news", "two")]
+    assert documents.read(tmp_path / "all.zip") == expected
+    expected += [EvalDocument("c", "four"), EvalDocument("news", "five")]
+    assert documents.read(tmp_path) == documents.read(tmp_path / "*") == expected
+
+
+TURNS = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet"])
+def test_chats_are_read_with_their_turns(tmp_path, form):
+    rows = [{"messages": TURNS}, {"messages": [{"role": "system", "content": "Add."}, *TURNS], "source": "math"}]
+    rows[0]["source"] = None
+    path = tmp_path / f"a.{form}"
+    if form == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
+    first, second = documents.read(path)
+    assert first == EvalChat("a", tuple(TURNS)) and first.text == "5"
+    assert (second.source, len(second.turns)) == ("math", 3)
+    assert documents.read(tmp_path) == [first, second]
+    for name in ("context", "memorization"):
+        with pytest.raises(ValueError, match=rf"documents .*a\.{form} has chats \(a\), and {name} reads texts; perpl"):
+            documents.read_texts(path, name)
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"text": "one"}, "field messages is absent, not a list of {role, content}"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            "turn 0 is of role 'bot' where 'user' is due; ",
+        ),
+        ({"messages": [{"role": "user"}]}, "turn 0 of field messages has no content; a turn is"),
+        ({"messages": TURNS[:1]}, "the last turn is of role 'user'; a chat to train on ends with a model turn"),
+        ({"messages": TURNS, "tools": [{}]}, "the row has tools beside messages, which would be dropped"),
+    ],
+)
+def test_a_chat_that_cannot_be_scored_is_named(tmp_path, row, problem):
+    rows = [{"messages": TURNS}] * 20 + [row]  # of the first 20, the format is recognized
+    path = texts.write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ValueError, match=f"documents {path}, line 21: {problem}"):
         documents.read(tmp_path)
 
 
@@ -227,6 +291,8 @@ def test_the_digest_changes_with_every_text_source_and_order():
         [first, second],
         [second, first],
         [first, first],
+        [EvalChat("a", tuple(TURNS))],
+        [EvalChat("a", tuple(TURNS * 2))],
         [],
     ]
     assert len({documents.digest(each) for each in lists}) == len(lists)

@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gemma3_jax import sharding
 from gemma3_jax.evals import logprobs, perplexity, settings, task
-from gemma3_jax.evals.documents import EvalDocument
-from gemma3_jax.model import execution
+from gemma3_jax.evals.documents import EvalChat, EvalDocument
+from gemma3_jax.model import execution, masks, parameters
+from gemma3_jax.tokenizer import chat
 from tests import texts, toys
 from tests.evals import stubs
 
@@ -75,6 +77,79 @@ def test_windows_longer_than_the_documents_equal_the_scores_of_a_model_summed_by
     np.testing.assert_allclose(result["nats_per_token"], by_hand, atol=toys.ROUNDING)
 
 
+CHATS = [
+    EvalChat(
+        "chats",
+        (
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": f"What is {number} + 1? " + "Think about it. " * number},
+            {"role": "assistant", "content": f"größer: {number + 1}"},
+            {"role": "user", "content": "Sure?"},
+            {"role": "model", "content": "Yes."},
+        ),
+    )
+    for number in range(3)
+]
+
+
+def test_of_chats_the_model_s_words_are_scored_as_its_whole_distribution_has_them():
+    """By hand: the logits of a forward pass over whole chats, and of their log-softmax the entries of the answers."""
+    model = dataclasses.replace(toys.variant("one_layer"), vocab_size=texts.TOKENIZER_SIZE)
+    params = toys.params(model)
+    score = functools.partial(logprobs.score, model, mesh=sharding.make_mesh(), execute=execution.REFERENCE)
+    made = perplexity.make(dataclasses.replace(stubs.scoring(len), score=score), CHATS, settings.Perplexity())
+    result = task.run(made, lambda: params, model_id="toy")
+    transformer, nats, learned = parameters.bind(model, params), 0.0, []
+    for one in CHATS:
+        ids = [TOKENIZER.bos]
+        answers = []  # positions of what the model writes
+        system = one.turns[0]["content"]
+        for number, turn in enumerate(one.turns[1:]):
+            role = "user" if number % 2 == 0 else "model"
+            ids += TOKENIZER.encode("\n") if number else []
+            ids.append(TOKENIZER.start_of_turn)
+            if role == "user":
+                ids += TOKENIZER.encode("user\n" + (f"{system}\n\n" if not number else "") + turn["content"])
+            else:
+                ids += TOKENIZER.encode("model\n")
+                answers += range(len(ids), len(ids) + len(TOKENIZER.encode(turn["content"])) + 1)
+                ids += TOKENIZER.encode(turn["content"])
+            ids.append(TOKENIZER.end_of_turn)
+        tokens = jnp.asarray([ids])
+        hidden = transformer(tokens, masks.whole_rows(tokens), execute=execution.REFERENCE)
+        logits = np.asarray(transformer.logits(hidden)[0], np.float64)
+        distribution = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        nats -= sum(distribution[position - 1, ids[position]] for position in answers)
+        learned += [ids[position] for position in answers]
+    num_bytes = sum(len(f"größer: {number + 1}Yes.".encode()) for number in range(3))
+    assert (result["num_tokens"], result["num_bytes"]) == (len(learned), num_bytes)
+    assert result["num_documents"] == 3 and learned.count(TOKENIZER.end_of_turn) == 6
+    np.testing.assert_allclose(result["nats_per_token"], nats / len(learned), atol=toys.ROUNDING)
+    np.testing.assert_allclose(result["bits_per_byte"], nats / math.log(2) / num_bytes, atol=toys.ROUNDING)
+    assert TOKENIZER.num_bytes()[learned].sum() == num_bytes  # those of training
+
+
+@pytest.mark.parametrize("window", [3, 5, 16, 4_096])
+def test_the_window_changes_nothing_of_chats_and_what_the_user_says_alone_is_not_read(window):
+    bigrams, called = stubs.of_last(1), []
+    result = measured(bigrams, window, [*CHATS, DOCUMENTS[0]], called)
+    encoded = [chat.encode(TOKENIZER, one.turns) for one in CHATS]
+    by_hand = -sum(np.asarray(bigrams(ids.tolist()))[mask[1:]].sum() for ids, mask in encoded)
+    num_tokens = sum(mask.sum() for _, mask in encoded)
+    figures = result["by_source"]["chats"]
+    np.testing.assert_allclose(figures["nats_per_token"], by_hand / num_tokens, rtol=1e-12)
+    assert figures["num_tokens"] == num_tokens and result["num_tokens"] == num_tokens + len(TOKENS[0]) - 1
+    everything = [ids for ids, _ in encoded] + [TOKENS[0]]
+    num_windows = sum(len(list(perplexity.spans(0, len(ids), window))) for ids in everything)
+    assert len(called) < num_windows if window < 16 else len(called) <= num_windows
+
+
+def test_answers_without_a_byte_have_no_bits_for_each():
+    turns = ({"role": "user", "content": "x"}, {"role": "model", "content": ""})
+    result = measured(stubs.of_last(1), read=[EvalChat("a", turns)])
+    assert (result["num_tokens"], result["num_bytes"], result["bits_per_byte"]) == (1, 0, math.inf)
+
+
 def test_bits_per_byte_are_counted_as_training_counts_them():
     """There bytes are those of the targets: EOS, whose bits are counted, has none."""
     labels = np.concatenate([tokens[1:] for tokens in TOKENS])
@@ -136,7 +211,7 @@ def test_a_stopped_measure_goes_on_to_the_same_figures(tmp_path, monkeypatch):
 def test_the_table_has_a_line_for_each_source_and_one_for_all():
     result = measured(stubs.of_last(1))
     head, a, b, total = perplexity.lines(result)
-    assert head.split() == ["source", "documents", "tokens", "bytes", "nats/token", "perplexity", "bits/byte"]
+    assert head.split() == ["source", "documents", "scored", "tokens", "bytes", "nats/token", "perplexity", "bits/byte"]
     assert (a.split()[0], b.split()[0], total.split()[0]) == ("a", "b", "all")
     assert total.split()[1:4] == ["4", f"{NUM_TOKENS:,}", f"{NUM_BYTES:,}"]
     assert total.split()[4] == f"{result['nats_per_token']:.4f}"

@@ -119,13 +119,13 @@ def _split(path: str) -> tuple[str, str]:
 
 def is_packed(path: str) -> bool:
     """Whether a file cannot be read from the middle."""
-    return _is_member(path) or _compression(path) is not None
+    return _is_member(path) or compression(path) is not None
 
 
 def kind_of(path: str) -> str:
     """Returns the kind of source that a file is by the ending of its name; "json" is one JSON value."""
     name = (_split(path)[0] or path).lower()
-    if _compression(path):
+    if compression(path):
         name = name.rpartition(".")[0]
     kinds = {"json": "json", "jsonl": "jsonl", "ndjson": "jsonl", "parquet": "parquet"}
     return kinds.get(name.rpartition(".")[2], "text")
@@ -139,12 +139,13 @@ def open_unpacked(path: str) -> Iterator[IO[bytes]]:
         packed = stack.enter_context(fsspec.open(archive_path, "rb"))
         if member:
             packed = stack.enter_context(stack.enter_context(zipfile.ZipFile(packed)).open(member))
-        name = _compression(path)
+        name = compression(path)
         unpack = zstd.open_zstd if name == "zstd" else functools.partial(fsspec.compression.compr[name], mode="rb")
         yield stack.enter_context(unpack(packed))
 
 
-def _compression(path: str) -> str | None:
+def compression(path: str) -> str | None:
+    """Returns how a file that `find` has yielded is compressed, by the ending of its name."""
     return fsspec.utils.infer_compression(_split(path)[0] or path)
 
 

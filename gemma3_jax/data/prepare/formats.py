@@ -18,8 +18,8 @@ NUM_FIRST = 20  # records
 _HEAD = 1 << 16  # bytes
 _KINDS = {"jsonl": "JSON lines", "json": "a JSON array", "parquet": "Parquet", "text": "a text in each file"}
 _MEND = (
-    f"a record has its text in {TEXT!r}, or its turns as {{role, content}} in {TURNS!r}; name other fields in a config "
-    "file (sources, in docs/data.md)"
+    f"a record has its text in {TEXT!r}, or its turns as {{role, content}} in {TURNS!r}; for other fields, prepare "
+    "takes a config file (sources, in docs/data.md)"
 )
 
 
