@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -114,6 +115,18 @@ def test_the_first_line_says_how_much_trains(train):
     first = "--config.stages.first"
     _, err = train("--stage=first", f"{first}.num_steps=1", f"{first}.optimizer.warmup_steps=0")
     assert "trains 2,048 parameters of adapters; their base: " in err
+
+
+def test_beside_a_base_of_int4_the_loss_falls_and_the_step_compiles_once(train, caplog):
+    """Its codes are arrays of 4 bits."""
+    first = "--config.stages.first"
+    with jax.log_compiles():
+        status, err = train("--config.lora.base_format=int4", "--stage=first", f"{first}.evaluation.every_steps=10")
+    assert status == 0, err
+    rows = runs.rows(train.workdir)
+    assert len(rows) == 20 and rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    assert len([text for text in caplog.messages if text.startswith("Finished XLA compilation of jit(one)")]) == 1
+    assert "first 20 evaluated: nats" in err
 
 
 # --- what becomes of them ---

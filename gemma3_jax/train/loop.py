@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from gemma3_jax import hosts
 from gemma3_jax.train import goodput, interrupts, metrics, program, saver, stage_run, step, trace, watchdog
@@ -111,8 +112,19 @@ def run(
 
 
 def _compile(step_program: program.Program, arguments: tuple, services: Services) -> Callable:
+    jitted = step_program.jitted()
     with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(step_program.mesh):
-        return step_program.jitted().lower(*arguments).compile()
+        compiled = jitted.lower(*arguments).compile()
+    if not any(leaf.dtype in (jnp.int4, jnp.uint4) for leaf in jax.tree.leaves(arguments)):
+        return compiled
+
+    # On a CPU, JAX 0.10.2 compiles for arrays of 4 bits packed, which none says of itself, and `compiled` compares the
+    # two and refuses. The jitted function finds the same program, and does not compare.
+    def call(*arguments):
+        with jax.set_mesh(step_program.mesh):
+            return jitted(*arguments)
+
+    return call
 
 
 def _begin_evaluation(
