@@ -1,7 +1,6 @@
 """The README and docs/: commands and examples run, and everything they name exists."""
 
 import ast
-import dataclasses
 import pathlib
 import re
 import shlex
@@ -12,13 +11,13 @@ import pytest
 from experiments import demo, pods
 from gemma3_jax import settings
 from gemma3_jax.cli import configs, program
-from tests import texts, toys
+from tests import texts
 from tests.checkpoint.test_hf import make_directory
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "ablations" / "README.md"]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
-README, START = PAGES["README.md"], PAGES["docs/getting_started.md"]
+README = PAGES["README.md"]
 OURS = "python -m gemma3_jax "
 # In the order of what they need of each other: the data, the teacher and the run of the demo.
 RUN = [f"docs/{name}.md" for name in ("training", "data", "distillation", "inference", "evaluation", "quantization")]
@@ -33,6 +32,9 @@ NOT_RUN = {
     f"{OURS}train --config=experiments/starter.py:1b": "trains 1B on 16 chips: tests/test_experiments.py builds it",
     f"{OURS}train --config=experiments/demo.py --stage=qat": "starts at step 220, which fewer steps do not reach",
     f"{OURS}generate --checkpoint=gemma-3-1b-it --chat": "waits for what is typed: tests/test_generate.py",
+    f"{OURS}prepare --input=chats.jsonl": "fine-tuning: tests/test_getting_started.py runs it",
+    f"{OURS}train --config=experiments/finetune.py": "as above",
+    f"{OURS}convert --source=tuned": "as above",
     "pod=": "with the launchers' commands: they run with --dry_run, in a test of their own",
     "bash launch/tpu_vm.sh": "as above",
 }
@@ -85,28 +87,6 @@ def test_the_commands_of_all_pages_run_and_then_their_python_examples(tmp_path, 
     out = capsys.readouterr().out
     for expected in (r"^\(1, 3, 2048\)$", r"^17 [0-9a-f]{16} \(8, 512\)$", r"\[\d+(, \d+)*\] [<l]\S+$"):
         assert re.search(expected, out, flags=re.MULTILINE), out
-
-
-@pytest.mark.slow
-def test_getting_started_goes_from_a_checkpoint_and_a_file_to_exports(tmp_path, monkeypatch, capsys):
-    # Dims that are multiples of 32, the blocks of Q4_0.
-    model = dataclasses.replace(toys.TOY, embed_dim=32, mlp_dim=64, num_layers=6, vocab_size=texts.TOKENIZER_SIZE)
-    make_directory(tmp_path / "checkpoint", toys.hf_weights(model), model)
-    (tmp_path / "checkpoint" / "tokenizer.model").write_bytes(texts.tokenizer_model())
-    texts.write_lines(tmp_path / "documents.jsonl", texts.library())
-    for content in blocks(START, "python"):
-        name = re.match(r"# (\w+\.py)\n", content)[1]
-        (tmp_path / name).write_text(content)
-    monkeypatch.chdir(tmp_path)
-    stage = "--config.stages.continued"
-    few = (f"{stage}.num_steps=4", f"{stage}.optimizer.warmup_steps=1", f"{stage}.evaluation.every_steps=2")
-    for command in commands(START):
-        run(command, more=few if command.startswith(f"{OURS}train") else ())
-    summaries = re.findall(r"^all .*", capsys.readouterr().out, flags=re.MULTILINE)  # of perplexity, before and after
-    assert len(summaries) == 2 and all(0 < float(line.split()[4]) < 20 for line in summaries)
-    assert {"config.json", "tokenizer.model"} <= {path.name for path in (tmp_path / "my-model").iterdir()}
-    assert (tmp_path / "my-model.gguf").read_bytes()[:4] == b"GGUF"
-    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", PAGES)
