@@ -80,6 +80,10 @@ def test_the_rate_of_every_size_is_that_of_its_width():
         (["--config.data=nowhere"], r"config\.stages\.tune: nowhere is not a prepared data set"),
         (["--config.stages.tune.seq_len=65"], r"config\.stages\.tune: .* has no sequences of 65 tokens \(it has: 64\)"),
         (["--config.stages.tune.epochs=0"], r"config\.stages\.tune: num_steps is 0; it must be at least 1"),
+        (["--config.optimizer.lr=1"], r"no config\.optimizer; did you mean config\.stages\.tune\.optimizer\.peak_lr\?"),
+        (["--config.learning_rate=1"], r"config\.learning_rate; did you mean config\.stages\.tune\.optimizer\.peak_lr"),
+        (["--config.stages.tune.lr=1"], r"config\.stages\.tune\.lr; did you mean config\.stages\.tune\.optimizer\.p"),
+        (["--config.batch_size=1"], r"no config\.batch_size; did you mean config\.stages\.tune\.batch_size\?"),
         (["--config.stages.tune.epochs=-1"], r"config\.stages\.tune: epochs is -1.0; it must be at least 0"),
         (["--config.stages.tune.optimizer.warmup_fraction=2.0"], r"warmup_fraction is 2.0; it must be from 0 to 1"),
         (["--config.model.num_layers=3"], r"init_from .* has num_layers 2, config\.model\.num_layers is 3; leave the"),
@@ -92,6 +96,15 @@ def test_the_rate_of_every_size_is_that_of_its_width():
 def test_what_does_not_follow_is_named(directory, overrides, problem):
     with pytest.raises(ValueError, match=problem):
         load(directory, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--data=x", "--config.data"), ("--epochs=1", "--config.stages.NAME.epochs"), ("--workdr=x", "--workdir")],
+)
+def test_a_field_without_its_prefix_is_told_from_a_flag(capsys, flag, meant):
+    line = fails(capsys, "train", f"--config={FILE}", "--workdir=run", flag)
+    assert f"train has no flag {flag.partition('=')[0]}; did you mean {meant}? (" in line
 
 
 def test_a_length_that_is_not_the_only_one_has_to_be_set(directory, tmp_path):

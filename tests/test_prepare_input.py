@@ -1,6 +1,7 @@
 """`prepare --input`: a data set from files alone, with what was recognized in the report, and its errors."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -74,6 +75,12 @@ def test_a_tokenizer_that_is_not_named_is_trained_and_that_is_said(capsys, tmp_p
     flags = [f"--input={path}", "--config.tokenizer.size=800", "--config.seq_lens=(64,)", "--processes=0"]
     status, _, err = run(capsys, "prepare", *flags, f"--output={tmp_path}/data")
     assert status == 0 and "--tokenizer is not set: one of 800 pieces is trained on these files" in err
+
+
+def test_texts_that_are_too_few_for_a_tokenizer_have_a_way_out(capsys, tmp_path):
+    path = texts.write_lines(tmp_path / "a.jsonl", ["one text"])
+    line = fails(capsys, "prepare", f"--input={path}", f"--output={tmp_path}/data", "--processes=0")
+    assert re.search("they fill [0-9]+ at most; set config.tokenizer.size, or name a tokenizer with --tokenizer", line)
 
 
 @pytest.mark.parametrize(

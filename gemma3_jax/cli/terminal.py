@@ -38,7 +38,7 @@ on_stop = REMOVE_PARTIAL  # a verb that can resume replaces it
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are ValueErrors of one line, with a suggestion for an unknown flag."""
 
-    takes_overrides = False  # whether --config.a.b=value is allowed
+    takes_overrides = False  # whether --config.a.b=value is allowed; the epilog then lists the fields
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -53,7 +53,10 @@ class Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
             if flag not in known:
-                close = difflib.get_close_matches(flag, known, n=1)
+                field = self.takes_overrides and re.search(
+                    rf"--config\.(\w+\.)*{re.escape(flag[2:])}(?==)", self.epilog
+                )
+                close = [field[0]] if field else difflib.get_close_matches(flag, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 self.error(f"{self.prog} has no flag {flag}{hint}")
         flags = self.parse_args(arguments, argparse.Namespace(overrides=overrides))

@@ -31,6 +31,11 @@ def fold_system(turns: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
             continue
         role = ROLES.get(turn.get("role"))
         expected = "model" if len(folded) % 2 else "user"
+        if role is None and turn.get("role") != "system":
+            raise ValueError(
+                f"turn {number} is of role {turn.get('role')!r:.40}, which is not known; roles are user and model (or "
+                "assistant), and system for the first turn"
+            )
         if role != expected:
             raise ValueError(
                 f"turn {number} is of role {turn.get('role')!r} where {expected!r} is due; turns alternate user, "

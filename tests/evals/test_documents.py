@@ -267,7 +267,7 @@ def test_chats_are_read_with_their_turns(tmp_path, form):
         ({"text": "one"}, "field messages is absent, not a list of {role, content}"),
         (
             {"messages": [{"role": "bot", "content": "x"}]},
-            "turn 0 is of role 'bot' where 'user' is due; ",
+            "turn 0 is of role 'bot', which is not known; roles are user",
         ),
         ({"messages": [{"role": "user"}]}, "turn 0 of field messages has no content; a turn is"),
         ({"messages": TURNS[:1]}, "the last turn is of role 'user'; a chat to train on ends with a model turn"),

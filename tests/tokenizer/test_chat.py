@@ -61,7 +61,7 @@ def test_a_user_who_spells_a_turn_does_not_make_one():
         (TURNS[1:], "turn 0 is of role 'model' where 'user' is due; turns alternate"),
         ([TURNS[0], TURNS[0]], "turn 1 is of role 'user' where 'model' is due"),
         ([TURNS[0], {"role": "system", "content": "a"}], "turn 1 is of role 'system' where 'model' is due"),
-        ([{"role": "tool", "content": "a"}], "turn 0 is of role 'tool' where 'user' is due"),
+        ([{"role": "tool", "content": "a"}], "turn 0 is of role 'tool', which is not known; roles are user and model"),
         ([{"role": "user"}], "turn 0 is .*; it must be a mapping with role and content"),
         (TURNS[:1], "the last turn is of role 'user'; a chat to train on ends with a model turn"),
     ],

@@ -29,7 +29,10 @@ def load_or_train(job: jobs.Job, out: output.Output, bar: console.Bar) -> vocabu
                 "tokenizer with config.tokenizer.path"
             )
         with bar(f"train a tokenizer of {size} pieces", None):
-            model = training.train(texts, size)
+            try:
+                model = training.train(texts, size)
+            except ValueError as error:
+                raise ValueError(f"{error}; set config.tokenizer.size, or name a tokenizer with --tokenizer") from error
     out.write(dataset.TOKENIZER, model)
     return vocabulary.Tokenizer(model)
 
