@@ -94,7 +94,10 @@ def test_texts_that_are_too_few_for_a_tokenizer_have_a_way_out(capsys, tmp_path)
         (["--input=none.jsonl"], "none.jsonl cannot be read: it does not exist"),
         (["--input=here.jsonl", "--tokenizer="], "--tokenizer is empty; name a tokenizer.model, a tokenizer.json or"),
         (["--input=here.jsonl", "--tokenizer=none.model"], "none.model does not exist; a tokenizer is a SentencePiece"),
-        (["--input=here.jsonl", "--config.sources.web.fraction=1"], "there is no config.sources.web; the fields of"),
+        (
+            ["--input=here.jsonl", "--config.sources.web.fraction=1"],
+            "there is no config.sources.web; did you mean config.sources.jsonl_text.fraction?",
+        ),
         (
             ["--input=other.jsonl"],
             "other.jsonl, line 1 has 'prompt', 'completion'; a record has its text in 'text', or",
