@@ -27,7 +27,8 @@ class Console:
     """Where a task reports."""
 
     say: Callable[..., None] = ignore  # lines of text
-    show: Callable[[str, int, Mapping], None] = ignore  # (stage, its number of steps, a row of metrics)
+    # (stage and which it is, its number of steps, a row of metrics, seconds that later stages take)
+    show: Callable[[str, int, Mapping, float], None] = ignore
     bar: Bar = silent_bar
 
 

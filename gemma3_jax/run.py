@@ -25,6 +25,7 @@ from gemma3_jax.checkpoint import manager
 from gemma3_jax.durable import atomic, json_file, jsonl, lock
 from gemma3_jax.stages import adapter_inputs, build, inputs, trained
 from gemma3_jax.train import (
+    final,
     goodput,
     interrupts,
     loop,
@@ -61,6 +62,7 @@ class RunResult:
     text: str
     step: int | None  # the newest one that is saved
     seconds: dict[str, float]  # of the whole run, by kind
+    final_loss: float | None = None  # of the last stage that was trained, as train.final has it; in the first process
 
 
 def execute(config: settings.Train, options: RunOptions, out: console.Console) -> RunResult:
@@ -140,10 +142,11 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
             ledger=ledger,
             watchdog=hang_watchdog,
             interrupts=stack.enter_context(interrupts.Interrupts(out.say).handled()),
-            writers=_writers(config, workdir, stages, global_step, out) if is_first else None,
+            writers=_writers(config, workdir, stages, last, global_step, out) if is_first else None,
             meter=metrics.Meter(ledger, chip and chip.peak_flops),
             log_every_steps=config.log.every_steps,
             trace=trace.Trace(workdir / "profile", *options.trace_steps) if options.trace_steps else None,
+            say=out.say,
         )
         if saved is None and stages[first].keep_initial_checkpoint:
             save.save_blocking(stages[first], state, 0, global_step)
@@ -162,7 +165,10 @@ def execute(config: settings.Train, options: RunOptions, out: console.Console) -
         check_workdir()
         if status != DIVERGED:  # the loop has recorded that
             ledger.record(save.last_good or 0)
-        return RunResult(status, text, save.last_good, ledger.total() if is_first else {})
+        seconds, loss = ledger.total() if is_first else {}, None
+        if is_first and status == DONE:
+            loss = final.of_rows(jsonl.Journal(workdir / metrics.FILE, out.say).read(), "loss")
+        return RunResult(status, text, save.last_good, seconds, None if loss is None or math.isnan(loss) else loss)
 
 
 def _first_stage(config: settings.Train, stages: list[stage_run.StageRun], options: RunOptions) -> int:
@@ -208,20 +214,35 @@ def _initial_params(config: settings.StageConfig, stage: stage_run.StageRun, out
 
 
 def _writers(
-    config: settings.Train, workdir: pathlib.Path, stages: list[stage_run.StageRun], after: int, out: console.Console
+    config: settings.Train,
+    workdir: pathlib.Path,
+    stages: list[stage_run.StageRun],
+    last: int,
+    after: int,
+    out: console.Console,
 ) -> metrics.Writers:
-    """Opens everything that the first process writes besides checkpoints; writes the config first."""
+    """Opens everything that the first process writes besides checkpoints; writes the config first.
+
+    `last`: the number of the last stage that this start trains.
+    """
     _write_config(config, workdir, stages, out.say)
     for file, content in stages[-1].extra_files.items():
         _write(workdir / file, content, out.say)
-    num_steps = {stage.name: stage.num_steps for stage in stages}
+    numbers, tokens = {stage.name: number for number, stage in enumerate(stages)}, [_num_tokens(s) for s in stages]
+
+    def show(row: Mapping) -> None:
+        number = numbers[row["stage"]]
+        name = f"{row['stage']} ({number + 1} of {len(stages)})" if len(stages) > 1 else row["stage"]
+        seconds_after = sum(tokens[number + 1 : last + 1]) / row["tokens_per_second"]
+        out.show(name, stages[number].num_steps, row, seconds_after)
+
     return metrics.Writers(
         workdir,
         config.log,
         after=after,
         config=dataclasses.asdict(config),
         warn=out.say,
-        show=lambda row: out.show(row["stage"], num_steps[row["stage"]], row),
+        show=show,
     )
 
 
@@ -239,12 +260,18 @@ def _locked(workdir: pathlib.Path, say: Callable[..., None]) -> Iterator[Callabl
         yield is_in_place
 
 
+def _num_tokens(stage: stage_run.StageRun) -> int:
+    return stage.program.num_steps * stage.program.tokens_per_step
+
+
 def _describe(stage: stage_run.StageRun) -> str:
+    """What of the run a stage is, and where it runs."""
     step_program = stage.program
+    device, num_hosts = step_program.mesh.devices.flat[0].device_kind, jax.process_count()
     sizes = " x ".join(f"{axis} {size}" for axis, size in step_program.mesh.shape.items() if size > 1) or "one device"
     line = (
         f"{step_program.name}: {step_program.num_steps:,} steps of {step_program.tokens_per_step:,} tokens, "
-        f"{step_program.num_steps * step_program.tokens_per_step:,} in all, on {sizes}"
+        f"{_num_tokens(stage):,} in all, on {sizes} ({device}{f', {num_hosts} hosts' if num_hosts > 1 else ''})"
     )
     mib = {role: program.bytes_per_device(tree) / 2**20 for role, tree in step_program.frozen_shapes.items()}
     if step_program.frozen_flops_per_token:

@@ -115,6 +115,7 @@ def test_the_first_line_says_how_much_trains(train):
     first = "--config.stages.first"
     _, err = train("--stage=first", f"{first}.num_steps=1", f"{first}.optimizer.warmup_steps=0")
     assert "trains 2,048 parameters of adapters; their base: " in err
+    assert re.search(r" convert --source=(\S+) --target=\1-peft --format=peft\n$", err)
 
 
 def test_beside_a_base_of_int4_the_loss_falls_and_the_step_compiles_once(train, caplog):

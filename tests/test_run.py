@@ -97,6 +97,13 @@ def test_every_start_says_by_which_code_and_from_which_data(straight, data):
     assert of_stage["tokenizer"] == texts.tokenizer().digest and len(of_stage["mixture"]) == 16
 
 
+def test_the_time_left_is_that_of_all_stages_that_are_to_come(data, tmp_path, capsys):
+    assert program.main(runs.command(data, tmp_path / "run", MESH, NO_CHECKPOINTS)) == 0
+    err = capsys.readouterr().err
+    assert re.search(r"^first \(1 of 2\) 1/20 .* left, \d\d:\d\d with all stages$", err, flags=re.MULTILINE)
+    assert re.search(r"^second \(2 of 2\) 1/20 .* left$", err, flags=re.MULTILINE)
+
+
 def test_checkpoints_that_are_kept_are_the_last_and_the_ends_of_stages(straight):
     assert manager.steps(straight / "checkpoints") == [40, 39, 36, 20]
 
@@ -106,7 +113,15 @@ def test_it_says_how_it_ended_and_where_the_time_went(data, tmp_path, capsys):
     out, err = capsys.readouterr()
     ended = json.loads(out)
     assert (ended["status"], ended["text"], ended["step"]) == (0, "done", 20) and ended["seconds"]["step"] > 0
-    assert err.endswith("gemma3_jax: done\n")
+    loss = np.mean([row["loss"] for row in runs.rows(tmp_path / "run")[-20:]])
+    assert err.endswith(
+        f"gemma3_jax: done; final loss {loss:.3f}, saved in {tmp_path}/run/checkpoints/20\n"
+        f"  next: python -m gemma3_jax evaluate --checkpoint={tmp_path}/run --task=perplexity --input=FILE\n"
+        f"        python -m gemma3_jax convert --source={tmp_path}/run --target={tmp_path}/run-hf --format=hf\n"
+    )
+    assert "first (1 of 2) 20/20  loss " in err and "with all stages" not in err  # this start trains the first alone
+    assert err.index("compiling first (the first time, a minute or more)") < err.index("first (1 of 2) 1/20")
+    assert re.search(r"^first: 20 steps of .* in all, on data 2 \(cpu\)$", err, flags=re.MULTILINE)
     shares = dict(line.split()[:2] for line in err.splitlines() if line.endswith("%") or line.startswith("in all"))
     assert {"init", "compile", "step", "save", "in"} <= shares.keys()
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
 import sys
 import textwrap
 import time
@@ -101,10 +102,27 @@ def run(flags: argparse.Namespace) -> int:
         display.close()
     hosts.leave()
     if result.seconds:  # in the first process
-        terminal.say(goodput.table(result.seconds), f"gemma3_jax: {result.text}")
+        terminal.say(goodput.table(result.seconds), *_last_lines(flags.workdir, result, bool(config.lora.rank)))
         if flags.json:
             terminal.show(json.dumps(dataclasses.asdict(result)))
     return result.status
+
+
+def _last_lines(workdir: str, result, has_adapters: bool) -> list[str]:
+    """How the run ended; if it is done, its final loss, where it is saved, and what to do with it."""
+    from gemma3_jax import run
+    from gemma3_jax.checkpoint import manager
+
+    if result.status != run.DONE:
+        return [f"gemma3_jax: {result.text}"]
+    loss = "" if result.final_loss is None else f"final loss {result.final_loss:.3f}, "
+    verb, kind = "python -m gemma3_jax", "peft" if has_adapters else "hf"
+    path, target = shlex.quote(workdir), shlex.quote(f"{workdir.rstrip('/')}-{kind}")
+    return [
+        f"gemma3_jax: {result.text}; {loss}saved in {pathlib.Path(workdir) / manager.CHECKPOINTS / str(result.step)}",
+        f"  next: {verb} evaluate --checkpoint={path} --task=perplexity --input=FILE",
+        f"        {verb} convert --source={path} --target={target} --format={kind}",
+    ]
 
 
 def _prepare_jax(cache: str) -> None:
@@ -131,17 +149,21 @@ class _Display:
     def __init__(self):
         self._bar, self._stage, self._last = None, "", 0.0
 
-    def show(self, stage: str, num_steps: int, row: Mapping) -> None:
+    def show(self, stage: str, num_steps: int, row: Mapping, seconds_after: float) -> None:
+        """Shows a row of a stage. `seconds_after`: what the stages after it are expected to take."""
         text = f"loss {row['loss']:.3f}  {row['tokens_per_second']:,.0f} tokens/s"
         text += f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
         text += f"  {row['data_wait_share']:.0%} waiting for data" if row["data_wait_share"] >= 0.01 else ""
         text += f"  {row['num_skipped']} skipped" if row["num_skipped"] else ""
+        seconds = seconds_after + (num_steps - row["step"]) * row["step_seconds"]
+        whole = f"{terminal.duration(seconds)} with all stages" if seconds_after else ""
         if sys.stderr.isatty():
-            self._draw(stage, num_steps, row["step"], text)
+            self._draw(stage, num_steps, row["step"], f"{text}  {whole}" if whole else text)
         elif stage != self._stage or row["step"] == num_steps or time.monotonic() > self._last + self.SECONDS:
             self._stage, self._last = stage, time.monotonic()
-            left = terminal.duration((num_steps - row["step"]) * row["step_seconds"])
-            terminal.say(f"{stage} {row['step']}/{num_steps}  {text}  {left} left")
+            seconds = (num_steps - row["step"]) * row["step_seconds"]
+            left = f"{terminal.duration(seconds)} left" + (f", {whole}" if whole else "")
+            terminal.say(f"{stage} {row['step']}/{num_steps}  {text}  {left}")
 
     def _draw(self, stage: str, num_steps: int, step: int, text: str) -> None:
         if self._stage != stage:

@@ -37,6 +37,7 @@ class Services:
     meter: metrics.Meter
     log_every_steps: int
     trace: trace.Trace | None
+    say: Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ def run(
 
 
 def _compile(step_program: program.Program, arguments: tuple, services: Services) -> Callable:
+    services.say(f"compiling {step_program.name} (the first time, a minute or more)")
     jitted = step_program.jitted()
     with services.ledger.spend("compile"), services.watchdog.phase("compile"), jax.set_mesh(step_program.mesh):
         compiled = jitted.lower(*arguments).compile()

@@ -223,7 +223,14 @@ def test_an_axis_does_not_make_noise_a_finding(directory):
 def test_the_final_value_is_the_mean_of_the_last_finite_rows():
     column = [100.0, *range(1, 20), math.nan, 20.0, math.inf]
     assert final.values(column) == list(range(1, 21)) and final.mean(column) == 10.5
-    assert math.isnan(final.mean([math.nan]))
+    assert math.isnan(final.mean([math.nan])) and math.isnan(final.of_rows([], "loss"))
+    rows = [
+        {"stage": "a", "loss": 9},
+        {"stage": "b", "loss": 1},
+        {"stage": "b", "loss": 7, "skipped": 1},
+        {"stage": "b"},
+    ]
+    assert final.of_rows(rows, "loss") == 1
 
 
 def test_provenance_has_command_commit_versions_and_digests(render_page):
