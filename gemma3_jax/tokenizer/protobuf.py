@@ -12,30 +12,34 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     Raises: ValueError if it is damaged, which a library that skips what it does not know may not notice.
     """
     offset = 0
-
-    def varint() -> int:
-        nonlocal offset
-        value = shift = 0
-        while True:
-            if offset >= len(message):
-                raise ValueError("the tokenizer is a damaged protocol buffer")
-            byte = message[offset]
-            offset += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
     while offset < len(message):
-        number, wire_type = divmod(varint(), 8)
+        key, offset = _read_varint(message, offset)
+        number, wire_type = divmod(key, 8)
         if wire_type == 0:
-            yield number, varint()
+            value, offset = _read_varint(message, offset)
+            yield number, value
             continue
-        size = {1: 8, 5: 4}.get(wire_type) or varint()
+        size = {1: 8, 5: 4}.get(wire_type)
+        if size is None:
+            size, offset = _read_varint(message, offset)
         if wire_type not in (1, 2, 5) or offset + size > len(message):
             raise ValueError("the tokenizer is a damaged protocol buffer")
         yield number, message[offset : offset + size]
         offset += size
+
+
+def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
+    """Returns the varint at `offset`, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        if offset >= len(message):
+            raise ValueError("the tokenizer is a damaged protocol buffer")
+        byte = message[offset]
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
 
 
 def field(number: int, content: int | bytes) -> bytes:
