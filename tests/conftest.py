@@ -10,7 +10,7 @@ import beartype
 import beartype.claw
 import jaxtyping
 
-from tests import xla_flags
+from tests import budget, xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.for_devices(8)}"
@@ -47,6 +47,10 @@ beartype.claw.beartype_package(PACKAGE.name, conf=FUNCTIONS)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(budget)
 
 
 @pytest.fixture
