@@ -235,3 +235,44 @@ def test_other_annotations_are_checked_too():
 
     with pytest.raises(beartype.roar.BeartypeCallHintViolation):
         registry.make(7, None, None)
+
+
+# --- the tests ---
+
+TESTS = sorted(pathlib.Path(__file__).parent.rglob("*.py"))
+OF_TUPLES = {"_fields", "_replace", "_asdict"}  # public in a NamedTuple
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """The functions, classes, variables and attributes that it makes whose names begin with an underscore."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in names - OF_TUPLES if re.match(r"_[^_]", name)}
+
+
+def used_names(tree: ast.AST) -> set[str]:
+    """The attributes and imports that it reads, and those in its texts: of programs, and of what `setattr` replaces."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(re.findall(r"(?:^|\w\.)(_[a-z]\w*)", node.value))
+    return names
+
+
+def test_tests_use_what_is_public_of_the_package():
+    """A private constant may be replaced, where nothing else forces the case."""
+    private = set().union(*(private_names(ast.parse(path.read_text())) for path in FILES))
+    for path in TESTS:
+        text = path.read_text()
+        if private & set(re.findall(r"\b_\w+", text)):
+            tree = ast.parse(text)
+            used = used_names(tree) & private - private_names(tree)
+            assert not used, f"{path.name} uses {used}: make them public, or test what uses them"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gemma3_jax import provenance
-from gemma3_jax.checkpoint import hf, orbax
+from gemma3_jax.checkpoint import names, orbax
 from gemma3_jax.cli import prepare, program, terminal
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory, same_files
@@ -204,7 +204,7 @@ def test_out_of_memory_is_one_line(kind, capsys, hf_directory, tmp_path, monkeyp
     def load(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more")
 
-    monkeypatch.setattr(hf, "_read", load)
+    monkeypatch.setattr(names, "relayout", load)  # of each tensor of a Hugging Face directory
     monkeypatch.setattr(orbax.ocp, "load_checkpointables", load)
     line = fails(capsys, "convert", f"--source={tmp_path / kind}", f"--target={tmp_path / 'out'}", "--format=hf")
     assert "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.; use more devices" in line
@@ -440,7 +440,7 @@ def test_the_table_of_prepare_has_room_for_long_sequences():
         "parts": {"text": part},
         "kept": part,
     }
-    head, *rows = prepare._summary("out", {"digest": "0" * 64}, report).splitlines()[1:4]
+    head, *rows = prepare.summary("out", {"digest": "0" * 64}, report).splitlines()[1:4]
     assert head.split() == "part documents tokens of training sequences of 32768 sequences of 131072".split()
     assert {len(row) for row in rows} == {len(head)} and rows[0].split() == ["text", "2", "400,000", "12", "3"]
 

@@ -143,7 +143,7 @@ def test_the_order_of_the_old_names_matters_to_the_checksum(saved_before):
     params, state = saved.make(mesh, 5)
     state |= {"ema_params": params}
     old = {OLD_STATE.get(part, part): tree for part, tree in state.items()}
-    assert manager._checksum(params, state) != manager._checksum(params, old)
+    assert manager.checksum(params, state) != manager.checksum(params, old)
 
 
 def test_a_flipped_bit_under_an_old_name_is_noticed(saved_before):

@@ -71,7 +71,7 @@ def test_results_have_none_on_a_terminal_and_all_elsewhere(capsys, monkeypatch):
 )
 def test_what_stdout_cannot_encode_is_escaped_and_said_once(monkeypatch, capsys, encoding, text, shown):
     """The text may have taken hours."""
-    terminal._say_escaped.cache_clear()
+    terminal.say_escaped.cache_clear()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     terminal.show("plain")
     assert not capsys.readouterr().err
@@ -169,14 +169,14 @@ def test_what_a_model_writes_is_escaped_on_a_terminal_alone(monkeypatch):
 
     for stdout, shown in ((io.StringIO(), f"{BAD}\n\n"), (Terminal(), f"{ESCAPED}\n\n")):
         monkeypatch.setattr(sys, "stdout", stdout)
-        generate._continue(Gemma(), [[2]], sampler.GenerateOptions(), None, is_shown=True)
+        generate.complete(Gemma(), [[2]], sampler.GenerateOptions(), None, is_shown=True)
         assert stdout.getvalue() == shown
 
 
 def test_a_table_of_an_evaluation_is_escaped_on_a_terminal(monkeypatch):
     flags = evaluate.parser().parse_args(["--task=perplexity"])
     monkeypatch.setattr(sys, "stdout", Terminal())
-    evaluate._print(flags, {}, [f"source {BAD}"])
+    evaluate.print_summary(flags, {}, [f"source {BAD}"])
     assert sys.stdout.getvalue() == f"source {ESCAPED}\n"
 
 

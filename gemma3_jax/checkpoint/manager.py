@@ -88,7 +88,7 @@ class CheckpointManager:
         `checkpoint_metadata` has the model's columns and the tokenizer's digest, for readers of this checkpoint alone.
         Raises: OSError if saving cannot start.
         """
-        meta = {**meta, "checksum": _checksum(params, state)}
+        meta = {**meta, "checksum": checksum(params, state)}
         items = {orbax.PARAMS: params, STATE: _named(state), CURSOR: dict(cursor), META: meta}
         custom = {orbax.METADATA_KEY: {"format": orbax.FORMAT, **checkpoint_metadata}}
         with self._saving(step):
@@ -155,8 +155,8 @@ class CheckpointManager:
                 problem = error
             if hosts.any_host(problem is not None):
                 problem = problem or "another host cannot read its part"
-            elif (checksum := _checksum(restored.params, restored.state)) != restored.meta.get("checksum"):
-                problem = f"its checksum is {checksum}, and was {restored.meta.get('checksum')} when it was written"
+            elif (found := checksum(restored.params, restored.state)) != restored.meta.get("checksum"):
+                problem = f"its checksum is {found}, and was {restored.meta.get('checksum')} when it was written"
             if not problem:
                 self._set_aside(damaged)
                 state = {part: restored.state[stored] for part, stored in parts.items()}
@@ -266,7 +266,7 @@ def _named(tree: dict) -> dict:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _checksum(params: dict, state: dict) -> str:
+def checksum(params: dict, state: dict) -> str:
     """Returns a checksum of every bit, the same on any mesh: integers may be summed in any order.
 
     Any flipped bit changes it.

@@ -116,7 +116,7 @@ def _run_task(flags: argparse.Namespace) -> None:
     with terminal.bar(flags.task, len(chosen.items), unit="items") as bar:
         model_id = _model_id(flags) if path else ""
         summary = task.run(chosen, lambda: gemma.params, model_id=model_id, path=path, progress=bar.update)
-    _print(flags, summary, chosen.format_lines(summary))
+    print_summary(flags, summary, chosen.format_lines(summary))
 
 
 def _open(flags: argparse.Namespace):
@@ -165,7 +165,8 @@ def _model_id(flags: argparse.Namespace) -> str:
     return f"{checkpoint.fingerprint()} {flags.dtype or 'float32'}"
 
 
-def _print(flags: argparse.Namespace, summary: dict, lines: list[str]) -> None:
+def print_summary(flags: argparse.Namespace, summary: dict, lines: list[str]) -> None:
+    """Prints a summary: as JSON if the flags ask for it, else these lines."""
     if flags.json:
         terminal.show(json.dumps({"task": flags.task, **summary}))
     else:
@@ -186,7 +187,7 @@ def _logprobs(flags: argparse.Namespace) -> None:
     for number, row in enumerate(scores):
         if not all(map(math.isfinite, row)):
             raise ValueError(f"{flags.checkpoint} gives list {number} a log-probability that is not finite")
-    _print(flags, {"logprobs": scores}, [" ".join(f"{value:.6f}" for value in row) for row in scores])
+    print_summary(flags, {"logprobs": scores}, [" ".join(f"{value:.6f}" for value in row) for row in scores])
 
 
 def _bytes(flags: argparse.Namespace) -> None:
@@ -203,7 +204,7 @@ def _bytes(flags: argparse.Namespace) -> None:
     if model is None:
         raise ValueError("--task=bytes needs --checkpoint or --model")
     table = weight_bytes.table(model, lengths)
-    _print(flags, table, weight_bytes.lines(model, table))
+    print_summary(flags, table, weight_bytes.lines(model, table))
 
 
 def _lm_eval(flags: argparse.Namespace) -> None:
@@ -237,7 +238,7 @@ def _lm_eval(flags: argparse.Namespace) -> None:
         for metric, value in row.items()
         if isinstance(value, float)
     ]
-    _print(flags, output, lines)
+    print_summary(flags, output, lines)
 
 
 def _read_json(path: pathlib.Path) -> object:

@@ -151,7 +151,7 @@ def _constraint_factory(flags: argparse.Namespace, gemma, call_schema: Callable[
 def _complete(flags: argparse.Namespace, gemma, prompts: list[list[int]], options) -> None:
     """Prints the completion of each prompt."""
     is_shown = len(prompts) == 1 and not flags.json and gemma.tokenizer is not None
-    completions = _continue(gemma, prompts, options, _constraint_factory(flags, gemma, dict), is_shown=is_shown)
+    completions = complete(gemma, prompts, options, _constraint_factory(flags, gemma, dict), is_shown=is_shown)
     if is_shown:
         return
     if flags.json:
@@ -165,7 +165,7 @@ def _never() -> bool:
     return False
 
 
-def _continue(
+def complete(
     gemma,
     prompts: list[list[int]],
     options,
@@ -209,7 +209,7 @@ def _chat(flags: argparse.Namespace, gemma, options) -> None:
         prompt = gemma.encode_turns(turns)
         turn_options = dataclasses.replace(options, seed=seed)
         with contextlib.nullcontext(_never) if flags.prompt else terminal.interruptible() as is_interrupted:
-            (completion,) = _continue(
+            (completion,) = complete(
                 gemma, [prompt], turn_options, make_constraint, is_shown=not flags.json, is_interrupted=is_interrupted
             )
         last.update(dataclasses.asdict(completion))

@@ -99,7 +99,7 @@ def run(flags: argparse.Namespace) -> None:
     if name not in config.stages:
         raise ValueError(f"--stage is {name}; config.stages has: {', '.join(config.stages)}")
     topology = topologies.find(flags.topology, flags.num_slices)
-    teacher_model = _teacher_model(flags.teacher_model, settings.resolve(config, name))
+    teacher_model = find_teacher(flags.teacher_model, settings.resolve(config, name))
 
     def attempt(config: settings.Train, what: str) -> plan.Plan:
         with _ticking(f"compiling {name} for {topology.num_chips:,} chips of {topology.name}{what}"):
@@ -167,7 +167,7 @@ def _write_profile(flags: argparse.Namespace, result, compared) -> None:
         terminal.say(f"{directory / name}: {len(content) / 1e3:,.0f} kB")
 
 
-def _teacher_model(model_flag: str | None, config):
+def find_teacher(model_flag: str | None, config):
     """Returns the model of the teacher, from the flag or from its checkpoint; None if the stage has no teacher.
 
     Raises: ValueError if the flag names one for a stage that takes none.

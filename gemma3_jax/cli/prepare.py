@@ -92,7 +92,7 @@ def run(flags: argparse.Namespace) -> None:
         from gemma3_jax.data.prepare import pipeline
 
         manifest, report = pipeline.run(config, output, num_processes=flags.processes, bar=terminal.bar)
-    terminal.say(_summary(flags.output, manifest, report))
+    terminal.say(summary(flags.output, manifest, report))
     if flags.json:
         terminal.show(json.dumps(report, ensure_ascii=False))
 
@@ -126,7 +126,7 @@ def _config(flags: argparse.Namespace):
     return config
 
 
-def _summary(output: str, manifest: dict, report: dict) -> str:
+def summary(output: str, manifest: dict, report: dict) -> str:
     """Returns what is in the data set and what was dropped, for people."""
     lines = [f"{report['records']:,} records read"]
     if report["broken"]["count"]:

@@ -140,7 +140,7 @@ def _platform_problem() -> str | None:
     )
 
 
-def _stop(number: int, frame: object) -> None:
+def stop(number: int, frame: object) -> None:
     """Ends the process and its tools in a signal handler, and removes files that are partly written.
 
     An exception would be lost if it were raised in a callback of a library.
@@ -167,8 +167,8 @@ def _clean_up() -> None:
 def run() -> None:
     """Runs the program: the entry point of `python -m gemma3_jax` and of the console script."""
     _open_closed_streams()
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, _hang_up)
     # After a user error, the event loops of Orbax report pages of errors that they could not raise, some of them at

@@ -130,11 +130,12 @@ def show(*texts: str, sep: str = "\n", end: str = "\n") -> None:
         except UnicodeEncodeError:
             encoding = sys.stdout.encoding
             print(text.encode(encoding, "backslashreplace").decode(encoding), end=end, flush=True)
-            _say_escaped(encoding)
+            say_escaped(encoding)
 
 
 @functools.cache
-def _say_escaped(encoding: str) -> None:
+def say_escaped(encoding: str) -> None:
+    """Says once that what this encoding lacks is escaped."""
     say(
         f"gemma3_jax: the encoding of stdout, {encoding}, lacks some characters, which become escapes; "
         "set PYTHONIOENCODING=utf-8 for all of them"

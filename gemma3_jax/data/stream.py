@@ -71,7 +71,7 @@ def unpack(row: shards.PackedRow, seq_len: int) -> dict[str, np.ndarray]:
     return {**fields, "loss_mask": loss_mask}
 
 
-class _HostBatches:
+class HostBatches:
     """Random access to the rows of each step that one host needs: a Grain source, pickled for its worker processes."""
 
     def __init__(
@@ -166,7 +166,7 @@ class Stream:
                 f"first_step is {first_step}, but {stored_targets.path} has targets of {end} steps; teach more "
                 "sequences"
             )
-        source = _HostBatches(data, rows, indices, first_step, end - first_step, stored_targets)
+        source = HostBatches(data, rows, indices, first_step, end - first_step, stored_targets)
         source.check()
         # These buffers bound host memory: the batches read ahead, and two on their way to the devices.
         batches = grain.MapDataset.source(source).to_iter_dataset(

@@ -159,7 +159,7 @@ class LmEvalModel(lm_eval.api.model.LM):
             self.cache_hook.add_partial(kind, request.args, answer)
         return answers
 
-    def _encode(self, context: str, continuation: str = "", *, is_stripped: bool = False) -> list[int]:
+    def encode(self, context: str, continuation: str = "", *, is_stripped: bool = False) -> list[int]:
         """The ids of a context and its continuation, encoded as one text, after BOS."""
         tokenizer = self._api.tokenizer
         prefix_ids, text = [tokenizer.bos], context
@@ -178,8 +178,8 @@ class LmEvalModel(lm_eval.api.model.LM):
     def _pair(self, request: lm_eval.api.instance.Instance) -> tuple[continuations.Pair, bool]:
         """A context and its continuation, and whether the context was truncated."""
         context, continuation = request.args
-        before = self._encode(context, is_stripped=True)
-        after = self._encode(context, continuation)[len(before) :]
+        before = self.encode(context, is_stripped=True)
+        after = self.encode(context, continuation)[len(before) :]
         if not 0 < len(after) <= self.max_tokens:
             raise ValueError(
                 f"task {request.task_name}: the continuation {continuation!r:.60} adds {len(after)} tokens to its "
@@ -209,7 +209,7 @@ class LmEvalModel(lm_eval.api.model.LM):
                 f"task {request.task_name} has generation_kwargs.max_gen_toks: {num_tokens}; it must be >= 1 and below "
                 f"max_tokens, {self.max_tokens}"
             )
-        prompt = self._encode(context)
+        prompt = self.encode(context)
         truncated = tuple(prompt[-(self.max_tokens - num_tokens) :])
         return (
             continuations.GenerationRequest(truncated, num_tokens, tuple(filter(None, stops))),

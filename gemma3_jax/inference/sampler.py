@@ -102,7 +102,7 @@ class Sampler:
         self.check(prompts, options)
         assert show is None or len(prompts) == 1, "one text is shown at a time"
         completions: list[Completion | None] = [None] * len(prompts)
-        for row_ids in _batches([len(prompt) + options.max_new_tokens for prompt in prompts]):
+        for row_ids in batches([len(prompt) + options.max_new_tokens for prompt in prompts]):
             batch = _Batch(
                 self,
                 row_ids,
@@ -262,7 +262,7 @@ class _Batch:
         return Completion(ids, text.text if text is not None else None, ended_by)
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Row ids that are generated together, short sequences first."""
     left = sorted(range(len(lengths)), key=lambda row_id: lengths[row_id])
     while left:

@@ -35,7 +35,7 @@ REST_OF_STEP = StepPlace(REST, "")
 _LAYER = re.compile(rf"\b({'|'.join(LAYERS)})\b")
 # The innermost call that matches decides: the step calls the loss, which calls the model, which calls the embedding.
 # By file:function.
-_CALLS = (
+CALLS = (
     (re.compile(r"gemma3_jax/model/sharded_embedding\.py|.*:Embedder\.encode"), EMBEDDING),
     (re.compile(r"gemma3_jax/model/transformer\.py"), ""),  # the loops over layers: the place of most of the loop
     (re.compile(r"gemma3_jax/distill/"), SOFT_TARGETS),
@@ -54,7 +54,7 @@ def of(instruction: hlo.Instruction, stacks: call_stacks.CallStacks) -> StepPlac
 
 def _part(scopes: str, stack: Iterable[call_stacks.Frame]) -> str | None:
     calls = (f"{frame.file}:{frame.function}" for frame in stack)
-    traced = next((part for call in calls for pattern, part in _CALLS if pattern.match(call)), None)
+    traced = next((part for call in calls for pattern, part in CALLS if pattern.match(call)), None)
     if re.search(r"\bteacher\b", scopes):
         return SOFT_TARGETS if traced in (SOFT_TARGETS, LOSS) else TEACHER
     layer = _LAYER.findall(scopes)

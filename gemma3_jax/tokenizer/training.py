@@ -45,7 +45,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
     pieces that they have.
     """
     check_size(size)
-    tail = _tail(size)
+    tail = last_pieces(size)
     texts = iter(texts)
     first = next(texts, None)
     if first is None:
@@ -90,7 +90,7 @@ def train(texts: Iterable[str], size: int) -> bytes:
 
 def check_size(size: int) -> None:
     """Raises: ValueError if `size` has no room for learned pieces."""
-    num_fixed = NUM_FIXED + len(_tail(size))
+    num_fixed = NUM_FIXED + len(last_pieces(size))
     if size <= num_fixed:
         raise ValueError(
             f"a tokenizer of {size} pieces has no room beside the {num_fixed} fixed ones (control, bytes, whitespace, "
@@ -98,7 +98,7 @@ def check_size(size: int) -> None:
         )
 
 
-def _tail(size: int) -> list[str]:
+def last_pieces(size: int) -> list[str]:
     """Returns the user-defined pieces after the learned ones; a small vocabulary has only one unused piece."""
     num_unused = GEMMA_SIZE - GEMMA_LEARNED_END - len(_TABS) - 1 if size == GEMMA_SIZE else 1
     return [*_TABS, vocabulary.START_OF_IMAGE, *(f"<unused{99 + number}>" for number in range(num_unused))]

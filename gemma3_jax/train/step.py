@@ -87,7 +87,7 @@ def make(
 
     def step(state: State, batch, hyperparameters) -> tuple[State, Sums]:
         transform = optimize.transform_of(hyperparameters)
-        total, num_targets, sums, gradients = _accumulate(loss, state.params, batch, grad_accum_steps)
+        total, num_targets, sums, gradients = accumulate(loss, state.params, batch, grad_accum_steps)
         mean = total / jnp.maximum(num_targets, 1)
         gradients = jax.tree.map(lambda gradient: gradient / jnp.maximum(num_targets, 1), gradients)
         norm = optax.tree.norm(gradients)
@@ -118,7 +118,7 @@ def make(
     return step
 
 
-def _accumulate(loss: Loss, params: dict, batch, grad_accum_steps: int):
+def accumulate(loss: Loss, params: dict, batch, grad_accum_steps: int):
     """Returns loss, number of targets, sums and float32 gradients, each summed over the parts of the batch."""
 
     def one(params, batch):

@@ -281,7 +281,7 @@ def test_blocks_hold_the_values_of_ggmls_definition(kind, tmp_path):
 
 
 def test_every_type_is_decoded_a_few_rows_at_a_time(monkeypatch, tmp_path):
-    monkeypatch.setattr(gguf_tensor, "_ROWS", 3)
+    monkeypatch.setattr(gguf_tensor, "_ROWS", 3)  # else it takes files of 4,096 rows and more
     for kind in gguf_tensor.OTHERS:
         type_ = gguf.GGMLQuantizationType[kind]
         size, num_bytes = gguf.GGML_QUANT_SIZES[type_]

@@ -101,19 +101,19 @@ def test_arrays_that_are_whole_but_not_those_that_were_saved_are_noticed_by_the_
 
 def test_any_one_bit_changes_the_check_sum(mesh):
     params, state = jax.tree.map(np.asarray, saved.make(mesh, 3))
-    seen = {manager._checksum(params, state)}
+    seen = {manager.checksum(params, state)}
     for bit in (0, 7, 22, 23, 30, 31):  # of the fraction, of the exponent, the sign
         words = params["w"].view(np.uint32).copy()
         words[bit % 16, bit % 8] ^= np.uint32(1 << bit)
-        seen.add(manager._checksum(params | {"w": words.view(np.float32)}, state))
+        seen.add(manager.checksum(params | {"w": words.view(np.float32)}, state))
     loss_stats = dataclasses.replace(state["loss_stats"], num_seen=state["loss_stats"].num_seen ^ 1)
-    seen.add(manager._checksum(params, state | {"loss_stats": loss_stats}))
+    seen.add(manager.checksum(params, state | {"loss_stats": loss_stats}))
     assert len(seen) == 8
 
 
 def test_the_check_sum_is_the_same_on_any_mesh(mesh):
     sums = {
-        manager._checksum(*saved.make(sharding.make_mesh(**axes), 3))
+        manager.checksum(*saved.make(sharding.make_mesh(**axes), 3))
         for axes in ({}, {"data": 8}, {"data": 4, "model": 2})
     }
     assert len(sums) == 1

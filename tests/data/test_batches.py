@@ -14,13 +14,19 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(monkeypatch):
-    """The first steps of the streams that were opened."""
+def streams():
+    return []
+
+
+@pytest.fixture
+def opened(monkeypatch, streams):
+    """The first steps of the streams that were opened; the streams are in `streams`."""
     steps, open_stream = [], stream.Stream
 
     def count(*arguments, first_step, **options):
         steps.append(first_step)
-        return open_stream(*arguments, first_step=first_step, **options)
+        streams.append(open_stream(*arguments, first_step=first_step, **options))
+        return streams[-1]
 
     monkeypatch.setattr(stream, "Stream", count)
     return steps
@@ -47,10 +53,10 @@ def test_any_step_can_be_read_and_is_the_same(next_batch, opened):
     assert opened == [0, 2, 1, 3]
 
 
-def test_nothing_is_read_ahead_after_the_last_step(next_batch, opened):
+def test_nothing_is_read_ahead_after_the_last_step(next_batch, opened, streams):
     next_batch(4)
     with pytest.raises(ValueError, match="this stream is closed"):
-        next(next_batch._stream)
+        next(streams[0])
     assert next_batch(0).step == 0 and opened == [4, 0]
 
 

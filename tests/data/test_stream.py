@@ -50,6 +50,10 @@ def arrays(rows):
     return {name: np.asarray(array) for name, array in rows._asdict().items()}
 
 
+def stacked(rows):
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def same(one, other):
     return all(np.array_equal(value, arrays(other)[name]) for name, value in arrays(one).items())
 
@@ -155,7 +159,7 @@ def test_stored_targets_come_beside_their_rows(data, rows, mesh, straight, store
         assert {(part.step, part.id) for part in parts} == {(expected.step, expected.id)}
         for fields, wanted in (
             ([part.rows.rows for part in parts], arrays(expected.rows)),
-            ([part.rows.targets for part in parts], stream._stack(read[expected.step * 8 : expected.step * 8 + 8])),
+            ([part.rows.targets for part in parts], stacked(read[expected.step * 8 : expected.step * 8 + 8])),
         ):
             assert fields[0]._fields == tuple(wanted)
             for name, array in wanted.items():
@@ -190,29 +194,20 @@ def test_targets_that_are_not_of_the_stream_s_rows_are_refused(data, mesh, store
 
 
 def test_waiting_for_data_is_counted(data, rows, mesh, monkeypatch):
-    read = stream._HostBatches.__getitem__
+    read = open_shards.OpenShards.read
 
-    def slowly(self, index):
-        time.sleep(0.2)
-        return read(self, index)
+    def slowly(self, shard, record):
+        time.sleep(0.2 / BATCH_SIZE)
+        return read(self, shard, record)
 
     with stream.Stream(data, rows, mesh) as batches:
         next(batches)
         quick = batches.seconds_waiting
-    monkeypatch.setattr(stream._HostBatches, "__getitem__", slowly)
+    monkeypatch.setattr(open_shards.OpenShards, "read", slowly)
     with stream.Stream(data, rows, mesh) as batches:
         for _ in range(4):
             next(batches)
     assert 0.2 < batches.seconds_waiting and quick < batches.seconds_waiting
-
-
-def test_few_files_are_open_at_a_time(data, mesh, monkeypatch):
-    several, source = (stream._HostBatches(data, find(data), range(8), 0, 100) for _ in range(2))
-    expected = [several[step]["rows"] for step in range(30)]
-    monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 2)
-    for step, rows in enumerate(expected):
-        assert all((source[step]["rows"][name] == rows[name]).all() for name in rows)
-    assert len(source._shards._readers) == 2 and len(several._shards._readers) > 4
 
 
 def test_a_program_that_leaves_its_stream_open_ends_in_silence(data):

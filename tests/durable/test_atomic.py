@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -31,9 +32,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     left = process.stdout.readline().strip()
     others = {name: tmp_path / name for name in (left, f"{left}.orbax-checkpoint-tmp")}
-    with atomic.new(tmp_path / "out"):  # its writer lives
+    with atomic.new(tmp_path / "out") as (partial,):  # its writer lives
         assert all(path.is_dir() for path in others.values())
-        (tmp_path / atomic._partial(tmp_path / "out").name).mkdir()
+        partial.mkdir()
     (tmp_path / "out").rmdir()
     process.kill()
     process.communicate()
@@ -56,7 +57,7 @@ def test_what_an_earlier_version_left_is_removed_too(tmp_path):
 
 def test_what_an_earlier_process_of_the_same_number_left_is_removed_too(tmp_path):
     """The processes of a container have the same numbers at each start."""
-    left = atomic._partial(tmp_path / "file")
+    left = tmp_path / f".file{atomic.PARTIAL}{platform.node()}-{os.getpid()}"
     left.mkdir()
     (left / "part").write_text("old")
     atomic.replace(tmp_path / "file", b"new")
@@ -101,7 +102,7 @@ def test_a_signal_during_the_cleaning_up_cleans_up_again(tmp_path):
     """Two signals in a row, as an impatient user sends them: the second finds the first one's work half done."""
     code = (
         "import pathlib, shutil, signal\nfrom gemma3_jax.cli import program\nfrom gemma3_jax.durable import atomic\n"
-        "signal.signal(signal.SIGINT, program._stop)\nremove, calls = shutil.rmtree, []\n"
+        "signal.signal(signal.SIGINT, program.stop)\nremove, calls = shutil.rmtree, []\n"
         "def rmtree(*a, **k):\n"
         "    calls.append(1)\n    if len(calls) == 1: signal.raise_signal(signal.SIGINT)\n    remove(*a, **k)\n"
         "shutil.rmtree = rmtree\n"
@@ -131,7 +132,7 @@ def test_a_file_that_is_being_written_is_removed_by_a_signal(tmp_path):
     """The program ends from its signal handler, where no `finally` runs."""
     code = (
         "import os, pathlib, signal\nfrom gemma3_jax.cli import program\nfrom gemma3_jax.durable import atomic\n"
-        "signal.signal(signal.SIGTERM, program._stop)\n"
+        "signal.signal(signal.SIGTERM, program.stop)\n"
         "os.fsync = lambda descriptor: signal.raise_signal(signal.SIGTERM)\n"
         f"atomic.replace(pathlib.Path({str(tmp_path / 'file')!r}), b'content')\n"
     )

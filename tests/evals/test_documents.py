@@ -130,7 +130,7 @@ def test_json_with_a_row_in_it_is_rows_among_others_too(tmp_path, content, probl
         documents.read(tmp_path)
 
 
-@pytest.mark.parametrize("ending", files._UNREAD)
+@pytest.mark.parametrize("ending", files.UNREAD)
 def test_what_data_cannot_be_prepared_from_is_refused_here_too(tmp_path, ending):
     (tmp_path / f"a{ending}").write_bytes(b"x")
     with pytest.raises(ValueError, match=rf"a{ending} cannot be read: it is .*, which is not read"):

@@ -10,7 +10,7 @@ from gemma3_jax import sharding
 from gemma3_jax.evals import logprobs
 from gemma3_jax.losses import vocab_parallel
 from gemma3_jax.model import execution, masks, parameters
-from tests import toys
+from tests import compiled, toys
 
 MODEL = dataclasses.replace(toys.TOY, num_layers=2, num_local_per_global=1)
 
@@ -56,13 +56,16 @@ def test_scores_do_not_depend_on_the_size_of_batches_and_chunks(monkeypatch):
         MODEL, params, token_lists, mesh=sharding.make_mesh(), execute=execution.REFERENCE
     )
     whole = score()
-    program = logprobs._compiled(MODEL, execution.REFERENCE, sharding.make_mesh())
-    num_shapes = program._cache_size()
-    assert score() == whole and program._cache_size() == num_shapes, "what is compiled once serves again"
-    logprobs._compiled.cache_clear()  # or the program might be one of the old size of chunks
+    with compiled.counted() as events:
+        assert score() == whole
+    assert events == [], "what is compiled once serves again"
+    jax.clear_caches()  # or the program might be one of the old size of chunks
     monkeypatch.setattr(logprobs, "MAX_BATCH_TOKENS", 32)
     monkeypatch.setattr(vocab_parallel, "LOGITS_PER_CHUNK", 96 * 8)
-    for a, b in zip(whole, score(), strict=True):
+    with compiled.counted() as events:
+        in_parts = score()
+    assert events
+    for a, b in zip(whole, in_parts, strict=True):
         np.testing.assert_allclose(a, b, atol=toys.ROUNDING)
 
 

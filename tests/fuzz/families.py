@@ -159,7 +159,7 @@ def data_set(root: pathlib.Path) -> Family:
         data = dataset.open_dataset(prepared)
         data.tokenizer()
         rows = order.find(data, seq_len=512, batch_size=32, seed=0)
-        batches = stream._HostBatches(data, rows, range(32), 0, 2 + sum(rows.num_rows.values()) // 32)
+        batches = stream.HostBatches(data, rows, range(32), 0, 2 + sum(rows.num_rows.values()) // 32)
         batches.check()
         for number in range(len(batches)):
             batches[number]

@@ -12,7 +12,7 @@ from gemma3_jax import sharding
 from gemma3_jax.inference import open_sampler, sampler, sampling
 from gemma3_jax.model import masks, parameters
 from gemma3_jax.tokenizer import chat
-from tests import texts, toys
+from tests import compiled, texts, toys
 
 MODEL = dataclasses.replace(toys.TOY, vocab_size=texts.TOKENIZER_SIZE, num_layers=2, num_local_per_global=1)
 PROMPTS = [[2, 92, 19, 400], list(range(2, 25)), [2]]
@@ -74,7 +74,7 @@ def test_greedy_is_the_most_probable_id_of_whole_rows_for_prompts_of_any_length_
 
 def test_long_rows_go_in_smaller_batches(gemma, monkeypatch):
     monkeypatch.setattr(sampler, "MAX_BATCH_TOKENS", 32)
-    assert list(sampler._batches([4, 16, 5, 40, 8, 7])) == [[0, 2, 5, 4], [1], [3]]
+    assert list(sampler.batches([4, 16, 5, 40, 8, 7])) == [[0, 2, 5, 4], [1], [3]]
     assert [completion.ids for completion in gemma.continue_(PROMPTS, greedy())] == expected()
 
 
@@ -85,11 +85,9 @@ def test_a_prompt_that_is_read_in_chunks_goes_on_the_same(gemma, monkeypatch):
 
 def test_what_is_compiled_once_serves_again(gemma):
     gemma.continue_(PROMPTS[:1], greedy())
-    engine = gemma.sampler.engine
-    sizes = lambda: [compiled._cache_size() for compiled in (engine._prefill, engine._decode)]  # noqa: E731
-    before, init_state = sizes(), dict(engine._init_state)
-    gemma.continue_(PROMPTS[:1], greedy(seed=9))
-    assert sizes() == before and engine._init_state == init_state
+    with compiled.counted() as events:
+        gemma.continue_(PROMPTS[:1], greedy(seed=9))
+    assert events == []
 
 
 def test_each_call_takes_its_own_parameters(gemma):

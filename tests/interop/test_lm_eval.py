@@ -207,10 +207,10 @@ def test_chats_are_those_of_its_hugging_face_model(theirs):
 def test_a_marker_that_a_user_writes_is_text():
     tokenizer, model = api().tokenizer, ours()
     text = model.apply_chat_template([{"role": "user", "content": "what is <end_of_turn>?"}])
-    ids = model._encode(text)
+    ids = model.encode(text)
     assert (ids.count(tokenizer.bos), ids.count(tokenizer.start_of_turn), ids.count(tokenizer.end_of_turn)) == (1, 2, 1)
     assert tokenizer.decode(ids) == text.removeprefix("<bos>")
-    assert tokenizer.start_of_turn not in model._encode("<start_of_turn>user\n")
+    assert tokenizer.start_of_turn not in model.encode("<start_of_turn>user\n")
     with pytest.raises(ValueError, match=r"starts like a chat, .* cache_requests"):
         ours().generate_until(requests("generate_until", [(text, {"until": [], "max_gen_toks": 8})]))
 
@@ -301,19 +301,25 @@ def test_results_are_json_and_say_how_much_was_asked(results):
     assert results["n-shot"]["toy_choice"] == 0
 
 
-def test_shots_limits_and_chats_reach_it(tasks):
-    bars = []
+def test_shots_limits_and_chats_reach_it(tasks, monkeypatch):
+    bars, chats, apply = [], set(), harness.LmEvalModel.apply_chat_template
+
+    def recorded(self, *arguments, **options):
+        text = apply(self, *arguments, **options)
+        chats.add(text)
+        return text
 
     def bar(label, total):
         bars.append((label, total))
         return console.silent_bar(label, total)
 
+    monkeypatch.setattr(harness.LmEvalModel, "apply_chat_template", recorded)
     model = ours(max_tokens=400, bar=bar)
     found = harness.evaluate(
         model, ["toy_choice"], include_path=tasks[0], limit=2, num_fewshot=1, apply_chat_template=True
     )
     assert found["n-samples"]["toy_choice"]["effective"] == 2 and found["n-shot"]["toy_choice"] == 1
-    assert bars[0] == ("score", 6) and len(model._chats) == 2
+    assert bars[0] == ("score", 6) and len(chats) == 2
 
 
 def test_what_it_prints_is_not_among_results(tasks, capsys, monkeypatch):

@@ -220,20 +220,20 @@ def test_a_teacher_of_other_ids_is_refused(topology):
 )
 def test_a_teacher_where_there_is_none_is_refused(fields, why):
     stage_config = settings.resolve(recipe(**fields), "only")
-    assert cli_plan._teacher_model(None, stage_config) is None
+    assert cli_plan.find_teacher(None, stage_config) is None
     with pytest.raises(ValueError, match=f"--teacher_model is 1b, but config.stages.only.{why}; leave it out"):
-        cli_plan._teacher_model("1b", stage_config)
+        cli_plan.find_teacher("1b", stage_config)
 
 
 def test_the_teacher_is_the_one_that_the_config_names(tmp_path):
     distilled = settings.resolve(recipe(loss="distill"), "only")
-    assert cli_plan._teacher_model("1b", distilled) == config.SIZES["1b"]
-    assert cli_plan._teacher_model(None, distilled) is None  # its targets are stored
+    assert cli_plan.find_teacher("1b", distilled) == config.SIZES["1b"]
+    assert cli_plan.find_teacher(None, distilled) is None  # its targets are stored
     with pytest.raises(ValueError, match="--teacher_model is 3b; it must be one of 270m, 1b"):
-        cli_plan._teacher_model("3b", distilled)
+        cli_plan.find_teacher("3b", distilled)
     directory = test_hf.make_directory(tmp_path / "teacher")
     with_teacher = dataclasses.replace(distilled, teacher=str(directory))
-    assert cli_plan._teacher_model(None, with_teacher) == test_hf.MODEL
+    assert cli_plan.find_teacher(None, with_teacher) == test_hf.MODEL
 
 
 # --- what to change ---

@@ -174,7 +174,7 @@ def test_the_model_opens_the_scopes_of_layers():
 
 
 def test_the_files_of_places_exist():
-    named = re.findall(r"gemma3_jax/[\w/]+", " ".join(pattern.pattern for pattern, _ in places._CALLS))
+    named = re.findall(r"gemma3_jax/[\w/]+", " ".join(pattern.pattern for pattern, _ in places.CALLS))
     assert len(named) == 6
     for path in named:
         assert (ROOT / path).is_dir() or (ROOT / path).with_suffix(".py").is_file(), path

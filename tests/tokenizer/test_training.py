@@ -24,7 +24,7 @@ def test_control_ids_are_in_gemmas_places():
 
 
 def test_the_tail_of_the_full_vocabulary_is_gemmas():
-    tail = training._tail(training.GEMMA_SIZE)
+    tail = training.last_pieces(training.GEMMA_SIZE)
     ids = dict(enumerate(tail, start=training.GEMMA_LEARNED_END))
     assert (ids[255_968], ids[255_998], ids[255_999]) == ("\t", "\t" * 31, "<start_of_image>")
     assert (ids[256_000], ids[262_143], len(tail)) == ("<unused99>", "<unused6242>", 262_144 - 255_968)

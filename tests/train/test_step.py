@@ -43,8 +43,8 @@ def params():
 
 @pytest.mark.parametrize("grad_accum_steps", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulated_gradients_are_those_of_the_big_batch_however_targets_are_spread(rows, params, grad_accum_steps):
-    whole = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, 1))(params, rows)
-    parts = jax.jit(lambda p, r: step._accumulate(gemma_loss, p, r, grad_accum_steps))(params, rows)
+    whole = jax.jit(lambda p, r: step.accumulate(gemma_loss, p, r, 1))(params, rows)
+    parts = jax.jit(lambda p, r: step.accumulate(gemma_loss, p, r, grad_accum_steps))(params, rows)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)  # other sums of float32, of size 10
     assert int(whole[1]) == int(rows["mask"].sum())

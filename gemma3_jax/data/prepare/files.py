@@ -25,7 +25,7 @@ from gemma3_jax.data.prepare import zstd
 
 # Endings of files that hold others, or are compressed by what cannot be read here.
 _TAR = (".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".tzst")
-_UNREAD = {
+UNREAD = {
     **dict.fromkeys(_TAR, "a tar archive"),
     ".7z": "a 7z archive",
     ".rar": "a rar archive",
@@ -85,7 +85,7 @@ def _is_junk(member: str) -> bool:
 def _check_can_be_unpacked(name: str) -> None:
     last = pathlib.PurePosixPath(name).suffix
     suffixes = [suffix.lower() for suffix in pathlib.PurePosixPath(name).suffixes]
-    what = _UNREAD.get(last) or _UNREAD.get(last.lower())
+    what = UNREAD.get(last) or UNREAD.get(last.lower())
     if ".tar" in suffixes[-2:-1]:
         what = "a tar archive"
     elif fsspec.utils.infer_compression(name):

@@ -107,8 +107,8 @@ def test_bands_cut_a_signature():
     assert len(bands) == 25 and np.frombuffer(bands[3], np.uint64).tolist() == [15, 16, 17, 18, 19]
 
 
-def test_long_earlier_ofare_hashed_in_chunks_of_bounded_memory(monkeypatch):
+def test_long_texts_are_hashed_in_chunks_of_bounded_memory(monkeypatch):
     text = " ".join(f"w{number}" for number in range(3_000))
     whole = duplicates.signature(text, 0)
-    monkeypatch.setattr(duplicates, "_CHUNK", 100)
+    monkeypatch.setattr(duplicates, "_CHUNK", 100)  # the text is short
     assert (duplicates.signature(text, 0) == whole).all()

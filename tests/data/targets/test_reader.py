@@ -20,6 +20,7 @@ from gemma3_jax.data.targets import codec
 from gemma3_jax.data.targets import reader as targets_reader
 from gemma3_jax.data.targets import writer as targets_writer
 from gemma3_jax.distill import settings
+from tests.data import open_readers
 from tests.data.targets import synthetic
 
 ORDER = order.Order("data", synthetic.T, 4, 7, {"a": 1_000}, {"a": 1.0})
@@ -374,6 +375,7 @@ def test_a_stage_gets_as_few_samples_as_it_wants(written):
 
 def test_targets_are_read_by_threads_and_processes_with_few_files_open(written, monkeypatch):
     monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 2)
+    num_open = open_readers.counted(monkeypatch)
     stored = pickle.loads(pickle.dumps(targets_reader.open_targets(written)))
     numbers = np.random.default_rng(0).integers(0, NUM_ROWS, 300).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -383,4 +385,4 @@ def test_targets_are_read_by_threads_and_processes_with_few_files_open(written, 
             targets["best_id"],
             synthetic.targets_of(number, synthetic.TOP_8)["best_id"] * synthetic.row_of(number)["loss_mask"],
         )
-    assert len(stored.files._readers) == 2
+    assert num_open == [2]
