@@ -35,6 +35,7 @@ NOT_RUN = {
     f"{OURS}prepare --input=chats.jsonl": "fine-tuning: tests/test_getting_started.py runs it",
     f"{OURS}train --config=experiments/finetune.py": "as above",
     f"{OURS}convert --source=tuned": "as above",
+    f"{OURS}convert --source=adapted": "what the starter would have trained: tests/test_getting_started.py, too",
     "pytest tests/": "is how to run these tests",
     "pod=": "with the launchers' commands: they run with --dry_run, in a test of their own",
     "bash launch/tpu_vm.sh": "as above",
