@@ -83,7 +83,7 @@ class Checkpoints:
     """When to save in addition to the end of a stage, which is always saved, and which checkpoints to retain."""
 
     every_steps: int = 1_000  # 0: by time alone
-    every_minutes: float = 0.0  # by the clock of process 0; 0: by steps alone
+    every_minutes: float = 10.0  # since the last one began, by the clock of process 0; 0: by steps alone
     keep_last: int = 3  # newest checkpoints to retain
     keep_every_steps: int = 0  # also retain those of every n-th step; 0: none. The last of a stage is always retained
     max_failures: int = 3  # failed saves in a row that end the run; a save is tried again when the next is due

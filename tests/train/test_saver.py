@@ -107,6 +107,14 @@ def test_a_save_is_late_once_so_many_minutes_have_passed_since_the_last_one_bega
     assert at.saver.is_late()
 
 
+def test_by_default_ten_minutes_of_work_are_lost_at_most(desk, clock):
+    at = desk()
+    clock.seconds += 599
+    assert not at.saver.is_late()
+    clock.seconds += 1
+    assert at.saver.is_late()
+
+
 def test_a_save_that_failed_is_not_late_at_once(desk, clock):
     """It is tried again when the next one is due, not with every step."""
     at = desk(every_minutes=1.0)
