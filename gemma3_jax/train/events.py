@@ -3,6 +3,8 @@
 Its SummaryWriter is not used: after a full disk has ended its writer thread, its queue blocks forever.
 """
 
+import logging
+import math
 import pathlib
 import socket
 import struct
@@ -20,6 +22,8 @@ class Events:
         from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2
 
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of every tag that is not finite
+        self._warn, self._has_warned = warn, False
         self._proto, self._scalar, self._checksum = event_pb2, summary.scalar, record_writer.masked_crc32c
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
         self._file = append_only.AppendOnlyFile(directory / name, warn)
@@ -32,7 +36,13 @@ class Events:
         event = self._proto.Event(wall_time=row["time"], step=row["global_step"])
         for name, value in row.items():
             if isinstance(value, int | float) and name != "time":
-                event.summary.MergeFrom(self._scalar(f"{row['stage']}/{name}", value))
+                tag = f"{row['stage']}/{name}"
+                event.summary.MergeFrom(self._scalar(tag, value))
+                if not math.isfinite(value) and not self._has_warned:
+                    self._has_warned = True
+                    self._warn(
+                        f"warning: {tag} is {value} at step {row['global_step']}; TensorBoard shows no such points"
+                    )
         self._add(event)
 
     def _add(self, event) -> None:

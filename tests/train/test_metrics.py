@@ -289,11 +289,14 @@ def test_tensorboard_has_a_row_at_once(writers, tmp_path):
         assert events(event_files(tmp_path)[0])[-1].step == step
 
 
-def test_a_number_that_is_not_finite_stays_so_in_tensorboard(writers, tmp_path):
-    writers(tensorboard=True).write(a_row(1, loss=float("nan")))
+def test_numbers_that_are_not_finite_stay_so_in_tensorboard_and_are_told_once(writers, tmp_path, said, caplog):
+    at = writers(tensorboard=True)
+    for step in (1, 2):
+        at.write(a_row(step, loss=float("nan"), gradient_norm=float("inf")))
     [file] = event_files(tmp_path)
     [loss] = [value.simple_value for value in events(file)[-1].summary.value if value.tag == "first/loss"]
     assert math.isnan(loss)
+    assert said == ["warning: first/loss is nan at step 1; TensorBoard shows no such points"] and not caplog.records
 
 
 def test_no_place_for_tensorboard_is_told_and_rows_go_on(writers, tmp_path, said):
