@@ -84,6 +84,8 @@ def test_the_rate_of_every_size_is_that_of_its_width():
         (["--config.learning_rate=1"], r"config\.learning_rate; did you mean config\.stages\.tune\.optimizer\.peak_lr"),
         (["--config.stages.tune.lr=1"], r"config\.stages\.tune\.lr; did you mean config\.stages\.tune\.optimizer\.p"),
         (["--config.batch_size=1"], r"no config\.batch_size; did you mean config\.stages\.tune\.batch_size\?"),
+        (["--config.stages.tune.epochs=inf"], r"config\.stages\.tune: epochs is inf; it must be at least 0"),
+        (["--config.stages.tune.optimizer.warmup_fraction=nan"], r"warmup_fraction is nan; it must be from 0 to 1"),
         (["--config.stages.tune.epochs=-1"], r"config\.stages\.tune: epochs is -1.0; it must be at least 0"),
         (["--config.stages.tune.optimizer.warmup_fraction=2.0"], r"warmup_fraction is 2.0; it must be from 0 to 1"),
         (["--config.model.num_layers=3"], r"init_from .* has num_layers 2, config\.model\.num_layers is 3; leave the"),

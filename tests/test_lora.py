@@ -198,6 +198,25 @@ def test_other_adapters_are_nothing_to_begin_with(exported, train, changes, prob
     assert not train.workdir.exists()
 
 
+def test_adapters_of_another_base_are_nothing_to_begin_with(straight, train, base, tmp_path):
+    model = configs.load(f"{base.parent / 'toy_run.py'}:data", [], settings.Train).model
+    other = make_directory(tmp_path / "other", toys.hf_weights(model, seed=1), model)
+    begin = f"--config.lora.init_from={straight}"
+    for change, problem in (
+        (
+            f"--config.init_from={other}",
+            f"{straight} holds adapters of another base than config.init_from {other}: its",
+        ),
+        (
+            "--config.lora.base_format=int4",
+            f"lora.base_format is 'int4', and lora.init_from {straight} has ''; make them one",
+        ),
+    ):
+        status, err = train(begin, change)
+        assert status == 1 and problem in runs.error(err), err
+    assert not train.workdir.exists()
+
+
 def test_a_run_with_adapters_is_no_base_of_others(straight, train):
     status, err = train(f"--config.init_from={straight}")
     assert status == 1 and "holds adapters, and config.lora trains others; name their base" in runs.error(err)

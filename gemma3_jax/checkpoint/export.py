@@ -219,6 +219,12 @@ def _peft_notes(source: checkpoint_open.Checkpoint) -> tuple[str, ...]:
             f"warning: the adapters were trained on a base in {format}, which PEFT does not know; load them on a base "
             f"that convert --format=hf --quant={format} has written",
         )
+    if source.adapter.lora.rslora:
+        rank, scale = source.adapter.lora.rank, source.adapter.lora.scale
+        notes += (
+            f"warning: llama.cpp's converter of adapters reads no rslora; set use_rslora to false and lora_alpha to "
+            f"{scale * rank:g} for it, which is the same",
+        )
     if source.model.rope_scale != source.base.model.rope_scale:
         notes += (
             f"warning: the adapters were trained at RoPE scale {source.model.rope_scale:g}, their base has "

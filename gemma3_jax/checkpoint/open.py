@@ -152,11 +152,13 @@ def _open_adapter(path: pathlib.Path, base_path: pathlib.Path | None) -> Checkpo
     if base_path is None and not (name and pathlib.Path(name).exists()):
         raise ValueError(
             f"{path} holds adapters, and their base {name!r:.200} is not there; name the model that they were trained "
-            "on with --base=PATH"
+            "on with --base=PATH, or put it there"
+        )
+    if _holds_adapters(base_path or pathlib.Path(name)):
+        raise ValueError(
+            f"{base_path or name} is the base of {path}, and holds adapters itself; merge those first (convert)"
         )
     base = open_checkpoint(base_path or pathlib.Path(name))
-    if base.adapter:
-        raise ValueError(f"{base.path} is the base of {path}, and holds adapters itself; merge those first (convert)")
     opened = opened or peft.open_adapter(path, base.model)
     if theirs:
         _check_shape(path, theirs, base.model, str(base.path))
@@ -174,6 +176,11 @@ def _open_adapter(path: pathlib.Path, base_path: pathlib.Path | None) -> Checkpo
     merged = _from_source(path, "peft" if is_peft else "adapter", source)
     tokenizer = base.tokenizer if is_peft else orbax.read_tokenizer(path)
     return dataclasses.replace(merged, notes=base.notes + notes, adapter=opened, base=base, tokenizer=tokenizer)
+
+
+def _holds_adapters(path: pathlib.Path) -> bool:
+    path = newest(path)
+    return peft.is_peft(path) or (orbax.is_ours(path) and orbax.is_adapter(path))
 
 
 def _check_shape(path: pathlib.Path, theirs: config.Config, model: config.Config, what: str) -> None:

@@ -45,6 +45,11 @@ _PLAIN = {
     "layer_replication": ([], None),
     "trainable_token_indices": ([], {}, None),
     "target_parameters": ([], None),
+    # With the others, such as pissa, the factors belong to a base that PEFT has changed.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "use_bdlora"), (None, False)
+    ),
 }
 
 
@@ -188,7 +193,7 @@ def _config(model: config.Config, source: adapter.Adapter, architecture: str, ba
 def _target_modules(model: config.Config, source: adapter.Adapter, prefix: str) -> list[str] | str:
     """Returns the names of the modules with factors: of a kind of matrix, if all layers have them, or one by one.
 
-    In a model with images a pattern keeps them to its text part: its image part has modules of the same names.
+    In a model with images they are kept to its text part: its image part has modules of the same names.
     """
 
     def module(slot: names.Slot) -> str:
@@ -197,7 +202,8 @@ def _target_modules(model: config.Config, source: adapter.Adapter, prefix: str) 
     kinds = {module(slot): slot.spec.path for slot in source.factors}
     num_whole = sum(slot.spec.path in kinds.values() for slot in names.slots(model))
     if num_whole > len(source.factors):
-        return sorted(names.hf_name(slot, "").removesuffix(".weight") for slot in source.factors)
+        part = "language_model." if "language_model" in prefix else ""
+        return sorted(part + names.hf_name(slot, "").removesuffix(".weight") for slot in source.factors)
     if "language_model" in prefix:
         return rf".*language_model\..*\.({'|'.join(sorted(kinds))})"
     return sorted(kinds)

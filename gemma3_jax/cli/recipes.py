@@ -74,7 +74,13 @@ def _needed(model: dict) -> list[str]:
 
 
 def _complete_stage(stage: dict, values: dict) -> None:
-    """Fills in what a stage leaves open. Raises: ValueError if its data does not say it."""
+    """Fills in what a stage leaves open. Raises: ValueError if its data does not say it, or a number is none."""
+    for name, number, most in (
+        ("epochs", stage["epochs"], math.inf),
+        ("optimizer.warmup_fraction", stage["optimizer"]["warmup_fraction"], 1.0),
+    ):
+        if not (math.isfinite(number) and 0 <= number <= most):
+            raise ValueError(f"{name} is {number}; it must be {'from 0 to 1' if most == 1 else 'at least 0'}")
     has_open_steps = not stage["num_steps"] and stage["epochs"] > 0
     if not stage["seq_len"] or has_open_steps:
         rows = _order(stage, values)

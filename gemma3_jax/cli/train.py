@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import re
 import shlex
 import sys
 import textwrap
@@ -18,6 +19,7 @@ def parser() -> terminal.Parser:
     from gemma3_jax.cli import field_help
 
     fields = textwrap.indent("\n".join(field_help.describe(settings.Train)), "  ")
+    fields = re.sub(r"(--config\.model\.\w+=)\(must be set\)", r"\1(that of init_from)", fields)
     flags = terminal.Parser(
         prog="python -m gemma3_jax train",
         description="Trains the stages of a recipe in a run directory. --config.FIELD=VALUE sets any field.\n\n"

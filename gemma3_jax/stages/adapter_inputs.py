@@ -42,7 +42,12 @@ def open_base(config: settings.StageConfig, files: Mapping[str, bytes], warn: Ca
             f"config.init_from {config.init_from} holds adapters, and config.lora trains others; name their base "
             f"({checkpoint.base.path}) with it and them with --config.lora.init_from, or merge them first (convert)"
         )
-    open_init_adapter(config)  # refuses what does not fit
+    opened, digest = open_init_adapter(config), checkpoint.fingerprint()
+    if opened and opened.base_digest not in ("", digest):
+        raise ValueError(
+            f"lora.init_from {config.lora.init_from} holds adapters of another base than config.init_from "
+            f"{config.init_from}: its digest was {opened.base_digest}, and is {digest}; name {opened.base}"
+        )
 
     def load(mesh: Mesh) -> dict:
         mib = checkpoint.num_bytes() / 2**20
@@ -51,7 +56,7 @@ def open_base(config: settings.StageConfig, files: Mapping[str, bytes], warn: Ca
         inputs.check_finite(params, f"config.init_from {config.init_from}")
         return trained.freeze(config, mesh, params)
 
-    return BaseSource(str(checkpoint.path.absolute()), checkpoint.fingerprint(), load)
+    return BaseSource(str(checkpoint.path.absolute()), digest, load)
 
 
 def open_init_adapter(config: settings.StageConfig) -> adapter.Adapter | None:
@@ -64,11 +69,12 @@ def open_init_adapter(config: settings.StageConfig) -> adapter.Adapter | None:
         return None
     opened = checkpoint_open.open_adapter(pathlib.Path(ours.init_from), config.model)
     theirs = opened.lora
-    for field in ("rank", "alpha", "rslora"):
+    # A directory of PEFT does not say in which format its base was.
+    for field in ("rank", "alpha", "rslora", *(["base_format"] if opened.base_digest else [])):
         if getattr(theirs, field) != getattr(ours, field):
             raise ValueError(
-                f"lora.{field} is {getattr(ours, field)}, and lora.init_from {ours.init_from} has "
-                f"{getattr(theirs, field)}; make them one"
+                f"lora.{field} is {getattr(ours, field)!r}, and lora.init_from {ours.init_from} has "
+                f"{getattr(theirs, field)!r}; make them one"
             )
     targets = adapters.targets(config.model, ours)
     wanted = {slot for slot in names.slots(config.model) if "/".join(slot.path) in targets}

@@ -138,7 +138,8 @@ def open_initial(config: settings.StageConfig, checkpoints: pathlib.Path) -> che
             f"{path} is not there, which {config.name} began with; its teacher or its evaluation reads it: put it "
             "back, begin the stage again in another --workdir, or do without those"
         )
-    return checkpoint_open.open_checkpoint(path)
+    base = pathlib.Path(config.init_from) if config.lora.rank else None  # which may have moved since
+    return checkpoint_open.open_checkpoint(path, base=base)
 
 
 def open_init_from(config: settings.StageConfig, files: Mapping[str, bytes]) -> checkpoint_open.Checkpoint:

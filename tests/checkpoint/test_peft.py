@@ -108,6 +108,19 @@ def test_some_matrices_of_some_layers_are_named_one_by_one(tmp_path, base):
     assert peft.open_adapter(path, MODEL).lora.scale == 3.0 and len(tensors(path)) == 2
 
 
+def test_in_a_model_with_images_some_matrices_are_those_of_its_text_part(tmp_path, base):
+    settings = dataclasses.replace(LORA, targets=("global_layer/attention/query",))
+    path = write(tmp_path / "peft", base, settings, "Gemma3ForConditionalGeneration")
+    content = json.loads((path / peft.CONFIG).read_text())
+    assert content["target_modules"] == ["language_model.layers.5.self_attn.q_proj"]
+
+
+def test_adapters_whose_base_is_themselves_are_refused(tmp_path, base):
+    path, other = write(tmp_path / "peft", tmp_path / "other"), write(tmp_path / "other", tmp_path / "peft")
+    with pytest.raises(ValueError, match=f"{other} is the base of {path}, and holds adapters itself; merge those"):
+        checkpoint_open.open_checkpoint(path)
+
+
 def test_it_opens_as_its_base_with_the_factors_merged(tmp_path, base):
     path = write(tmp_path / "peft", base)
     checkpoint = checkpoint_open.open_checkpoint(path)
@@ -145,6 +158,8 @@ def rename(old, new):
         (lambda stored: None, {"lora_alpha": "x"}, "lora_alpha is 'x'; it must be a number over 0"),
         (lambda stored: None, {"use_dora": True}, "use_dora is True; this program reads False alone"),
         (lambda stored: None, {"rank_pattern": {"q_proj": 2}}, "rank_pattern is .*; this program reads {} alone"),
+        (lambda stored: None, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'; this"),
+        (lambda stored: None, {"alora_invocation_tokens": [3]}, r"alora_invocation_tokens is \[3\]; this program"),
         (lambda stored: None, {"peft_type": "IA3"}, "peft_type is 'IA3'; this program reads 'LORA' alone"),
         (lambda stored: stored.pop(f"{GATE}.lora_B.weight"), {}, "lora_A.weight without the other factor of that"),
         (
@@ -190,6 +205,12 @@ def test_convert_says_what_becomes_of_adapters(tmp_path, base, capsys):
     ):
         status, err = convert(capsys, f"--source={source}", f"--target={tmp_path / 'out'}", *flags)
         assert status == 1 and message in err and not (tmp_path / "out").exists()
+
+
+def test_a_scale_that_llama_cpp_does_not_know_is_told(tmp_path, base, capsys):
+    path = write(tmp_path / "peft", base, dataclasses.replace(LORA, rslora=True))  # 6 / sqrt(4), which is 12 / 4
+    status, err = convert(capsys, f"--source={path}", f"--target={tmp_path / 'out'}", "--format=peft")
+    assert status == 0 and "reads no rslora; set use_rslora to false and lora_alpha to 12 for it" in err
 
 
 def test_merging_into_files_is_merging_in_memory(tmp_path, base, capsys):

@@ -175,6 +175,8 @@ def test_documents_of_white_space_alone_are_left_out(tmp_path):
     path = tmp_path / "a.jsonl"
     texts.write_lines(path, ["", " \n\t", "x"])
     assert documents.read(path) == [EvalDocument("a", "x")]
+    (tmp_path / "b.txt").write_text("\n\n")
+    assert documents.read(tmp_path) == [EvalDocument("a", "x")]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def _kind(path: str, head: bytes) -> str:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"PAR1") or kind == "parquet":
         return "parquet"
-    if not start:
+    if not start and kind != "text":
         raise ValueError(f"{path} is empty")
     if b"\0" in head:
         raise ValueError(

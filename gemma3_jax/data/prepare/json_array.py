@@ -54,11 +54,12 @@ class _Text:
     def _read(self) -> None:
         """Reads as much as is there already, so that an element of any length is parsed a few times alone."""
         block = self._read_bytes(max(BLOCK, len(self.text) - self.at))
-        self.num_lines_before += self.text.count("\n", 0, self.at)
         try:
-            self.text, self.at = self.text[self.at :] + self._decode(block, not block), 0
+            more = self._decode(block, not block)
         except UnicodeDecodeError as error:
             raise ValueError(f"not UTF-8 ({error.reason}), after {self.place(len(self.text))}") from error
+        self.num_lines_before += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :] + more, 0
         self.is_whole = not block
 
     def peek(self) -> str:

@@ -74,3 +74,10 @@ def test_what_is_wrong_is_named_with_its_row_and_line(content, problem, block, m
 def test_text_that_is_not_utf8_is_named():
     with pytest.raises(ValueError, match=r"^not UTF-8 \(invalid start byte\), after line 1$"):
         elements(b'["\xff"]')
+
+
+def test_the_line_behind_which_text_is_not_utf8_is_that_of_the_file(monkeypatch):
+    monkeypatch.setattr(json_array, "BLOCK", 64)
+    lines = [b'{"a": %d}' % number for number in range(11)]
+    with pytest.raises(ValueError, match=r"^not UTF-8 \(invalid start byte\), after line (8|9|10|11|12)$"):
+        elements(b"[\n" + b",\n".join(lines) + b',\n"\xff"]')  # in line 13
