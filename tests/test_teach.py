@@ -158,7 +158,8 @@ def test_a_student_learns_the_same_from_microbatches(trained, teacher, stored, i
     one, other = (runs.rows(trained(source, *flags)) for flags in ((), (TWO_MICROBATCHES,)))
     for left, right in zip(one, other, strict=True):
         for name in ("loss", "kl_to_teacher"):
-            assert left[name] == pytest.approx(right[name], rel=1e-4), name
+            # Beside the student a last bit of the teacher's logits may move a draw to the next id.
+            assert left[name] == pytest.approx(right[name], rel=1e-4 if is_stored else 1e-3), name
 
 
 def test_a_run_goes_on_with_its_teacher_and_ends_as_if_nothing_had_been(train, trained, teacher, tmp_path):
