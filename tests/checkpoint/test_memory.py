@@ -22,9 +22,10 @@ MODEL = dataclasses.replace(
 )
 LARGEST_TENSOR = 8 * MIB  # the table
 LARGEST_STACK = 80 * MIB  # mlp/gate of the 20 local layers, which an Orbax checkpoint stores as one array
-PROGRAMS = 96 * MIB  # what compiled programs and libraries take beside it; 81 were seen on a busy machine
-# glibc would keep freed blocks of up to 32 MiB; those of a real model are larger, and are returned.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": str(MIB)}
+PROGRAMS = 64 * MIB  # what compiled programs and libraries take beside it
+# glibc would keep freed blocks of up to 32 MiB; those of a real model are larger, and are returned. It would also keep
+# a pool for each thread that met another one at it: the more, the busier the machine.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": str(MIB), "MALLOC_ARENA_MAX": "1"}
 
 MEASURE = """
 import json, pathlib, re, sys
