@@ -190,7 +190,11 @@ def test_ctrl_c_saves_the_results_so_far_and_the_same_command_resumes(tmp_path, 
 
 
 def test_one_seed_and_no_steps_are_refused(monkeypatch, capsys):
-    for flag, message in (("--seeds=1", "an interval needs at least 2"), ("--steps=0", "it must be at least 1")):
+    for flag, message in (
+        ("--seeds=1", "an interval needs at least 2"),
+        ("--steps=0", "--steps is 0; it must be at least 1"),
+        ("--held_out=0", "--held_out is 0; it must be at least 1"),
+    ):
         monkeypatch.setattr(sys, "argv", ["window.py", flag])
         with pytest.raises(SystemExit):
             trials.parse(trials.make_parser("", seeds=3, steps=1))
@@ -255,7 +259,7 @@ def run_ablation(name: str, output: pathlib.Path, *flags: str) -> subprocess.Com
 @pytest.mark.parametrize("name", NAMES)
 def test_an_ablation_runs_from_text_to_plot(name, output):
     pytest.importorskip("matplotlib")
-    flags = ("--seeds=2", "--library_files=60", *SMALL[name])
+    flags = ("--seeds=2", "--held_out=2", "--library_files=60", *SMALL[name])
     done = run_ablation(name, output, *flags)
     result = json.loads((output / name / results.RESULT).read_text())
     assert result["sentence"] in done.stdout and result["verdict"] in (
@@ -291,18 +295,18 @@ def test_the_page_of_what_ran_is_whole(output):
 def test_no_model_is_scored_on_rows_that_any_model_trained_on(output):
     students = importlib.import_module("students")
     data = students.make_data(str(output), 60)
-    seen, num_steps = [], 3
+    seen, num_steps, num_held_out = [], 3, 32
     for seed in range(2):
-        held_out, batches = students.student_batches(data, seed, num_steps)
+        held_out, batches = students.student_batches(data, seed, num_steps, num_held_out=num_held_out)
         batches = list(batches)
-        assert len(batches) == num_steps and len(held_out) == students.NUM_HELD_OUT
+        assert len(batches) == num_steps and len(held_out) == num_held_out
         seen += [int(row_id) for batch in (*held_out, *batches) for row_id in np.asarray(batch.row_ids)[:, 0]]
-    assert len(set(seen)) == len(seen) == 2 * (num_steps + students.NUM_HELD_OUT) * students.BATCH_SIZE
+    assert len(set(seen)) == len(seen) == 2 * (num_steps + num_held_out) * students.BATCH_SIZE
     teacher_batches = list(students.teacher_batches(data, num_steps))
     first = min(int(np.asarray(batch.row_ids).min()) for batch in teacher_batches)
     assert len(teacher_batches) == num_steps and first > max(seen)
     with pytest.raises(ValueError, match=r"for students; take fewer of --steps or --seeds"):
-        students.student_batches(data, 1_000, num_steps)
+        students.student_batches(data, 1_000, num_steps, num_held_out=num_held_out)
     with pytest.raises(ValueError, match=r"100,000 steps of a teacher need .* take fewer of --teacher_steps"):
         students.teacher_batches(data, 100_000)
     texts = importlib.import_module("rope_scale").held_out_texts(data.tokenizer())

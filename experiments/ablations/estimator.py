@@ -104,7 +104,7 @@ def main() -> None:
 
     def measure(seed, missing, progress):
         """All students of a seed train together, so that the teacher runs once per batch."""
-        held_out, batches = students.student_batches(data, seed, flags.steps)
+        held_out, batches = students.student_batches(data, seed, flags.steps, num_held_out=flags.held_out)
         by_setting = {setting: make_student(setting, seed) for setting in missing}
         for batch in batches:
             logits = teacher_logits(params, batch)
@@ -120,7 +120,12 @@ def main() -> None:
         ablation(flags.sizes),
         flags,
         measure,
-        options={"steps": flags.steps, "teacher_steps": flags.teacher_steps, "library_files": flags.library_files},
+        options={
+            "steps": flags.steps,
+            "teacher_steps": flags.teacher_steps,
+            "held_out": flags.held_out,
+            "library_files": flags.library_files,
+        },
         num_steps_of=lambda missing: len(missing) * flags.steps,
         plot=plot,
         started=started,

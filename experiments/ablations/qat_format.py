@@ -85,7 +85,9 @@ def main() -> None:
     rounded = {format: jax.jit(view.make(quant, parameters.dims(model))) for format, quant in quants.items()}
 
     def measure(seed, missing, progress):
-        held_out, batches = students.student_batches(data, seed, flags.before_steps + flags.steps)
+        held_out, batches = students.student_batches(
+            data, seed, flags.before_steps + flags.steps, num_held_out=flags.held_out
+        )
         batches = list(batches)
         start = before.next_token(seed).train(batches[: flags.before_steps], progress)
         with_logits = [(batch, logits(start, batch)) for batch in held_out]
@@ -104,7 +106,12 @@ def main() -> None:
         ABLATION,
         flags,
         measure,
-        options={"steps": flags.steps, "before_steps": flags.before_steps, "library_files": flags.library_files},
+        options={
+            "steps": flags.steps,
+            "before_steps": flags.before_steps,
+            "held_out": flags.held_out,
+            "library_files": flags.library_files,
+        },
         num_steps_of=lambda missing: (
             flags.before_steps + flags.steps * sum(setting.endswith("after") for setting in missing)
         ),

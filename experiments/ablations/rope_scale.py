@@ -156,7 +156,7 @@ def make_measure(data, flags) -> trials.Measure:
     texts = held_out_texts(data.tokenizer())[: flags.texts]
 
     def measure(seed, missing, progress):
-        batches_of = functools.partial(students.student_batches, data, seed)
+        batches_of = functools.partial(students.student_batches, data, seed, num_held_out=flags.held_out)
         _, batches = batches_of(flags.short_steps, seq_len=SHORT, batch_size=SHORT_BATCH_SIZE)
         start = short_students.next_token(seed).train(batches, progress)
         for setting in missing:
@@ -187,6 +187,7 @@ def main() -> None:
             "steps": flags.steps,
             "short_steps": flags.short_steps,
             "texts": flags.texts,
+            "held_out": flags.held_out,
             "library_files": flags.library_files,
         },
         num_steps_of=lambda missing: flags.short_steps + flags.steps * sum(setting != BEFORE for setting in missing),

@@ -34,7 +34,6 @@ SEQ_LEN, LONG_SEQ_LEN = 128, 1_024  # tokens; the second is for the long-context
 VOCAB_SIZE = 2_048
 PEAK_LR = 4e-3
 NUM_BINS = 15  # confidence bins of the calibration error
-NUM_HELD_OUT = 32  # held-out batches of each seed
 BATCH_SIZE, TEACHER_BATCH_SIZE = 4, 8
 TEACHER_PERCENT = 40  # of the rows; the last ones
 EXECUTION = execution.Execution(dtype="bfloat16")
@@ -215,14 +214,15 @@ def student_batches(
     seed: int,
     num_steps: int,
     *,
+    num_held_out: int,
     seq_len: int = SEQ_LEN,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[list[stream.Rows], Iterator[stream.Rows]]:
-    """The NUM_HELD_OUT held-out batches of a seed, and its training batches.
+    """The held-out batches of a seed, and its training batches.
 
     Raises: ValueError if the data has too few rows for students.
     """
-    num_batches = NUM_HELD_OUT + num_steps
+    num_batches = num_held_out + num_steps
     num_rows, num_available = (seed + 1) * num_batches * batch_size, num_rows_of(data, seq_len)
     num_for_students = num_available if seq_len != SEQ_LEN else num_available - TEACHER_PERCENT * num_available // 100
     if num_rows > num_for_students:
@@ -231,7 +231,7 @@ def student_batches(
             f"{num_for_students:,} for students; take fewer of --steps or --seeds"
         )
     batches = _batches(data, seed * num_batches, num_batches, seq_len, batch_size)
-    return list(itertools.islice(batches, NUM_HELD_OUT)), batches
+    return list(itertools.islice(batches, num_held_out)), batches
 
 
 def teacher_batches(data: dataset.Dataset, num_steps: int) -> Iterator[stream.Rows]:
@@ -285,7 +285,9 @@ def teacher_params(data: dataset.Dataset, model: config.Config, num_steps: int) 
     return teacher.state.params
 
 
-def measure_models(data: dataset.Dataset, models: dict[str, config.Config], num_steps: int) -> trials.Measure:
+def measure_models(
+    data: dataset.Dataset, models: dict[str, config.Config], num_steps: int, num_held_out: int
+) -> trials.Measure:
     """Measures `nats` of students that differ in their model alone. A setting is a key of `models`."""
 
     @functools.cache
@@ -296,7 +298,7 @@ def measure_models(data: dataset.Dataset, models: dict[str, config.Config], num_
         for setting in missing:
             factory, logits = compiled(setting)
             student = factory.next_token(seed)
-            held_out, batches = student_batches(data, seed, num_steps)
+            held_out, batches = student_batches(data, seed, num_steps, num_held_out=num_held_out)
             yield setting, {"nats": mean_nats(logits, student.train(batches, progress), held_out)}
 
     return measure

@@ -91,7 +91,7 @@ def main() -> None:
     def measure(seed, missing, progress):
         for setting in missing:
             size, horizon = SETTINGS[setting]
-            held_out, batches = students.student_batches(data, seed, flags.steps)
+            held_out, batches = students.student_batches(data, seed, flags.steps, num_held_out=flags.held_out)
             student = factories[horizon].distilled(samples, seed)
             for _, batch in zip(range(num_steps[horizon]), batches, strict=False):
                 student.train_step(batch, teacher_logits[size](params[size], batch))
@@ -104,7 +104,12 @@ def main() -> None:
         ABLATION,
         flags,
         measure,
-        options={"steps": flags.steps, "teacher_steps": flags.teacher_steps, "library_files": flags.library_files},
+        options={
+            "steps": flags.steps,
+            "teacher_steps": flags.teacher_steps,
+            "held_out": flags.held_out,
+            "library_files": flags.library_files,
+        },
         num_steps_of=lambda missing: sum(num_steps[SETTINGS[setting][1]] for setting in missing),
         plot=plot,
         started=started,

@@ -25,6 +25,7 @@ def make_parser(doc: str, *, seeds: int, steps: int) -> argparse.ArgumentParser:
     parser.add_argument("--output", default="runs/ablations", help="directory of the data and of every ablation")
     parser.add_argument("--seeds", type=int, default=seeds, help="at least 2; each has its own parameters and batches")
     parser.add_argument("--steps", type=int, default=steps, help="training steps of a student")
+    parser.add_argument("--held_out", type=int, default=32, help="held-out batches that a student is scored on")
     parser.add_argument("--library_files", type=int, help="make the data from this many modules only")
     return parser
 
@@ -34,8 +35,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     flags = parser.parse_args()
     if flags.seeds < 2:
         parser.error(f"--seeds is {flags.seeds}; an interval needs at least 2")
-    if flags.steps < 1:
-        parser.error(f"--steps is {flags.steps}; it must be at least 1")
+    for name in ("steps", "held_out"):
+        if getattr(flags, name) < 1:
+            parser.error(f"--{name} is {getattr(flags, name)}; it must be at least 1")
     if importlib.util.find_spec("matplotlib") is None:
         parser.exit(1, "matplotlib is not installed; pip install 'gemma3_jax[plots]'\n")
     return flags

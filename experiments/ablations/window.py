@@ -90,8 +90,8 @@ def main() -> None:
     trials.run(
         ABLATION,
         flags,
-        students.measure_models(data, models, flags.steps),
-        options={"steps": flags.steps, "library_files": flags.library_files},
+        students.measure_models(data, models, flags.steps, flags.held_out),
+        options={"steps": flags.steps, "held_out": flags.held_out, "library_files": flags.library_files},
         num_steps_of=lambda missing: len(missing) * flags.steps,
         plot=plot,
         started=started,
