@@ -33,7 +33,9 @@ class OpenShards:
         """Returns a record of a shard. Raises: ValueError if the shard is missing or damaged."""
         path, count = self._files[shard]
         with self._lock:  # a reader is closed while nobody reads from it
-            reader = self._readers.pop(shard, None) or shards.Reader(self._path / path, count)
+            reader = self._readers.pop(shard, None)
+            if reader is None:  # an open one without records is false
+                reader = shards.Reader(self._path / path, count)
             self._readers[shard] = reader
             if len(self._readers) > MAX_OPEN_SHARDS:
                 self._readers.popitem(last=False)[1].close()

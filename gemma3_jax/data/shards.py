@@ -234,11 +234,14 @@ class Reader:
             raise ValueError(
                 f"{path} is damaged: {num_readable} of {expected} records can be read; copy or prepare the data again"
             )
+        self._num_records = num_readable
 
     def __len__(self) -> int:
-        return self._reader.num_records()
+        return self._num_records
 
     def __getitem__(self, index: int) -> bytes:
+        if not self:  # of a file without records, the library returns an empty one at any index
+            raise ValueError(f"{self._path} is damaged at record {index}: it has no records")
         try:
             [content] = self._reader.read([index])
         except (RuntimeError, ValueError) as error:

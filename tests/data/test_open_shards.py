@@ -38,6 +38,15 @@ def test_few_files_are_open_at_a_time(shards_of, monkeypatch):
         assert few.read(*place) == expected[*place] and num_open[0] <= len(files) + 2
 
 
+def test_a_shard_without_records_is_opened_once(tmp_path, monkeypatch):
+    shards.write(str(tmp_path / "empty"), [])
+    num_open, none = open_readers.counted(monkeypatch), open_shards.OpenShards(tmp_path, [("empty", 0)])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="empty is damaged at record 0: it has no records"):
+            none.read(0, 0)
+    assert num_open == [1]
+
+
 def test_threads_share_them(shards_of, monkeypatch):
     monkeypatch.setattr(open_shards, "MAX_OPEN_SHARDS", 2)
     num_open, some = open_readers.counted(monkeypatch), open_shards.OpenShards(*shards_of)
