@@ -93,6 +93,10 @@ def test_texts_that_are_too_few_for_a_tokenizer_have_a_way_out(capsys, tmp_path)
         (["--input=a.jsonl", "--config=a.py"], "prepare has both --input and --config; it takes one"),
         (["--input=none.jsonl"], "none.jsonl cannot be read: it does not exist"),
         (["--input=here.jsonl", "--tokenizer="], "--tokenizer is empty; name a tokenizer.model, a tokenizer.json or"),
+        (
+            ["--input=here.jsonl", "--tokenizer=a.model", "--config.tokenizer.path=b.model"],
+            "--tokenizer is a.model, and config.tokenizer.path is b.model; set one",
+        ),
         (["--input=here.jsonl", "--tokenizer=none.model"], "none.model does not exist; a tokenizer is a SentencePiece"),
         (
             ["--input=here.jsonl", "--config.sources.web.fraction=1"],

@@ -113,6 +113,10 @@ def _config(flags: argparse.Namespace):
     if flags.tokenizer is not None:
         if not flags.tokenizer:
             raise ValueError("--tokenizer is empty; name a tokenizer.model, a tokenizer.json or a directory with one")
+        if values["tokenizer"]["path"] not in ("", flags.tokenizer):
+            raise ValueError(
+                f"--tokenizer is {flags.tokenizer}, and config.tokenizer.path is {values['tokenizer']['path']}; set one"
+            )
         values["tokenizer"]["path"] = flags.tokenizer
     elif flags.input and not values["tokenizer"]["path"]:
         terminal.say(
