@@ -12,6 +12,11 @@ def ignore(*_, **__) -> None:
     """Reports nothing."""
 
 
+def never() -> bool:
+    """Nobody interrupts."""
+    return False
+
+
 class _SilentProgress:
     update = staticmethod(ignore)
     set_postfix_str = staticmethod(ignore)

@@ -8,6 +8,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
+from gemma3_jax import console
 from gemma3_jax.cli import chat, model_flags, terminal
 
 
@@ -161,10 +162,6 @@ def _complete(flags: argparse.Namespace, gemma, prompts: list[list[int]], option
         terminal.show(*map(_plain, completions), sep="\n---\n")
 
 
-def _never() -> bool:
-    return False
-
-
 def complete(
     gemma,
     prompts: list[list[int]],
@@ -172,7 +169,7 @@ def complete(
     make_constraint: Callable | None,
     *,
     is_shown: bool,
-    is_interrupted: Callable[[], bool] = _never,
+    is_interrupted: Callable[[], bool] = console.never,
 ) -> list:
     """The completions, with a progress bar until there is text to show.
 
@@ -208,7 +205,7 @@ def _chat(flags: argparse.Namespace, gemma, options) -> None:
         seed = (options.seed + next(turn_numbers)) % (1 << 32)
         prompt = gemma.encode_turns(turns)
         turn_options = dataclasses.replace(options, seed=seed)
-        with contextlib.nullcontext(_never) if flags.prompt else terminal.interruptible() as is_interrupted:
+        with contextlib.nullcontext(console.never) if flags.prompt else terminal.interruptible() as is_interrupted:
             (completion,) = complete(
                 gemma, [prompt], turn_options, make_constraint, is_shown=not flags.json, is_interrupted=is_interrupted
             )

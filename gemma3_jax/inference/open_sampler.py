@@ -65,7 +65,7 @@ class CheckpointSampler:
         constraints: Sequence[constraint.Constraint] | None = None,
         show: Callable[[str], None] | None = None,
         progress: Callable[[int], None] = console.ignore,
-        is_interrupted: Callable[[], bool] = lambda: False,
+        is_interrupted: Callable[[], bool] = console.never,
     ) -> list[sampler_lib.Completion]:
         """Completions of prompts in ids, as `Sampler.continue_`. What it refuses, it refuses before it loads."""
         self.sampler.check(prompts, options)

@@ -91,7 +91,7 @@ class Sampler:
         constraints: Sequence[constraint.Constraint] | None = None,
         show: Callable[[str], None] | None = None,
         progress: Callable[[int], None] = console.ignore,
-        is_interrupted: Callable[[], bool] = lambda: False,
+        is_interrupted: Callable[[], bool] = console.never,
     ) -> list[Completion]:
         """Completions of prompts in ids, in order; prompts of similar length are batched.
 
