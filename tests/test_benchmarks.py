@@ -123,7 +123,7 @@ def test_every_estimator_is_measured_against_top_k():
 
 
 def test_a_step_is_measured_with_stored_targets_and_with_its_teacher():
-    by_step = by("what", lines("distill.py", "--steps=1", "--rounds=1", "--batch_size=2"))
+    by_step = by("what", lines("distill.py", "--steps=1", "--rounds=1", "--batch_size=1", "--num_samples=16"))
     next_token, with_teacher, alone = (by_step[name] for name in ("next token", "with teacher", "teacher alone"))
     for line in by_step.values():
         assert line["tokens"] == next_token["tokens"] > 0

@@ -96,8 +96,8 @@ def test_sizes_and_samples_are_in_the_row_too(run):
 
 @pytest.mark.slow
 def test_two_hosts_measure_the_same(run, data, documents, tmp_path):
-    line = runs.command(data, tmp_path / "run", *measured(documents), "--config.mesh.data=8")
-    for process in runs.start_two(line):
+    second = ["--stage=second", f"--config.init_from={run / 'checkpoints' / '20'}", "--config.mesh.data=8"]
+    for process in runs.start_two(runs.command(data, tmp_path / "run", *measured(documents), *second)):
         runs.finish(process)
     ours, theirs = last_row(run), last_row(tmp_path / "run")
     assert ours.keys() == theirs.keys()

@@ -181,7 +181,7 @@ def test_a_run_without_checkpoints_is_refused_by_name(tmp_path):
         checkpoint_open.open_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("num_saves", [5, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_saves", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_saves_leave_neither_threads_nor_descriptors_behind(num_saves, make_series, mesh):
     """A run saves thousands of times, and a process may hold 1,024 descriptors."""
     of = make_series()

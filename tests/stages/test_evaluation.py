@@ -178,13 +178,11 @@ def test_an_evaluation_that_was_left_out_in_a_hurry_is_made_up_for(straight, aga
 
 @pytest.mark.slow
 def test_two_hosts_and_microbatches_measure_the_same(data, straight, tmp_path):
-    line = runs.command(
-        data, tmp_path / "run", *QAT, "--config.stages.second.grad_accum_steps=1", "--config.mesh.data=8"
-    )
-    for process in runs.start_two(line):
+    second = [*QAT, "--stage=second", f"--config.init_from={straight / 'checkpoints' / '20'}"]
+    for process in runs.start_two(runs.command(data, tmp_path / "run", *second, "--config.mesh.data=8")):
         runs.finish(process)
     parts = tmp_path / "parts"
-    assert train(data, parts, *QAT, "--config.stages.second.grad_accum_steps=2") == 0
+    assert train(data, parts, *second, "--config.stages.second.grad_accum_steps=2") == 0
     for workdir in (tmp_path / "run", parts):
         for one, other in zip(measured(workdir), measured(straight), strict=True):
             assert one.keys() == other.keys() and one["global_step"] == other["global_step"]
