@@ -1,4 +1,4 @@
-"""What is known of each engine: what it reads, on which Python it runs, and which of our answers it is compared with."""
+"""What is known of each engine: what it reads, on which Python it runs, and what it is compared in."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """An engine that is too large for CI. Its folder has `requirements.txt`, and `ask.py`, which runs in its environment.
+    """An engine that is too large for CI. Its folder has `requirements.txt` and `ask.py`, which runs with them.
 
     `ask.py QUESTION.json ANSWER.json` writes an object with `version` and what `compared` names:
 
