@@ -20,13 +20,16 @@ from gemma3_jax.checkpoint import open as checkpoint_open  # noqa: E402
 from gemma3_jax.inference import open_sampler, sampling  # noqa: E402
 from tests.engines import engines, toy  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parents[2]
 NUM_TOKENS = 12  # the toy's answers are shorter
 TEXT = "What is 3 + 4?"
 
 
 def install(engine: engines.Engine, place: pathlib.Path) -> pathlib.Path:
     """Returns the Python of a new environment that has the engine."""
-    subprocess.run([engine.python, "-m", "venv", place], check=True)
+    find = ["bash", ROOT / "launch" / "find_python.sh", engine.python]
+    found = subprocess.run(find, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    subprocess.run([found, "-m", "venv", place], check=True)
     python = place / "bin" / "python"
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, "--upgrade", "pip"], check=True)  # older ones try releases of a large set for hours

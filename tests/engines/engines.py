@@ -22,7 +22,7 @@ class Engine:
     name: str
     format: str  # of `convert`
     target: str  # what the exported file or directory is called
-    python: str = "python3.11"
+    python: str = "3.11"
     without: tuple[str, ...] = ()  # packages that are taken out again
     compared: tuple[str, ...] = ("prompt_ids", "text_ids", "answer_ids", "texts", "ended")
 
@@ -42,7 +42,7 @@ ENGINES = {
     for engine in (
         Engine("mlx_lm", "hf", "served"),
         Engine("llama_cpp_server", "gguf", "served.gguf"),
-        Engine("gemma_library", "gemma", "served-gemma", python="python3.12"),
+        Engine("gemma_library", "gemma", "served-gemma", python="3.12"),
         # Its own torch is one for CPUs; PyPI's builds of these are for another, and fail when they are imported.
         Engine("vllm", "hf", "served", without=("torchvision", "torchaudio", "torchcodec")),
     )
