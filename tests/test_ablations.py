@@ -305,7 +305,7 @@ def test_no_model_is_scored_on_rows_that_any_model_trained_on(output):
     teacher_batches = list(students.teacher_batches(data, num_steps))
     first = min(int(np.asarray(batch.row_ids).min()) for batch in teacher_batches)
     assert len(teacher_batches) == num_steps and first > max(seen)
-    with pytest.raises(ValueError, match=r"for students; take fewer of --steps or --seeds"):
+    with pytest.raises(ValueError, match=r"for students; take fewer of --steps, --seeds or --held_out"):
         students.student_batches(data, 1_000, num_steps, num_held_out=num_held_out)
     with pytest.raises(ValueError, match=r"100,000 steps of a teacher need .* take fewer of --teacher_steps"):
         students.teacher_batches(data, 100_000)

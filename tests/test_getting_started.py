@@ -21,17 +21,7 @@ from tests.test_readme import OURS, PAGES, ROOT, commands, run
 pytestmark = pytest.mark.slow
 PAGE = PAGES["docs/getting_started.md"]
 README = PAGES["README.md"].partition("## Your checkpoint, your data")[2].partition("\n## ")[0]
-# Dims that are multiples of 32, the blocks of Q4_0, and heads that llama.cpp takes.
-MODEL = dataclasses.replace(
-    toys.TOY,
-    embed_dim=64,
-    mlp_dim=128,
-    num_layers=6,
-    head_dim=32,
-    sliding_window=16,
-    query_scale=32**-0.5,
-    vocab_size=texts.TOKENIZER_SIZE,
-)
+MODEL = dataclasses.replace(toys.IN_BLOCKS, num_layers=6, vocab_size=texts.TOKENIZER_SIZE)
 QUESTION = [{"role": "user", "content": "What is 3 + 4?"}]
 NUM_NEW = 12
 

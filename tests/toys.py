@@ -28,6 +28,9 @@ TOY = config.Config(
     vocab_size=96,
 )
 
+# Dims that are multiples of 32, the blocks of Q4_0 and Q8_0, and heads that llama.cpp takes.
+IN_BLOCKS = dataclasses.replace(TOY, embed_dim=64, mlp_dim=128, head_dim=32, sliding_window=16, query_scale=32**-0.5)
+
 # Changes to TOY by name, one trap each and some together. The names are keys of golden/hf_logits.npz.
 VARIANTS = {
     "toy": {},

@@ -228,7 +228,7 @@ def student_batches(
     if num_rows > num_for_students:
         raise ValueError(
             f"{seed + 1} seeds of {num_steps} steps need {num_rows:,} rows of {seq_len} tokens, and there are "
-            f"{num_for_students:,} for students; take fewer of --steps or --seeds"
+            f"{num_for_students:,} for students; take fewer of --steps, --seeds or --held_out"
         )
     batches = _batches(data, seed * num_batches, num_batches, seq_len, batch_size)
     return list(itertools.islice(batches, num_held_out)), batches

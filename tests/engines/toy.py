@@ -8,15 +8,11 @@ from gemma3_jax.tokenizer import vocabulary
 from tests import texts, toys
 from tests.checkpoint.test_hf import make_directory
 
-# Seven layers, so that one is global; dims that are multiples of 32, the blocks of Q4_0.
 MODEL = dataclasses.replace(
-    toys.TOY,
-    num_layers=7,
+    toys.IN_BLOCKS,
+    num_layers=7,  # so that one is global
     embed_dim=128,
     mlp_dim=256,
-    head_dim=32,
-    sliding_window=16,
-    query_scale=32**-0.5,
     vocab_size=texts.TOKENIZER_SIZE,
     context_length=8192,
 )

@@ -21,15 +21,7 @@ from tests import texts, toys  # noqa: E402
 from tests.checkpoint import gguf_files  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent / "llama_cpp"
-MODEL = dataclasses.replace(
-    toys.TOY,
-    embed_dim=128,
-    mlp_dim=256,
-    head_dim=32,
-    sliding_window=16,
-    query_scale=32**-0.5,
-    vocab_size=texts.TOKENIZER_SIZE + 32,
-)
+MODEL = dataclasses.replace(toys.IN_BLOCKS, embed_dim=128, mlp_dim=256, vocab_size=texts.TOKENIZER_SIZE + 32)
 TOKENS = [2, *toys.tokens(MODEL, 1, 63)[0].tolist()]
 TEXT = """\
 The year 2024, or 12345: digits; one    run   of spaces,\ta tab\t\tand two\n\n\nlines  \r\n

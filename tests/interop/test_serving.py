@@ -22,17 +22,7 @@ from tests.engines import engines  # noqa: E402
 from tests.test_readme import OURS, PAGES, blocks, commands, run  # noqa: E402
 
 PAGE = PAGES["docs/serving.md"]
-# Dims that are multiples of 32, the blocks of Q8_0.
-MODEL = dataclasses.replace(
-    toys.TOY,
-    embed_dim=64,
-    mlp_dim=64,
-    num_layers=6,
-    head_dim=32,
-    sliding_window=16,
-    query_scale=32**-0.5,
-    vocab_size=texts.TOKENIZER_SIZE,
-)
+MODEL = dataclasses.replace(toys.IN_BLOCKS, num_layers=6, vocab_size=texts.TOKENIZER_SIZE)
 QUESTION = [{"role": "user", "content": "What is 3 + 4?"}]
 ANSWER = ("def", "7")  # pieces
 
